@@ -1,0 +1,63 @@
+"""What the commands share: an optional config name, dotted overrides, ``--list``, readable errors."""
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from fairgrpo_jax import config as options, configs, mesh
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """What every command that opens a run takes."""
+
+    config: Annotated[options.Config, tyro.conf.arg(name="")]
+    workdir: Path | None = None
+    """Run folder; by default one named after the options, under outputs/. The same command resumes it."""
+
+
+def run(command: Callable[[options.Config, Path | None], Any], *, prog: str, description: str | None) -> None:
+    """Parses the command line, prepares the devices and calls ``command(config, workdir)``.
+
+    ``prog [CONFIG] [--workdir DIR] [--any.option VALUE ...]``; without CONFIG the default preset is taken.
+    """
+    with one_line_errors():
+        arguments = parse(sys.argv[1:], prog=prog, description=description)
+        mesh.simulate(arguments.config.mesh)
+        command(arguments.config, arguments.workdir)
+
+
+def parse(argv: list[str], *, prog: str, description: str | None, schema: type = Arguments) -> Any:
+    """The arguments of a command: the preset named first (or the default one), and the overrides after it.
+
+    Raises:
+      ValueError: for an unknown preset, naming the known ones.
+    """
+    if argv[:1] == ["--list"]:
+        for name, summary in configs.summaries().items():
+            print(f"{name:24s}{summary}")
+        raise SystemExit(0)
+    named = bool(argv) and not argv[0].startswith("-")
+    config = configs.get(argv[0] if named else configs.DEFAULT)
+    usage = f"{description}\nOptions of config {config.name!r} (another one: {prog} NAME --help; all of them: {prog} --list):"
+    return tyro.cli(
+        schema, args=argv[named:], default=schema(config=config), prog=f"{prog} [CONFIG]", description=usage
+    )
+
+
+class one_line_errors:  # noqa: N801
+    """Turns what users can mend, and an interrupted run, into one line and an exit status."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if isinstance(error, ValueError | FloatingPointError):
+            print(f"error: {error}", file=sys.stderr)
+            raise SystemExit(2) from error
+        if isinstance(error, SystemExit) and hasattr(error, "message"):
+            print(error.message, file=sys.stderr)

@@ -1,0 +1,321 @@
+"""The one schema of every option, with its default, unit and help.
+
+Presets live in ``configs/`` as Python; the command line overrides any field by its dotted name
+(``--optim.lr 1e-6``).  Every value is checked when the config is made, before any long work starts.
+"""
+
+import dataclasses
+import json
+import types
+import typing
+from pathlib import Path
+from typing import Any, Literal
+
+
+Algorithm = Literal["grpo", "dr_grpo", "rloo", "fair_grpo", "fair_grpo_nd"]
+
+
+def _require(condition: bool, got: str, wanted: str) -> None:
+    if not condition:
+        raise ValueError(f"got {got}; wanted {wanted}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """What to train and evaluate on."""
+
+    name: str = "synthetic"
+    """Dataset, by its name in fairgrpo_jax.data ("synthetic" is the embedded clinic)."""
+    root: Path | None = None
+    """Folder of the dataset as its owner publishes it; the embedded clinic needs none."""
+    num_frames: int = 4
+    """Frames taken uniformly from a video; even, as the vision tower joins two frames to one."""
+    instruction: str = ""
+    """Sentence added to every question, e.g. how to think and where to put the answer."""
+    list_choices: bool = False
+    """Whether the answers to choose from stand under the question."""
+    prompt_length: int = 48
+    """Tokens to which prompts are padded; a longer prompt is refused, by name."""
+    num_patches: int = 64
+    """Vision patches to which the media of one prompt are padded; more are refused, by name."""
+    min_pixels: int = 32 * 32
+    """Smaller images are enlarged to this many pixels."""
+    max_pixels: int = 32 * 32
+    """Larger images are reduced to this many pixels."""
+    age_edges: tuple[int, ...] = (25, 50, 75)
+    """Upper edges, in years and inclusive, of the age groups."""
+    workers: int = 2
+    """Threads that decode and prepare prompts while the device computes."""
+
+    def __post_init__(self):
+        _require(
+            self.num_frames >= 2 and self.num_frames % 2 == 0,
+            f"data.num_frames={self.num_frames}",
+            "an even number of frames, at least 2",
+        )
+        _require(
+            self.prompt_length > 0 and self.num_patches >= 0,
+            f"data.prompt_length={self.prompt_length}",
+            "a positive length",
+        )
+        _require(
+            0 < self.min_pixels <= self.max_pixels,
+            f"data.min_pixels={self.min_pixels}, data.max_pixels={self.max_pixels}",
+            "0 < min_pixels <= max_pixels",
+        )
+        _require(
+            list(self.age_edges) == sorted(set(self.age_edges)),
+            f"data.age_edges={self.age_edges}",
+            "ages in rising order",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """The policy: the Qwen2.5-VL architecture at a size of choice, from random weights."""
+
+    hidden_size: int = 64
+    """Width of the text decoder and of its vision tower; a multiple of 16."""
+    num_layers: int = 2
+    """Layers of the text decoder."""
+    vision_depth: int = 2
+    """Blocks of the vision tower; the last one attends globally, the others within windows."""
+    tie_word_embeddings: bool = True
+    """Whether the output head is the embedding table."""
+
+    def __post_init__(self):
+        _require(self.hidden_size % 16 == 0, f"model.hidden_size={self.hidden_size}", "a multiple of 16")
+
+
+@dataclasses.dataclass(frozen=True)
+class Optim:
+    """AdamW with a linear warm-up; constant afterwards, or a cosine down to zero."""
+
+    lr: float = 1e-4
+    """Peak learning rate."""
+    warmup_steps: int = 0
+    """Updates over which the learning rate rises from zero."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """What the learning rate does after its warm-up."""
+    b1: float = 0.9
+    """Decay of the first moment."""
+    b2: float = 0.999
+    """Decay of the second moment."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay, on matrices only."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this global norm."""
+
+    def __post_init__(self):
+        _require(self.lr > 0, f"optim.lr={self.lr}", "a positive learning rate")
+        _require(self.max_grad_norm > 0, f"optim.max_grad_norm={self.max_grad_norm}", "a positive norm")
+
+
+@dataclasses.dataclass(frozen=True)
+class Warmup:
+    """The supervised stage before reinforcement learning."""
+
+    steps: int = 300
+    """Supervised updates; 0 starts from the initial weights."""
+    split: str = "warmup"
+    """Split of the dataset that this stage learns from."""
+    run: Path | None = None
+    """Run folder of an earlier `sft` (or `train`) whose supervised weights are taken instead."""
+    batch: int = 96
+    """Records in one update."""
+    optim: Optim = Optim(lr=2e-3, warmup_steps=20, schedule="cosine")
+    """Optimizer of this stage."""
+
+    def __post_init__(self):
+        _require(
+            self.steps >= 0 and self.batch > 0,
+            f"warmup.steps={self.steps}, warmup.batch={self.batch}",
+            "steps >= 0 and a positive batch",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How completions are drawn from the policy."""
+
+    max_new_tokens: int = 12
+    """Longest completion, its end token included; longer ones are cut and counted."""
+    temperature: float = 1.0
+    """Divides the logits, in sampling and in the update alike; evaluation is greedy."""
+    top_p: float = 1.0
+    """Nucleus sampling: only the likeliest tokens that make up this probability."""
+
+    def __post_init__(self):
+        _require(self.max_new_tokens > 0, f"sampling.max_new_tokens={self.max_new_tokens}", "at least one token")
+        _require(
+            self.temperature > 0,
+            f"sampling.temperature={self.temperature}",
+            "a positive temperature (evaluation is greedy by itself)",
+        )
+        _require(0 < self.top_p <= 1, f"sampling.top_p={self.top_p}", "0 < top_p <= 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Update:
+    """How one rollout batch becomes updates of the policy."""
+
+    mini_batches: int = 1
+    """Equal parts of the rollout batch, one update each."""
+    passes: int = 1
+    """Times that the rollout batch is gone through."""
+    accumulation: int = 1
+    """Parts of a mini-batch whose gradients are summed before the update; saves memory, changes nothing else."""
+    clip_low: float = 0.2
+    """The probability ratio is clipped below at 1 - clip_low."""
+    clip_high: float = 0.2
+    """The probability ratio is clipped above at 1 + clip_high."""
+    dual_clip: float | None = None
+    """Bounds the loss of negative advantages at this multiple (3.0 in verl); none by default."""
+    aggregation: Literal["token", "sequence", "constant"] = "token"
+    """Mean over tokens (DAPO, verl), over sequences (GRPO), or sum over a constant length (Dr.GRPO)."""
+    remat: bool = False
+    """Recompute each layer's activations in the backward pass; less memory, about a third more compute."""
+
+    def __post_init__(self):
+        for name in ("mini_batches", "passes", "accumulation"):
+            _require(getattr(self, name) > 0, f"update.{name}={getattr(self, name)}", "at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Fairness:
+    """The temperatures of FairGRPO; see fairgrpo_jax.fairness for the formula and the sources."""
+
+    statistics: Literal["cumulative", "batch", "ema"] = "cumulative"
+    """Group sizes and mean rewards since the start (authors' code), of the batch (paper), or decayed."""
+    decay: float = 0.99
+    """Decay per step where statistics are "ema"."""
+    clamp: Literal["code", "product", "factor"] = "code"
+    """Which part of the temperature is kept from zero: as in the authors' code, the product, or each factor."""
+    max_weight: float | None = None
+    """Bounds a prompt's weight to [1/max_weight, max_weight] times the median; none in the paper."""
+    k_max: int = 3
+    """Largest number of implicit groups in a domain."""
+    history: Literal["ring", "binary"] | None = "binary"
+    """How reward vectors of unlabelled prompts are kept for clustering: the last ones, an exact table of
+    binary ones, or not at all (then the unlabelled prompts of a domain are one group)."""
+    capacity: int = 8192
+    """Reward vectors kept for each domain where history is "ring"."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Greedy evaluation on held-out patients: before, during and after training."""
+
+    every: int = 100
+    """Steps between evaluations."""
+    batch: int = 256
+    """Records in one greedy batch."""
+    samples: int = 8
+    """Prompts whose completions, images and rewards are kept for the report at every evaluation."""
+
+    def __post_init__(self):
+        _require(
+            self.every > 0 and self.batch > 0,
+            f"evaluation.every={self.every}, evaluation.batch={self.batch}",
+            "positive numbers",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One experiment.  A run folder belongs to one config: the same command resumes it, a changed one is refused."""
+
+    name: str = "clinic"
+    """Preset from which this config was made."""
+    algorithm: Algorithm = "fair_grpo"
+    """Advantage estimator; fair_grpo uses explicit groups, fair_grpo_nd groups found by clustering."""
+    mesh: str = "1x1"
+    """Devices as FSDPxTENSOR, e.g. 4x1; on a CPU they are simulated."""
+    seed: int = 0
+    """Seed of weights, data order and sampling."""
+    steps: int = 400
+    """Steps of reinforcement learning."""
+    prompts: int = 64
+    """Prompts of a step; a multiple of the mesh's first axis."""
+    rollouts: int = 8
+    """Completions drawn for each prompt."""
+    checkpoint_every: int = 50
+    """Steps between checkpoints; one is also written on Ctrl-C, on SIGTERM and at the end."""
+    data: Data = Data()
+    model: Model = Model()
+    warmup: Warmup = Warmup()
+    sampling: Sampling = Sampling()
+    update: Update = Update()
+    optim: Optim = Optim()
+    fairness: Fairness = Fairness()
+    evaluation: Evaluation = Evaluation()
+
+    def __post_init__(self):
+        known = typing.get_args(Algorithm)
+        _require(self.algorithm in known, f"algorithm={self.algorithm!r}", f"one of {', '.join(known)}")
+        _require(
+            self.steps >= 0 and self.prompts > 0,
+            f"steps={self.steps}, prompts={self.prompts}",
+            "steps >= 0 and at least one prompt",
+        )
+        _require(
+            self.rollouts >= 2,
+            f"rollouts={self.rollouts}",
+            "at least 2, as a rollout is compared with the others of its prompt",
+        )
+        _require(self.checkpoint_every > 0, f"checkpoint_every={self.checkpoint_every}", "at least 1")
+        parts = self.update.mini_batches * self.update.accumulation
+        _require(
+            self.prompts % parts == 0,
+            f"prompts={self.prompts} with update.mini_batches x update.accumulation = {parts}",
+            f"prompts as a multiple of {parts}",
+        )
+        binary = self.fairness.history == "binary"
+        _require(
+            not binary or self.rollouts <= 16,
+            f"rollouts={self.rollouts} with fairness.history='binary' (2^rollouts counts)",
+            "at most 16 rollouts, or --fairness.history ring",
+        )
+
+
+def to_dict(config: Any) -> dict:
+    """The config as JSON-able nested dict: paths become strings, tuples lists."""
+    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+
+
+def from_dict(values: dict, schema: type = Config) -> Any:
+    """The config that ``to_dict`` gave; unknown keys are refused."""
+    hints = typing.get_type_hints(schema)
+    unknown = set(values) - set(hints)
+    if unknown:
+        raise ValueError(
+            f"got unknown options {sorted(unknown)} for {schema.__name__}; wanted a config.json of this version"
+        )
+    return schema(**{key: _cast(hints[key], value) for key, value in values.items()})
+
+
+def _cast(hint: Any, value: Any) -> Any:
+    if value is None:
+        return None
+    if isinstance(hint, types.UnionType):
+        hint = next(arg for arg in hint.__args__ if arg is not type(None))
+    if dataclasses.is_dataclass(hint):
+        return from_dict(value, hint)  # type: ignore[arg-type]
+    if typing.get_origin(hint) is tuple:
+        return tuple(value)
+    return Path(value) if hint is Path else value
+
+
+def flatten(values: dict, prefix: str = "") -> dict[str, Any]:
+    """Nested dict to ``{"optim.lr": 1e-4, ...}``."""
+    flat = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def difference(old: dict, new: dict, *, ignore: tuple[str, ...] = ()) -> list[str]:
+    """Lines ``optim.lr: 0.0001 -> 0.001`` for every option in which two configs differ."""
+    a, b = flatten(old), flatten(new)
+    keys = [key for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key) and key not in ignore]
+    return [f"{key}: {a.get(key)} -> {b.get(key)}" for key in keys]

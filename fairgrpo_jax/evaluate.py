@@ -1,0 +1,75 @@
+"""Greedy evaluation on held-out patients: one answer a record, scored by exact match and by group."""
+
+import json
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from fairgrpo_jax import rollout, runs
+from fairgrpo_jax.data.record import Record
+from fairgrpo_jax.rewards import accuracy
+
+
+def held_out(run: runs.Run, params: Any, step: int) -> dict[str, float]:
+    """Answers every held-out record, writes ``evals/<step>.jsonl`` and one row of the log; returns that row's values.
+
+    An evaluation that the folder already holds, in a log that knows it, is not run again.
+    """
+    rows = answer(run, params, run.sources["test"].records)
+    path = _path(run.folder, step)
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    values = summary(rows)
+    run.log.append("eval", step, values | run.phases.collect())
+    return values
+
+
+def answer(run: runs.Run, params: Any, records: Sequence[Record]) -> list[dict]:
+    """One greedy completion for each record, with its extracted answer and its reward."""
+    size = run.config.evaluation.batch
+    parts = [records[i : i + size] for i in range(0, len(records), size)]
+    padded = [[*part, *[part[0]] * (size - len(part))] for part in parts]  # one shape, one program
+    rows = []
+    with ThreadPoolExecutor(run.config.data.workers) as pool:
+        for part, batch in zip(parts, pool.map(run.encode, padded), strict=True):
+            with run.phases("evaluation"):
+                rollouts = rollout.sample(
+                    params,
+                    run.put(batch.prompt),
+                    run.key("evaluation", 0),
+                    config=run.model,
+                    num_rollouts=1,
+                    max_new_tokens=run.config.sampling.max_new_tokens,
+                    temperature=0.0,
+                )
+                texts = [row[0] for row in rollout.texts(rollouts, run.tokenizer)][: len(part)]
+            rewards = accuracy.exact(texts, [record.answer for record in part])
+            rows += [_row(*item) for item in zip(part, texts, rewards, strict=True)]
+    return rows
+
+
+def _row(record: Record, text: str, reward: float) -> dict:
+    known = {
+        "uid": record.uid,
+        "dataset": record.dataset,
+        "patient": record.patient,
+        "sex": record.sex,
+        "age": record.age,
+    }
+    said = {"answer": record.answer, "prediction": accuracy.extract(text) or "", "completion": text}
+    return known | said | {"reward": float(reward)}
+
+
+def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Scalars of the fairness report on evaluated rows, for the log."""
+    return {"reward": sum(row["reward"] for row in rows) / len(rows)}
+
+
+def read(folder: Path, step: int) -> list[dict]:
+    """The rows that ``held_out`` wrote at a step."""
+    return [json.loads(line) for line in _path(folder, step).read_text().splitlines()]
+
+
+def _path(folder: Path, step: int) -> Path:
+    return folder / "evals" / f"{step:06d}.jsonl"

@@ -1,0 +1,117 @@
+"""The device mesh and the sharding rules, one small table.
+
+A mesh has two axes: ``fsdp`` splits the prompts of a batch and, between uses, the weights; ``tensor`` splits the
+matrices of a layer.  ``4x1`` is four devices along ``fsdp``.  On a CPU the devices are simulated, so every mesh runs
+anywhere; on GPUs and TPUs they are the real ones.
+"""
+
+import contextlib
+import re
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
+
+
+AXES = ("fsdp", "tensor")
+
+# First match wins; a layer's leading stack axis is never split, and an axis that does not divide stays whole.
+RULES = (
+    (r"(^|/)(q|k|v|qkv|gate|up|patch|head)/kernel$", P("fsdp", "tensor")),
+    (r"(^|/)(o|proj|down|out)/kernel$", P("tensor", "fsdp")),
+    (r"(^|/)embedding$", P("tensor", "fsdp")),
+    (r"", P()),
+)
+
+
+def parse(spec: str) -> tuple[int, int]:
+    """``"4x1"`` to ``(4, 1)``.
+
+    Raises:
+      ValueError: if the text is not two positive integers joined by ``x``.
+    """
+    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", spec)
+    if not match:
+        raise ValueError(f"got mesh={spec!r}; wanted FSDPxTENSOR, two positive integers such as 4x1")
+    return int(match[1]), int(match[2])
+
+
+def simulate(spec: str) -> None:
+    """Asks for as many simulated CPU devices as the mesh needs; to be called before JAX starts its backend.
+
+    GPUs and TPUs are not affected.  Once a backend runs (in a notebook, say) the call changes nothing, and ``make``
+    reports too few devices.
+    """
+    fsdp, tensor = parse(spec)
+    with contextlib.suppress(RuntimeError):
+        jax.config.update("jax_num_cpu_devices", fsdp * tensor)
+
+
+def make(spec: str) -> Mesh:
+    """The mesh of the first ``fsdp * tensor`` devices.
+
+    Raises:
+      ValueError: if there are fewer devices.
+    """
+    shape = parse(spec)
+    wanted = shape[0] * shape[1]
+    devices = jax.devices()
+    if len(devices) < wanted:
+        raise ValueError(
+            f"got mesh={spec}, {wanted} devices, with {len(devices)} of {devices[0].platform} at hand; wanted a mesh that "
+            f"fits, e.g. {len(devices)}x1 (on a CPU, call fairgrpo_jax.mesh.simulate before anything uses JAX)"
+        )
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 2, devices=devices[:wanted])
+
+
+def require_divisible(name: str, count: int, mesh: Mesh) -> None:
+    """Refuses a batch that the mesh's first axis does not divide."""
+    fsdp = mesh.shape["fsdp"]
+    if count % fsdp:
+        nearest = -(-count // fsdp) * fsdp
+        raise ValueError(
+            f"got {name}={count} on a mesh with {fsdp} devices along fsdp; wanted a multiple of {fsdp}, e.g. {nearest}"
+        )
+
+
+def constrain(x: jax.Array) -> jax.Array:
+    """Keeps axis 0 (prompts) of an activation on mesh axis ``fsdp``; without a mesh, returns ``x``."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, P("fsdp"))
+
+
+def replicate(tree: Any) -> Any:
+    """Inside jit: gathers every leaf whole onto every device, once; without a mesh, returns the tree."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return tree
+    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, P()), tree)
+
+
+def keep_sharded(tree: Any) -> Any:
+    """Inside jit: holds parameters, or anything shaped like them, to the sharding rules."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return tree
+    return jax.tree.map_with_path(
+        lambda path, x: jax.lax.with_sharding_constraint(x, _spec(path, x.shape, mesh.shape)), tree
+    )
+
+
+def shardings(tree: Any, mesh: Mesh) -> Any:
+    """The ``NamedSharding`` of every leaf of a tree of parameters (or optimizer moments), by the rules."""
+    return jax.tree.map_with_path(lambda path, x: NamedSharding(mesh, _spec(path, x.shape, mesh.shape)), tree)
+
+
+def put(batch: Any, mesh: Mesh) -> Any:
+    """Host arrays to the devices, axis 0 split along ``fsdp``."""
+    return jax.device_put(batch, NamedSharding(mesh, P("fsdp")))
+
+
+def _spec(path: tuple, shape: tuple[int, ...], sizes: Any) -> P:
+    name = "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
+    rule = next(spec for pattern, spec in RULES if re.search(pattern, name))
+    if len(rule) > len(shape):
+        return P()
+    padded = (None,) * (len(shape) - len(rule)) + tuple(rule)
+    return P(*(axis if axis and size % sizes[axis] == 0 else None for axis, size in zip(padded, shape, strict=True)))

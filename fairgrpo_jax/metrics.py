@@ -1,0 +1,422 @@
+"""For whom does a model work?  Per-group figures, gaps between groups, and how sure they are; NumPy only.
+
+``fairness_report`` gives the figures of one evaluation in a flat dict; ``intervals`` gives one row per dataset,
+attribute and group, with intervals, ready to print.
+
+Definitions, those of FairGRPO's evaluation (QoQ-Med, arXiv 2506.00711, appendix D, equations 8 to 14):
+
+* Each class is judged one against the rest, TP, FP, FN, TN, over the rows of a subset.  precision = TP / (TP + FP),
+  recall = sensitivity = tpr = TP / (TP + FN), specificity = TN / (TN + FP), fpr = FP / (FP + TN), fdr = FP / (TP + FP),
+  f1 = 2 TP / (2 TP + FP + FN), accuracy = (TP + TN) / all; 0 / 0 is 0.
+* A subset's figure is the plain mean over the classes that occur in *its* labels (macro).  So ``accuracy`` of a task of
+  five classes is high by construction; ``top1`` is the share of rows whose label set is hit exactly, ``similarity`` the
+  mean F1 of the two label sets of a row.
+* Gaps are between the groups of one attribute: ``_diff`` is max - min, ``_std`` the sample deviation (ddof 1).  An
+  attribute with a single group has no gap; its gap keys are absent.
+"""
+
+import math
+import re
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from fairgrpo_jax import grouping
+
+
+AGE_GROUPS = ("a1", "a2", "a3", "a4")  # <= 25, (25, 50], (50, 75], > 75 years
+JOINT = "joint"
+# Figures compared between groups: our name, the name in keys of averages and gaps.
+COMPARED = {"accuracy": "acc", "f1": "f1", "similarity": "similarity", "tpr": "tpr", "fpr": "fpr", "fdr": "fdr"}
+# The authors' logs put "std" before some names and after others; the keys are kept, so that runs can be compared.
+ATTRIBUTE_STD = {name: f"std_{name}" if name in ("tpr", "fpr", "fdr") else f"{name}_std" for name in COMPARED.values()}
+DATASET_STD = ATTRIBUTE_STD | {"acc": "std_acc"}
+UNKNOWN = ("", "?", "nan", "none", "null", "unk", "unknown", "n/a", "na")
+FEMALE = ("f", "female", "w", "woman", "0", "0.0")
+MALE = ("m", "male", "man", "1", "1.0")
+DICOM_AGE_YEARS = {"y": 1.0, "m": 1 / 12, "w": 7 / 365.25, "d": 1 / 365.25}
+
+LabelSet = frozenset[str | None]
+
+
+def fairness_report(
+    predictions: Sequence[str | None],
+    labels: Sequence[str],
+    demographics: Sequence[Mapping[str, Any]],
+    datasets: Sequence[str],
+) -> dict[str, float | str]:
+    """All figures of one evaluation.
+
+    Keys (d dataset, a attribute, g group; <m> one of accuracy, f1, similarity, tpr, fpr, fdr, in averages and gaps
+    ``acc`` for accuracy):
+
+    * ``d/<m>`` and ``d/precision|recall|sensitivity|specificity|top1|n``: the whole dataset;
+    * ``fairness/d/a/g/<m>|top1|n``: one group; ``fairness/d/a/unknown_n``: rows without the attribute;
+    * ``fairness/d/a/<m>``, ``<m>_diff``, and ``<m>_std`` or ``std_<m>`` (tpr, fpr, fdr): mean and gaps over the groups;
+      ``equalized_odds_diff``, the larger of tpr_diff and fpr_diff; ``worst_f1``, ``best_f1`` and the names of these
+      groups, ``worst_group``, ``best_group``;
+    * ``fairness/d/avg_<m>``, ``avg_<m>_diff``, ``<m>_std`` (``std_acc``): means over the attributes;
+    * ``fairness/d/joint/...``: the same for the cells of all attributes together, such as ``"female, a3"``, over the
+      rows where all are known; not part of the averages;
+    * ``overall/<m>``, ``<m>_diff``, ``<m>_std``, ``joint_<m>_diff``, ``joint_<m>_std``, ``top1``,
+      ``equalized_odds_diff``: means over datasets, of figures of whole datasets and of their gaps; ``worst_group``,
+      ``worst_f1``, ``best_group``, ``best_f1`` over all datasets and (single) attributes; ``n``;
+    * ``paper/...``: the columns of the paper, from ``overall``: PP = 100 fdr_diff, EOD = 100 tpr_diff (equal
+      opportunity, in spite of its name), FPR_Diff = 100 fpr_diff, σF1, ΔF1, σAcc and ΔAcc (x 100), Acc (x 100), F1, and
+      the equity-scaled Acc_ES = Acc / (1 + std), F1_ES = F1 / (1 + std).
+
+    Values are floats, but for the names of worst and best groups.
+
+    Args:
+      predictions: N answers, taken out of the completions (``rewards.accuracy.extract``): one label or several joined
+        by ``", "``; None = no answer, which matches nothing.
+      labels: N reference answers of the same form; the empty text is the empty set.
+      demographics: N mappings attribute -> value.  ``age``: years as a number or text, or as DICOM writes it
+        (``"053Y"``, ``"006M"``), or the name of a group (``"A3"``, ``"51–75"``).  ``sex`` or ``gender``: f, female, w,
+        woman, 0, 0.0 are ``female``, m, male, man, 1, 1.0 are ``male``, in any case.  Any other attribute, and any
+        other text, is the name of a group.  Absent, None, NaN, ``""``, ``"?"``, ``"unknown"``, a negative age: unknown.
+      datasets: N names.
+
+    Raises:
+      ValueError: if there is no row, the lengths differ, a label is None, or an attribute is called ``joint`` or
+        ``all``.
+
+    Source: FairGRPO (arXiv 2510.19893), table 2, in the reading of the authors' evaluation code, whose keys these are
+    (there the dataset's own figures have the modality in front).  Their code names the attribute ``gender`` always;
+    here it is the name it has in ``demographics``.  top1, equalized odds, joint cells, worst and best are ours.
+
+    >>> report = fairness_report(["A", "B", "A", "A"], ["A", "B", "A", "B"], [{"sex": s} for s in "FFMM"], ["d"] * 4)
+    >>> report["fairness/d/sex/female/f1"], round(report["fairness/d/sex/f1_diff"], 4), report["overall/worst_group"]
+    (1.0, 0.6667, 'd/sex/male')
+    """
+    table = _read(predictions, labels, demographics, datasets)
+    report: dict[str, float | str] = {}
+    for dataset in table.datasets:
+        rows = np.flatnonzero(table.dataset == dataset)
+        report |= {f"{dataset}/{name}": value for name, value in _figures(table, rows).items()}
+        groups = table.groups(rows)
+        for attribute, members in groups.items():
+            found = _compare({group: _figures(table, rows) for group, rows in members.items()})
+            if attribute != JOINT:
+                found["unknown_n"] = float(len(rows) - sum(map(len, members.values())))
+            report |= {f"fairness/{dataset}/{attribute}/{name}": value for name, value in found.items()}
+        report |= _averages(report, dataset, [a for a in groups if a != JOINT])
+    report |= _overall(report, table)
+    return report | _paper(report)
+
+
+def intervals(
+    predictions: Sequence[str | None],
+    labels: Sequence[str],
+    demographics: Sequence[Mapping[str, Any]],
+    datasets: Sequence[str],
+    patients: Sequence[Hashable] | None = None,
+    *,
+    level: float = 0.95,
+    num_resamples: int = 1000,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """One row per dataset, attribute and group, with an interval for each figure: the table of a report.
+
+    A row holds ``dataset``, ``attribute``, ``group``, ``n`` (records), ``patients``, and for each m of ``top1``,
+    ``accuracy``, ``f1`` the figure ``m`` and its interval ``m_low``, ``m_high``; ``top1_method`` says how the interval
+    of top1 was made.  The first row of a dataset has attribute ``"all"`` and group ``"all"``; ``"joint"`` has the cells
+    of all attributes together.
+
+    Intervals are percentiles of a bootstrap over the *patients* of the group (records of one patient are not
+    independent), the group taken as given.  Where every patient has one record, top1 is a plain proportion and has
+    Wilson's interval, which holds at 0, at 1 and for few patients, where a bootstrap collapses: with fewer than about
+    ten patients trust no bootstrap interval.
+
+    Args:
+      predictions, labels, demographics, datasets: as for ``fairness_report``.
+      patients: N ids, unique within a dataset; None = every record is a patient of its own.
+      level: coverage, in (0, 1).
+      num_resamples: of the bootstrap.
+      seed: same seed, same intervals; a group's interval does not depend on the other groups.
+
+    Raises:
+      ValueError: if lengths differ, or an option is out of range.
+
+    Source: Wilson 1927 (by ``scipy.stats.binomtest``); Davison and Hinkley 1997, Bootstrap Methods, section 3.8, for
+    the resampling of whole clusters.  Not part of the paper.
+
+    >>> row = intervals(["A", "B"], ["A", "A"], [{}, {}], ["d", "d"])[0]
+    >>> row["group"], row["n"], row["top1"], round(row["top1_low"], 3), round(row["top1_high"], 3)
+    ('all', 2, 0.5, 0.095, 0.905)
+    """
+    if not 0 < level < 1 or num_resamples < 1:
+        raise ValueError(
+            f"got level={level}, num_resamples={num_resamples}; wanted 0 < level < 1 and a positive number"
+        )
+    table = _read(predictions, labels, demographics, datasets)
+    if patients is not None and len(patients) != len(table.labels):
+        raise ValueError(f"got {len(patients)} patients for {len(table.labels)} rows; wanted one id a row")
+    ids = np.arange(len(table.labels)) if patients is None else _integer_ids(patients)
+    result = []
+    for dataset in table.datasets:
+        rows = np.flatnonzero(table.dataset == dataset)
+        for attribute, members in {"all": {"all": rows}, **table.groups(rows)}.items():
+            for group, chosen in members.items():
+                head = {"dataset": dataset, "attribute": attribute, "group": group}
+                result.append(head | _row(table, chosen, ids[chosen], level, num_resamples, seed))
+    return result
+
+
+class _Table:
+    """Label sets and group names of all rows."""
+
+    def __init__(
+        self,
+        predictions: list[LabelSet],
+        labels: list[LabelSet],
+        attributes: dict[str, list[str | None]],
+        datasets: Sequence[str],
+    ):
+        self.predictions, self.labels, self.attributes = predictions, labels, attributes
+        self.dataset = np.asarray(datasets, dtype=object)
+        self.datasets = sorted(set(datasets))
+
+    def groups(self, rows: np.ndarray) -> dict[str, dict[str, np.ndarray]]:
+        """Attribute -> group -> rows, groups sorted; ``joint`` where two attributes or more are known."""
+        named = {name: np.asarray(column, dtype=object)[rows] for name, column in self.attributes.items()}
+        named = {name: column for name, column in named.items() if any(value is not None for value in column)}
+        if len(named) > 1:
+            cells = [None if None in cell else ", ".join(cell) for cell in zip(*named.values(), strict=True)]
+            named[JOINT] = np.asarray(cells, dtype=object)
+        return {
+            name: {group: rows[column == group] for group in sorted({v for v in column if v is not None})}
+            for name, column in named.items()
+        }
+
+
+def _read(
+    predictions: Sequence[str | None],
+    labels: Sequence[str],
+    demographics: Sequence[Mapping[str, Any]],
+    datasets: Sequence[str],
+) -> _Table:
+    lengths = {len(predictions), len(labels), len(demographics), len(datasets)}
+    if lengths == {0} or len(lengths) > 1:
+        raise ValueError(
+            f"got {len(predictions)} predictions, {len(labels)} labels, {len(demographics)} demographics, "
+            f"{len(datasets)} datasets; wanted the same number of each, at least one"
+        )
+    if None in labels:
+        raise ValueError(f"got no label in row {list(labels).index(None)}; wanted text for every row")  # pyright: ignore
+    names = dict.fromkeys(name for row in demographics for name in row)
+    if reserved := {JOINT, "all"} & set(names):
+        raise ValueError(f"got an attribute named {sorted(reserved)}; these names are taken, rename it")
+    attributes = {name: [_group(name, row.get(name)) for row in demographics] for name in names}
+    return _Table([_label_set(p) for p in predictions], [_label_set(x) for x in labels], attributes, datasets)
+
+
+def _label_set(answer: str | None) -> LabelSet:
+    """Labels of an answer; no answer is a set that equals no set of labels."""
+    if answer is None:
+        return frozenset([None])
+    return frozenset(label.strip() for label in answer.split(", ") if label.strip())
+
+
+def _group(attribute: str, value: Any) -> str | None:
+    """Name of the group, None where unknown."""
+    text = str(value).strip()
+    if text.lower() in UNKNOWN:
+        return None
+    if attribute in ("sex", "gender"):
+        lower = text.lower()
+        return "female" if lower in FEMALE else "male" if lower in MALE else lower
+    if attribute == "age":
+        return _age_group(text)
+    return text
+
+
+def _age_group(text: str) -> str | None:
+    if text.lower() in AGE_GROUPS:
+        return text.lower()
+    match = re.fullmatch(r"(-?\d+(?:\.\d*)?)([ymwd]?)", text.lower())
+    if not match:
+        return text
+    years = float(match[1]) * DICOM_AGE_YEARS[match[2] or "y"]
+    return None if years < 0 else AGE_GROUPS[int(grouping.age_bins([years])[0])]
+
+
+def _counts(table: _Table, rows: np.ndarray) -> np.ndarray:
+    """(rows, classes, 3) of TP, FP, FN for the classes that occur in the labels of these rows."""
+    classes = sorted(set().union(*(table.labels[i] for i in rows)), key=str)
+    truth = np.array([[c in table.labels[i] for c in classes] for i in rows], bool).reshape(len(rows), len(classes))
+    guess = np.array([[c in table.predictions[i] for c in classes] for i in rows], bool).reshape(truth.shape)
+    return np.stack([truth & guess, ~truth & guess, truth & ~guess], axis=-1).astype(np.float64)
+
+
+def _macro(counts: np.ndarray, n: np.ndarray | float) -> dict[str, np.ndarray]:
+    """Figures from summed counts (..., classes, 3) of n (...) rows; classes without a label are left out."""
+    tp, fp, fn = np.moveaxis(counts, -1, 0)
+    total = np.broadcast_to(np.asarray(n, np.float64)[..., None], tp.shape)
+    tn = total - tp - fp - fn
+    active = tp + fn > 0
+
+    def mean(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+        return _ratio(np.sum(np.where(active, _ratio(numerator, denominator), 0), -1), np.sum(active, -1))
+
+    recall = mean(tp, tp + fn)
+    return {
+        "precision": mean(tp, tp + fp),
+        "recall": recall,
+        "sensitivity": recall,
+        "specificity": mean(tn, tn + fp),
+        "f1": mean(2 * tp, 2 * tp + fp + fn),
+        "accuracy": mean(tp + tn, total),
+        "tpr": recall,
+        "fpr": mean(fp, fp + tn),
+        "fdr": mean(fp, tp + fp),
+    }
+
+
+def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    return np.divide(numerator, denominator, out=np.zeros(np.shape(numerator)), where=denominator > 0)
+
+
+def _figures(table: _Table, rows: np.ndarray) -> dict[str, float]:
+    """Figures of one subset."""
+    pairs = [(table.predictions[i], table.labels[i]) for i in rows]
+    figures = {name: float(value) for name, value in _macro(_counts(table, rows).sum(0), float(len(rows))).items()}
+    figures["top1"] = float(np.mean([p == y for p, y in pairs]))
+    figures["similarity"] = float(np.mean([1.0 if p == y else 2 * len(p & y) / (len(p) + len(y)) for p, y in pairs]))
+    figures["n"] = float(len(rows))
+    return figures
+
+
+def _compare(groups: dict[str, dict[str, float]]) -> dict[str, float | str]:
+    """Figures of each group, their means, and the gaps between groups."""
+    kept = (*COMPARED, "top1", "n")
+    found: dict[str, float | str] = {f"{g}/{name}": figures[name] for g, figures in groups.items() for name in kept}
+    for name, short in COMPARED.items():
+        values = [figures[name] for figures in groups.values()]
+        found[short] = float(np.mean(values))
+        if len(values) > 1:
+            found[f"{short}_diff"] = max(values) - min(values)
+            found[ATTRIBUTE_STD[short]] = float(np.std(values, ddof=1))
+    if len(groups) > 1:
+        found["equalized_odds_diff"] = max(float(found["tpr_diff"]), float(found["fpr_diff"]))
+    return found | _extremes({group: figures["f1"] for group, figures in groups.items()})
+
+
+def _extremes(f1: dict[str, float]) -> dict[str, float | str]:
+    if not f1:
+        return {}
+    worst, best = min(f1, key=f1.__getitem__), max(f1, key=f1.__getitem__)
+    return {"worst_group": worst, "worst_f1": f1[worst], "best_group": best, "best_f1": f1[best]}
+
+
+def _averages(report: Mapping[str, float | str], dataset: str, attributes: list[str]) -> dict[str, float]:
+    """Means over the attributes of a dataset, of those that have the figure."""
+    found = {}
+    for short in COMPARED.values():
+        names = {f"avg_{short}": short, f"avg_{short}_diff": f"{short}_diff", DATASET_STD[short]: ATTRIBUTE_STD[short]}
+        names["avg_equalized_odds_diff"] = "equalized_odds_diff"
+        for name, source in names.items():
+            found[f"fairness/{dataset}/{name}"] = _mean(
+                report, [f"fairness/{dataset}/{a}/{source}" for a in attributes]
+            )
+    return {name: value for name, value in found.items() if not math.isnan(value)}
+
+
+def _overall(report: Mapping[str, float | str], table: _Table) -> dict[str, float | str]:
+    """Means over datasets, each of the same weight."""
+    sources = {"top1": "{d}/top1", "equalized_odds_diff": "fairness/{d}/avg_equalized_odds_diff"}
+    for name, short in COMPARED.items():
+        sources[short] = f"{{d}}/{name}"
+        sources[f"{short}_diff"] = f"fairness/{{d}}/avg_{short}_diff"
+        sources[f"{short}_std"] = f"fairness/{{d}}/{DATASET_STD[short]}"
+        sources[f"joint_{short}_diff"] = f"fairness/{{d}}/{JOINT}/{short}_diff"
+        sources[f"joint_{short}_std"] = f"fairness/{{d}}/{JOINT}/{ATTRIBUTE_STD[short]}"
+    found: dict[str, float | str] = {}
+    for name, source in sources.items():
+        value = _mean(report, [source.format(d=dataset) for dataset in table.datasets])
+        if not math.isnan(value):
+            found[f"overall/{name}"] = value
+    f1 = {
+        f"{dataset}/{attribute}/{group}": float(report[f"fairness/{dataset}/{attribute}/{group}/f1"])
+        for dataset in table.datasets
+        for attribute, members in table.groups(np.flatnonzero(table.dataset == dataset)).items()
+        if attribute != JOINT
+        for group in members
+    }
+    found |= {f"overall/{name}": value for name, value in _extremes(f1).items()}
+    return found | {"overall/n": float(len(table.labels))}
+
+
+def _mean(report: Mapping[str, float | str], keys: list[str]) -> float:
+    values = [float(report[key]) for key in keys if key in report]
+    return float(np.mean(values)) if values else math.nan
+
+
+def _paper(report: Mapping[str, float | str]) -> dict[str, float]:
+    """The paper's columns; those of gaps only where some dataset has two groups."""
+    get: Callable[[str], float] = lambda name: float(report[f"overall/{name}"])
+    columns = {"Acc": 100 * get("acc"), "F1": get("f1")}
+    if "overall/f1_std" in report:
+        columns |= {
+            "PP": 100 * get("fdr_diff"),
+            "EOD": 100 * get("tpr_diff"),
+            "FPR_Diff": 100 * get("fpr_diff"),
+            "σF1": get("f1_std"),
+            "ΔF1": get("f1_diff"),
+            "σAcc": 100 * get("acc_std"),
+            "ΔAcc": 100 * get("acc_diff"),
+            "Acc_ES": 100 * get("acc") / (1 + get("acc_std")),
+            "F1_ES": get("f1") / (1 + get("f1_std")),
+        }
+    return {f"paper/{name}": value for name, value in columns.items()}
+
+
+def _integer_ids(patients: Sequence[Hashable]) -> np.ndarray:
+    known: dict[Hashable, int] = {}
+    return np.array([known.setdefault(patient, len(known)) for patient in patients])
+
+
+def _row(
+    table: _Table, rows: np.ndarray, ids: np.ndarray, level: float, num_resamples: int, seed: int
+) -> dict[str, Any]:
+    """Figures of one group and their intervals."""
+    _, patient = np.unique(ids, return_inverse=True)
+    num_patients = int(patient.max()) + 1
+    counts = _counts(table, rows)
+    hits = np.array([table.predictions[i] == table.labels[i] for i in rows], np.float64)
+
+    # One line a patient: everything the figures are made of adds up over patients.
+    sums = np.zeros((num_patients, 2 + counts[0].size))
+    np.add.at(sums, patient, np.column_stack([np.ones(len(rows)), hits, counts.reshape(len(rows), -1)]))
+    estimate = _figures_of_sums(sums.sum(0), counts.shape[1:])
+    resampled = _figures_of_sums(_resample(sums, num_resamples, seed), counts.shape[1:])
+    tails = [(1 - level) / 2, (1 + level) / 2]
+    found: dict[str, Any] = {"n": len(rows), "patients": num_patients, "top1_method": "bootstrap"}
+    for name in ("top1", "accuracy", "f1"):
+        low, high = np.quantile(resampled[name], tails)
+        found |= {name: float(estimate[name]), f"{name}_low": float(low), f"{name}_high": float(high)}
+    if num_patients == len(rows):
+        from scipy.stats import binomtest
+
+        wilson = binomtest(int(hits.sum()), len(rows)).proportion_ci(level, method="wilson")
+        found |= {"top1_low": float(wilson.low), "top1_high": float(wilson.high), "top1_method": "wilson"}
+    return found
+
+
+def _figures_of_sums(sums: np.ndarray, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
+    """Figures from summed lines (..., 2 + classes * 3): rows, hits, counts."""
+    n, hits, counts = sums[..., 0], sums[..., 1], sums[..., 2:]
+    return _macro(counts.reshape(*counts.shape[:-1], *shape), n) | {"top1": hits / n}
+
+
+def _resample(sums: np.ndarray, num_resamples: int, seed: int) -> np.ndarray:
+    """(num_resamples, columns): sums over as many patients as there are, drawn with replacement."""
+    rng = np.random.default_rng(seed)
+    n = len(sums)
+    block = max(1, 2**22 // n)  # multiplicities of a block of resamples fit in 32 MB
+    blocks = [
+        rng.multinomial(n, np.full(n, 1 / n), size=min(block, num_resamples - done)) @ sums
+        for done in range(0, num_resamples, block)
+    ]
+    return np.concatenate(blocks)

@@ -1,0 +1,222 @@
+"""The report of a run, or of several side by side: one HTML file that needs nothing else.
+
+``build`` reads run folders only, so a report can be made again at any time, also of a run that still goes on::
+
+    python -m fairgrpo_jax.report outputs/grpo outputs/fair_grpo --out report.html
+"""
+
+import base64
+import io
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from PIL import Image
+
+from fairgrpo_jax import __version__, advantages, config as options
+from fairgrpo_jax.report import plots, results, words
+
+
+_PANELS = (
+    ("Training reward", "train", "reward/mean"),
+    ("Held-out reward (greedy)", "eval", "reward"),
+    ("Loss of the warm-up (supervised)", "warmup", "loss"),
+    ("Loss of the policy", "train", "loss"),
+)
+_HEALTH = (
+    ("Effective sample size of the prompts' weights", "train", "fairness/effective_sample_size"),
+    ("Share of |A| in the top prompt", "train", "advantage/top_prompt_share"),
+    ("Share of prompts without reward variance", "train", "reward/zero_variance_share"),
+    ("Truncated completions", "train", "rollout/truncated_share"),
+)
+_KEY_OPTIONS = ("algorithm", "seed", "steps", "prompts", "rollouts", "optim.lr", "warmup.steps", "data.name", "mesh")
+_LARGEST_IMAGE = 320  # pixels, of the longer side
+_SAMPLES = 8  # prompts shown for each run
+_BANDS = 9  # evaluations drawn over time; more are thinned out evenly
+
+
+def build(runs: Mapping[str, Path], out: Path, *, title: str) -> Path:
+    """Write the report of one or more run folders as a single HTML file, and return its path.
+
+    Args:
+        runs: name to show -> run folder; the first one is what the others are compared with.
+        out: the file to write; it is replaced when it exists.
+        title: heading of the report.
+
+    Raises:
+        ValueError: if there is no run, more runs than colours, or a folder that is no run folder.
+    """
+    if not 1 <= len(runs) <= len(plots.COLOURS):
+        raise ValueError(f"got {len(runs)} runs; wanted 1 to {len(plots.COLOURS)} side by side, make several reports")
+    loaded = [results.load(name, Path(path)) for name, path in runs.items()]
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": _number, "picture": _picture, "share": lambda value: f"{100 * value:.0f} %"}
+    page = environment.get_template("report.html.jinja").render(_content(loaded, title))
+    out = Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(page, encoding="utf-8")
+    return out
+
+
+def _content(runs: Sequence[results.Run], title: str) -> dict[str, Any]:
+    """Everything that the template names."""
+    edges = runs[0].config.get("data", {}).get("age_edges", (25, 50, 75))
+    columns = results.series(runs)
+    tables = results.datasets(columns, age_edges=edges)
+    return {
+        "title": title,
+        "version": __version__,
+        "replicates": results.REPLICATES,
+        "few": results.FEW_PATIENTS,
+        "runs": runs,
+        "colour": plots.colour,
+        "notes": _notes(runs, columns),
+        "summary": words.summary(columns, tables),
+        "headline": results.headline(tables),
+        "cautions": words.cautions(runs, tables),
+        "options": _options(runs),
+        "figures": _figures(runs, edges),
+        "times": [_times(run) for run in runs],
+        "columns": columns,
+        "contrasts": _contrasts(columns),
+        "tables": tables,
+        "forests": [plots.forest(table, columns) for table in tables],
+        "estimate": results.estimate,
+        "extremes": _extremes,
+        "fairness": results.fairness_columns(columns),
+        "samples": [_samples(run) for run in runs],
+    }
+
+
+def _notes(runs: Sequence[results.Run], columns: Sequence[results.Series]) -> list[str]:
+    notes = [f"{run.name}: {note}" if len(runs) > 1 else note for run in runs for note in run.notes]
+    sizes = {len(column.rows) for column in columns}
+    common = set.intersection(*(set(column.rows) for column in columns)) if columns else set()
+    if sizes - {len(common)}:
+        notes.append(
+            f"The evaluations do not hold the same records (they hold {_listed(sorted(sizes))}); "
+            f"all tables and figures of groups use the {len(common)} that are common to all."
+        )
+    return notes
+
+
+def _options(runs: Sequence[results.Run]) -> dict[str, list[tuple[str, list[str], bool]]]:
+    """Rows (option, value in each run, whether they differ): the telling ones, and all."""
+    flat = [options.flatten(run.config) for run in runs]
+    rows = []
+    for name in dict.fromkeys(name for config in flat for name in config):
+        values = [_plain(config[name]) if name in config else "–" for config in flat]
+        rows.append((name, values, len(set(values)) > 1))
+    return {"key": [row for row in rows if row[2] or row[0] in _KEY_OPTIONS], "all": rows}
+
+
+def _figures(runs: Sequence[results.Run], edges: Sequence[float]) -> dict[str, str | None]:
+    return {
+        "curves": plots.curves(runs, _PANELS),
+        "groups": plots.groups_over_time(runs, [_over_time(position, run, edges) for position, run in enumerate(runs)]),
+        "ceilings": plots.ceilings(runs, {run.name: limit for run in runs if (limit := _ceiling(run.config))}),
+        "health": plots.curves(runs, _HEALTH),
+        "shares": plots.shares(runs),
+    }
+
+
+def _over_time(position: int, run: results.Run, edges: Sequence[float]) -> tuple[int, list[int], list[results.Dataset]]:
+    """A run's data sets with one series for each evaluation, evaluations thinned out evenly."""
+    steps = list(run.evals)
+    picks = sorted({round(i) for i in np.linspace(0, len(steps) - 1, min(len(steps), _BANDS))}) if steps else []
+    steps = [steps[pick] for pick in picks]
+    columns = [results.Series(str(step), position, False, results.by_uid(run.evals[step])) for step in steps]
+    return position, steps, results.datasets(columns, age_edges=edges, replicates=300)
+
+
+def _ceiling(config: Mapping[str, Any]) -> float | None:
+    """The largest |A| that the estimator can give with this batch, where the library knows it."""
+    prompts, rollouts = config.get("prompts"), config.get("rollouts")
+    if not prompts or not rollouts:
+        return None
+    if config.get("algorithm") in ("fair_grpo", "fair_grpo_nd"):
+        return advantages.ceiling(prompts, rollouts)
+    return (rollouts - 1) / math.sqrt(rollouts) if config.get("algorithm") == "grpo" else None
+
+
+def _contrasts(columns: Sequence[results.Series]) -> list[tuple[str, int, int]]:
+    """(heading, position, position of what is subtracted): later runs minus the first, or after minus before."""
+    afters = [index for index, column in enumerate(columns) if not column.before]
+    if len(afters) > 1:
+        return [(f"{columns[after].label} − {columns[afters[0]].label}", after, afters[0]) for after in afters[1:]]
+    return [("after − before", afters[0], 0)] if afters and afters[0] > 0 else []
+
+
+def _extremes(groups: Sequence[results.Group], field: str, index: int) -> tuple[str, str] | tuple[None, None]:
+    """Names of the worst and the best group of an attribute in one series."""
+    values = {group.name: getattr(group, field)[index, 0] for group in groups}
+    if len(set(values.values())) < 2:
+        return None, None
+    return min(values, key=values.__getitem__), max(values, key=values.__getitem__)
+
+
+def _times(run: results.Run) -> dict[str, Any]:
+    """Where the seconds of the training steps went, phase by phase."""
+    total = float(np.nansum(run.curve("train", "time/step")[1]))
+    phases = []
+    for name in run.names("train", "time/"):
+        seconds = run.curve("train", name)[1]
+        seconds = seconds[np.isfinite(seconds)].tolist()
+        if name != "time/step" and seconds:
+            phase = {"name": name.removeprefix("time/"), "median": 1000 * statistics.median(seconds)}
+            phases.append(phase | {"total": sum(seconds), "share": sum(seconds) / total if total else math.nan})
+    return {
+        "name": run.name,
+        "phases": phases,
+        "steps": len(run.curve("train", "time/step")[0]),
+        "total": total,
+        "warmup": float(np.nansum(run.curve("warmup", "time/step")[1])),
+    }
+
+
+def _samples(run: results.Run) -> list[dict[str, Any]]:
+    """The last prompts that the run kept, their images read in; best completion first."""
+    shown = []
+    for sample in run.samples[:_SAMPLES]:
+        files = [run.path / name for name in sample["images"]]
+        images = [_png(file) for file in files if file.exists()]
+        ranked = sorted(sample["completions"], key=lambda completion: -completion["advantage"])
+        shown.append(sample | {"images": images, "lost": len(files) - len(images), "completions": ranked})
+    return shown
+
+
+def _png(file: Path) -> str:
+    """The image as a data address, reduced where it is large."""
+    with Image.open(file) as image:
+        image.thumbnail((_LARGEST_IMAGE, _LARGEST_IMAGE))
+        data = io.BytesIO()
+        image.convert("RGB").save(data, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
+
+
+def _picture(svg: str) -> str:
+    return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
+
+
+def _number(value: float, form: str = ".3f") -> str:
+    """A number, with a true minus sign; a dash when it is undefined."""
+    return format(value, form).replace("-", "−") if math.isfinite(value) else "–"
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _listed(values: Sequence[Any]) -> str:
+    return ", ".join(str(value) for value in values)

@@ -1,0 +1,41 @@
+"""``python -m fairgrpo_jax.report RUN [RUN ...] --out FILE`` builds the report of finished or running runs again."""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from fairgrpo_jax import report
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Build the HTML report of one run folder, or of several side by side."""
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Run folders; the first one is what the others are compared with."""
+    out: Path
+    """The HTML file to write."""
+    title: str = ""
+    """Heading of the report; by default the names of the runs."""
+
+
+def main() -> None:
+    """The command."""
+    given = tyro.cli(Options, prog="python -m fairgrpo_jax.report")
+    names = [path.resolve().name for path in given.runs]
+    if len(set(names)) < len(names):
+        names = [str(path) for path in given.runs]
+    try:
+        path = report.build(
+            dict(zip(names, given.runs, strict=True)), given.out, title=given.title or " and ".join(names)
+        )
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    print(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,213 @@
+"""The figures of the report, each as the text of one SVG.
+
+Colours are Okabe and Ito's, told apart with every common form of colour blindness; a run keeps its colour throughout.
+"""
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import PercentFormatter
+
+from fairgrpo_jax.report import results
+
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+NEUTRAL = "#7a7a7a"
+
+_INK, _GRID = "#333333", "#e4e4e4"
+_styled = matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "fairgrpo_jax", "font.size": 9})
+
+
+def colour(run: int | None) -> str:
+    """The colour of a run by its position; grey for what the runs share."""
+    return NEUTRAL if run is None else COLOURS[run]
+
+
+@_styled
+def curves(runs: Sequence[results.Run], panels: Sequence[tuple[str, str, str]], *, columns: int = 2) -> str | None:
+    """One panel for each (title, kind of row, metric): the raw values faint, their running mean strong.
+
+    Held-out values, which are few, are drawn as points.  Panels for which no run has values are left out; None if all.
+    """
+    panels = [panel for panel in panels if any(len(run.curve(*panel[1:])[0]) for run in runs)]
+    if not panels:
+        return None
+    columns = min(columns, len(panels))
+    figure, axes = _grid(len(panels), columns, width=10, height=2.3)
+    for axis, (title, kind, metric) in zip(axes, panels, strict=False):
+        for position, run in enumerate(runs):
+            steps, values = run.curve(kind, metric)
+            if kind == "eval":
+                axis.plot(steps, values, "o-", color=colour(position), lw=1.4, ms=4)
+            else:
+                axis.plot(steps, values, color=colour(position), lw=0.6, alpha=0.3)
+                axis.plot(steps, running_mean(values), color=colour(position), lw=1.8)
+        axis.set_title(title, loc="left", fontsize=9.5)
+    _legend(figure, runs)
+    return _svg(figure)
+
+
+@_styled
+def ceilings(runs: Sequence[results.Run], limits: Mapping[str, float]) -> str | None:
+    """The largest |A| of each step, with the value that no batch of this size can exceed as a dashed line."""
+    if not any(len(run.curve("train", "advantage/max_abs")[0]) for run in runs):
+        return None
+    figure, (axis,) = _grid(1, 1, width=10, height=2.3)
+    for position, run in enumerate(runs):
+        steps, values = run.curve("train", "advantage/max_abs")
+        axis.plot(steps, values, ".", color=colour(position), ms=3, alpha=0.5)
+        axis.plot(steps, running_mean(values), color=colour(position), lw=1.8)
+        if run.name in limits:
+            axis.axhline(limits[run.name], color=colour(position), lw=1, ls="--")
+    axis.set_title("Largest |A| of the step (dashed: its ceiling)", loc="left", fontsize=9.5)
+    _legend(figure, runs)
+    return _svg(figure)
+
+
+@_styled
+def groups_over_time(
+    runs: Sequence[results.Run], tables: Sequence[tuple[int, list[int], Sequence[results.Dataset]]]
+) -> str | None:
+    """Held-out F1 by data set (rows) and group (columns) over the steps, with 95 % bands.
+
+    ``tables`` holds (position of the run, its evaluation steps, its data sets with one series for each of these steps).
+    """
+    rows = list(
+        dict.fromkeys(table.name for _, _, found in tables for table in found if table.of("sex") + table.of("age"))
+    )
+    everyone = [group for _, _, found in tables for table in found for group in table.of("sex") + table.of("age")]
+    columns = list(dict.fromkeys(group.name for group in sorted(everyone, key=lambda group: _rank(group.name))))
+    if not rows or all(len(steps) < 2 for _, steps, _ in tables):
+        return None
+    figure = Figure(figsize=(max(4, 1.75 * len(columns)), 1.35 * len(rows) + 0.6), layout="constrained")
+    axes = figure.subplots(len(rows), len(columns), sharex=True, sharey=True, squeeze=False)
+    drawn = set()
+    for position, steps, found in tables:
+        for table in found:
+            for group in table.of("sex") + table.of("age"):
+                place = (rows.index(table.name), columns.index(group.name))
+                _band(axes[place], steps, group, colour(position))
+                drawn.add(place)
+    for (row, column), axis in np.ndenumerate(axes):
+        _tidy(axis)
+        if (row, column) not in drawn:
+            axis.axis("off")
+        if row == 0:
+            axis.set_title(columns[column], fontsize=9.5)
+        if column == 0:
+            axis.set_ylabel(rows[row], fontsize=9.5)
+    axes[0, 0].set_ylim(0, 1)
+    _legend(figure, runs)
+    return _svg(figure)
+
+
+@_styled
+def forest(table: results.Dataset, columns: Sequence[results.Series]) -> str:
+    """Accuracy and F1 of each group with 95 % intervals, one mark for each series."""
+    groups = [group for attribute in results.ATTRIBUTES for group in table.of(attribute)]
+    heights, place = [], 0.0
+    for group, previous in zip(groups, [None, *groups[:-1]], strict=True):
+        place += 1.7 if previous and previous.attribute != group.attribute else 1.0
+        heights.append(place)
+    figure = Figure(figsize=(10, 0.9 + 0.27 * place), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    for axis, field, title in zip(axes, ("accuracy", "f1"), ("Accuracy", "F1"), strict=True):
+        for index, column in enumerate(columns):
+            offset = (index - (len(columns) - 1) / 2) * 0.62 / len(columns)
+            for height, group in zip(heights, groups, strict=True):
+                _mark(axis, results.estimate(getattr(group, field)[index]), height + offset, column)
+        _tidy(axis, "x")
+        axis.set(title=title, xlim=(-0.02, 1.02), ylim=(place + 0.8, 0.2))
+    axes[0].set_yticks(heights, [f"{group.name}  (n {group.records})" for group in groups])
+    handles = [_key(column.label, colour(column.run), hollow=column.before) for column in columns]
+    figure.legend(handles=handles, loc="outside upper right", ncols=len(handles), frameon=False)
+    return _svg(figure)
+
+
+@_styled
+def shares(runs: Sequence[results.Run]) -> str | None:
+    """Mean share of |A| that fell to each group over the training, one dot a run; absent from a batch counts as 0."""
+    prefix = "advantage/share/"
+    names = list(dict.fromkeys(name for run in runs for name in run.names("train", prefix)))
+    if not names:
+        return None
+    figure = Figure(figsize=(10, 0.8 + 0.22 * len(names)), layout="constrained")
+    axis = figure.subplots()
+    for position, run in enumerate(runs):
+        steps = len(run.curve("train", "advantage/max_abs")[0])
+        means = [np.nansum(run.curve("train", name)[1]) / max(steps, 1) for name in names]
+        axis.plot(means, range(len(names)), "o", color=colour(position), ms=5.5)
+    _tidy(axis, "both")
+    axis.set(xlim=(0, None), ylim=(len(names) - 0.4, -0.6))
+    axis.set_yticks(range(len(names)), [name.removeprefix(prefix).replace("/", " · ") for name in names])
+    axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    _legend(figure, runs)
+    return _svg(figure)
+
+
+def running_mean(values: np.ndarray) -> np.ndarray:
+    """Centred mean over about a twentieth of the curve, narrower at its ends; NaN values are left out."""
+    half = max(1, len(values) // 40)
+    windows = (values[max(0, i - half) : i + half + 1] for i in range(len(values)))
+    return np.asarray([np.nanmean(window) if np.isfinite(window).any() else math.nan for window in windows])
+
+
+def _grid(number: int, columns: int, *, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    rows = math.ceil(number / columns)
+    figure = Figure(figsize=(width, height * rows + 0.3), layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axis in axes[number:]:
+        axis.axis("off")
+    for axis in axes[:number]:
+        _tidy(axis)
+        axis.set_xlabel("step", fontsize=8.5, color=_INK)
+    return figure, axes
+
+
+def _tidy(axis: Axes, grid: str = "y") -> None:
+    axis.spines[["top", "right", "left"]].set_visible(False)
+    axis.spines["bottom"].set_color("#999999")
+    axis.grid(axis=grid, color=_GRID, lw=0.8)  # type: ignore[arg-type]
+    axis.set_axisbelow(True)
+    axis.tick_params(length=0, labelsize=8.5, colors=_INK)
+
+
+def _band(axis: Axes, steps: Sequence[int], group: results.Group, shade: str) -> None:
+    middle, low, high = np.transpose([results.estimate(values) for values in group.f1])
+    axis.fill_between(steps, low, high, color=shade, alpha=0.16, lw=0)
+    axis.plot(steps, middle, "o-", color=shade, lw=1.4, ms=2.5)
+
+
+def _mark(axis: Axes, estimate: results.Estimate, height: float, column: results.Series) -> None:
+    shade = colour(column.run)
+    if math.isfinite(estimate.low):
+        axis.plot([estimate.low, estimate.high], [height, height], color=shade, lw=1.3, solid_capstyle="round")
+    axis.plot(estimate.value, height, "o", color=shade, mfc="white" if column.before else shade, ms=4.5, mew=1.3)
+
+
+def _key(label: str, shade: str, *, hollow: bool = False) -> Line2D:
+    return Line2D([], [], color=shade, marker="o", lw=1.6, ms=5, mfc="white" if hollow else shade, label=label)
+
+
+def _legend(figure: Figure, runs: Sequence[results.Run]) -> None:
+    if len(runs) > 1:
+        handles = [_key(run.name, colour(position)) for position, run in enumerate(runs)]
+        figure.legend(handles=handles, loc="outside upper right", ncols=len(runs), frameon=False)
+
+
+def _rank(name: str) -> tuple[int, float]:
+    """Sexes first, then ages in rising order."""
+    digits = "".join(c for c in name.split("–")[0] if c.isdigit())
+    return (1, float(digits) + (name[0] == ">") * 0.5 - (name[0] == "≤") * 0.5) if digits else (0, 0)
+
+
+def _svg(figure: Figure) -> str:
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
+    return text.getvalue()

@@ -1,0 +1,339 @@
+"""Run folders in, numbers out: what the report prints and plots, and no markup.
+
+All intervals come from one cluster bootstrap.  Within a data set, patients are drawn with replacement, all records of a
+patient together; the same draws serve every run, every step and every group.  So the difference between two runs is
+paired record by record, and its interval is that of the difference itself, narrower than two intervals side by side.
+"""
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fairgrpo_jax import tracking
+
+
+REPLICATES = 1000
+FEW_PATIENTS = 50  # below this a data set carries no claim about accuracy
+ATTRIBUTES = ("all", "sex", "age", "joint")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """The content of one run folder; missing pieces are empty and named in ``notes``."""
+
+    name: str
+    path: Path
+    config: dict[str, Any]
+    metrics: list[dict[str, Any]]
+    evals: dict[int, list[dict[str, Any]]]  # step -> one row per held-out record
+    samples: list[dict[str, Any]]  # prompts with their completions, at the last step that kept any
+    samples_step: int
+    notes: list[str]
+
+    def curve(self, kind: str, metric: str) -> tuple[np.ndarray, np.ndarray]:
+        """Steps and values of a metric, where it was logged."""
+        rows = [(row["step"], row[metric]) for row in self.metrics if row["kind"] == kind and metric in row]
+        steps, values = zip(*rows, strict=True) if rows else ((), ())
+        return np.asarray(steps, int), np.asarray(values, float)
+
+    def names(self, kind: str, prefix: str) -> list[str]:
+        """The metrics of a kind of rows that begin with ``prefix``, in order of appearance."""
+        rows = (row for row in self.metrics if row["kind"] == kind)
+        return list(dict.fromkeys(name for row in rows for name in row if name.startswith(prefix)))
+
+
+class Estimate(NamedTuple):
+    """A number with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def clear(self) -> bool:
+        """Whether the interval, of a difference, excludes zero."""
+        return self.low > 0 or self.high < 0
+
+
+class Series(NamedTuple):
+    """One evaluation of one run: a column of the tables and a colour of the plots."""
+
+    label: str
+    run: int | None  # position of the run; None where all runs agree, as they do after a shared warm-up
+    before: bool  # the state before training, or the first that was evaluated
+    rows: dict[str, dict[str, Any]]  # by uid
+
+
+class Group(NamedTuple):
+    """One group of patients in one data set, with the bootstrap of its scores."""
+
+    attribute: str
+    name: str
+    records: int
+    patients: int
+    accuracy: np.ndarray  # (series, 1 + replicates); column 0 is the observed value
+    f1: np.ndarray  # (series, 1 + replicates)
+
+
+class Joint(NamedTuple):
+    """Variation of F1 over the joint groups, each (series, 1 + replicates)."""
+
+    spread: np.ndarray  # standard deviation, ddof 1
+    worst: np.ndarray
+    best: np.ndarray
+
+
+class Dataset(NamedTuple):
+    """The held-out records of one data set, group by group."""
+
+    name: str
+    records: int
+    patients: int
+    groups: list[Group]
+
+    def of(self, attribute: str) -> list[Group]:
+        """The groups of one attribute."""
+        return [group for group in self.groups if group.attribute == attribute]
+
+
+def load(name: str, path: Path) -> Run:
+    """Read a run folder.
+
+    Raises:
+        ValueError: if ``path`` is no run folder, or a file in it is damaged.
+    """
+    config, metrics = path / "config.json", path / "metrics.jsonl"
+    evals = {int(file.stem): tracking.read_rows(file) for file in _numbered(path / "evals", ".jsonl")}
+    if not (config.exists() or metrics.exists() or evals):
+        raise ValueError(
+            f"{path} is no run folder: got neither config.json nor metrics.jsonl nor evals/; "
+            "give the folder that `python -m fairgrpo_jax.train --workdir` wrote"
+        )
+    sampled = _numbered(path / "samples", ".json")
+    run = Run(
+        name=name,
+        path=path,
+        config=json.loads(config.read_text(encoding="utf-8")) if config.exists() else {},
+        metrics=tracking.read_metrics(metrics) if metrics.exists() else [],
+        evals={step: rows for step, rows in sorted(evals.items()) if rows},
+        samples=json.loads(sampled[-1].read_text(encoding="utf-8")) if sampled else [],
+        samples_step=int(sampled[-1].stem) if sampled else 0,
+        notes=[],
+    )
+    run.notes.extend(_missing(run))
+    return run
+
+
+def series(runs: Sequence[Run]) -> list[Series]:
+    """The evaluations to compare: before and after, of each run; one "before" when all runs start alike."""
+    evaluated = [(position, run) for position, run in enumerate(runs) if run.evals]
+    starts = [by_uid(run.evals[0]) for _, run in evaluated if 0 in run.evals]
+    shared = len(starts) == len(evaluated) > 0 and all(_same_answers(starts[0], other) for other in starts[1:])
+    columns = [Series("before", None, True, starts[0])] if shared else []
+    for position, run in evaluated:
+        label = run.name if len(runs) > 1 else "after"
+        first, last = min(run.evals), max(run.evals)
+        if not shared and first < last:
+            when = "before" if first == 0 else f"step {first}"
+            columns.append(Series(f"{label}, {when}", position, True, by_uid(run.evals[first])))
+        if last > 0:
+            columns.append(Series(label, position, False, by_uid(run.evals[last])))
+    return columns
+
+
+def datasets(
+    columns: Sequence[Series], *, age_edges: Sequence[float] = (25, 50, 75), replicates: int = REPLICATES
+) -> list[Dataset]:
+    """Accuracy and F1 of every data set and group in every series, on the records that all series have.
+
+    Accuracy is the share of records whose labels are exactly right.  F1 is the macro mean over the labels that occur
+    in the true answers of the group, one against the rest; 0/0 counts as 0.
+    """
+    common = set.intersection(*(set(column.rows) for column in columns)) if columns else set()
+    by_dataset: dict[str, list[str]] = {}
+    for uid in sorted(common):
+        by_dataset.setdefault(columns[0].rows[uid]["dataset"], []).append(uid)
+    return [
+        _dataset(name, [[column.rows[uid] for uid in uids] for column in columns], age_edges, replicates)
+        for name, uids in sorted(by_dataset.items())
+    ]
+
+
+def estimate(values: np.ndarray) -> Estimate:
+    """Observed value (first) and the central 95 % of the replicates; replicates without the group are left out.
+
+    Where all replicates agree (every patient was answered right, say) a bootstrap knows no interval: NaN.
+    """
+    replicates = values[1:][np.isfinite(values[1:])]
+    if not len(replicates) or np.ptp(replicates) < 1e-12:
+        return Estimate(float(values[0]), np.nan, np.nan)
+    low, high = np.quantile(replicates, (0.025, 0.975))
+    return Estimate(float(values[0]), float(low), float(high))
+
+
+def joint(tables: Sequence[Dataset]) -> Joint | None:
+    """How F1 varies over the joint groups, mean over data sets; None where no data set has two joint groups."""
+    cells = [np.stack([group.f1 for group in table.of("joint")]) for table in tables if len(table.of("joint")) > 1]
+    if not cells:
+        return None
+    return Joint(
+        spread=np.mean([_nanstd(cell) for cell in cells], axis=0),
+        worst=np.mean([np.nanmin(cell, axis=0) for cell in cells], axis=0),
+        best=np.mean([np.nanmax(cell, axis=0) for cell in cells], axis=0),
+    )
+
+
+def pooled_accuracy(tables: Sequence[Dataset]) -> np.ndarray:
+    """Accuracy over all records, patients of each data set drawn apart: (series, 1 + replicates)."""
+    whole = [table.of("all")[0].accuracy * table.records for table in tables]
+    return np.sum(whole, axis=0) / sum(table.records for table in tables)
+
+
+def age_group(age: float | None, edges: Sequence[float]) -> str | None:
+    """The display name of an age bin: "≤25", "26–50", ">75"; the upper edge belongs to the bin."""
+    if age is None:
+        return None
+    position = int(np.searchsorted(edges, age))
+    if position == len(edges):
+        return f">{edges[-1]}"
+    return f"{edges[position - 1] + 1}–{edges[position]}" if position else f"≤{edges[0]}"
+
+
+def headline(tables: Sequence[Dataset]) -> list[tuple[str, np.ndarray]]:
+    """The few numbers to look at first, each (series, 1 + replicates)."""
+    if not tables:
+        return []
+    rows = [
+        ("exact answers, all records", pooled_accuracy(tables)),
+        ("F1, mean over data sets", np.mean([table.of("all")[0].f1 for table in tables], axis=0)),
+    ]
+    found = joint(tables)
+    if found is not None:
+        rows += [
+            ("F1 of the worst joint group", found.worst),
+            ("F1 of the best joint group", found.best),
+            ("spread of F1 between joint groups", found.spread),
+        ]
+    return rows
+
+
+def fairness_columns(columns: Sequence[Series]) -> list[tuple[str, str, list[float]]]:
+    return []
+
+
+def _dataset(name: str, rows: list[list[dict[str, Any]]], age_edges: Sequence[float], replicates: int) -> Dataset:
+    first = rows[0]
+    labels = sorted({label for column in rows for row in column for key in _TEXTS for label in _labels(row[key])})
+    gold = _indicators([row["answer"] for row in first], labels)
+    predicted = np.stack([_indicators([row["prediction"] for row in column], labels) for column in rows])
+    patient = np.unique([str(row["patient"]) for row in first], return_inverse=True)[1]
+    weights = _draws(patient, replicates)
+    groups = []
+    for attribute, group, members in _groups(first, age_edges):
+        scores = [_scores(gold[members], column[members], weights[:, members]) for column in predicted]
+        accuracy, f1 = (np.stack(score) for score in zip(*scores, strict=True))
+        groups.append(Group(attribute, group, len(members), len(set(patient[members])), accuracy, f1))
+    return Dataset(name, len(first), int(patient.max()) + 1, groups)
+
+
+def _groups(rows: list[dict[str, Any]], age_edges: Sequence[float]) -> list[tuple[str, str, np.ndarray]]:
+    """(attribute, group, positions) of all records, of each sex, each age group, and each pair of both."""
+    ages = [age_group(age, age_edges) for age in [*age_edges, np.inf]]
+    found: dict[tuple[str, str], list[int]] = {("all", "all"): list(range(len(rows)))}
+    for position, row in enumerate(rows):
+        sex, age = row["sex"], age_group(row["age"], age_edges)
+        pair = f"{sex}, {age}" if sex and age else None
+        for attribute, group in (("sex", sex), ("age", age), ("joint", pair)):
+            if group is not None:
+                found.setdefault((attribute, group), []).append(position)
+    order = {(attribute, group): rank for rank, (attribute, group) in enumerate(_ordered(ages))}
+    return [(*key, np.asarray(found[key])) for key in sorted(found, key=lambda key: order.get(key, len(order)))]
+
+
+def _ordered(ages: Sequence[str | None]) -> list[tuple[str, str | None]]:
+    return [
+        ("all", "all"),
+        *(("sex", sex) for sex in "FM"),
+        *(("age", age) for age in ages),
+        *(("joint", f"{sex}, {age}") for sex in "FM" for age in ages),
+    ]
+
+
+def _draws(patient: np.ndarray, replicates: int) -> np.ndarray:
+    """How often each record counts: once in the first row, then as its patient was drawn: (1 + replicates, records)."""
+    number = int(patient.max()) + 1
+    counts = np.random.default_rng(0).multinomial(number, np.full(number, 1 / number), size=replicates)
+    return np.concatenate([np.ones((1, len(patient))), counts[:, patient]])
+
+
+def _scores(gold: np.ndarray, predicted: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Weighted exact-match share and macro F1, one per row of weights; NaN where nobody is left."""
+    total = weights.sum(1)
+    exact = weights @ (gold == predicted).all(1)
+    true_positive, support, claimed = weights @ (gold & predicted), weights @ gold, weights @ predicted
+    with np.errstate(invalid="ignore"):
+        f1 = np.where(support > 0, 2 * true_positive / (support + claimed), 0)
+        return exact / total, f1.sum(1) / (support > 0).sum(1)
+
+
+_TEXTS = ("answer", "prediction")
+
+
+def _labels(text: str) -> list[str]:
+    return [label for part in text.split(",") if (label := part.strip())]
+
+
+def _indicators(texts: Sequence[str], labels: Sequence[str]) -> np.ndarray:
+    position = {label: column for column, label in enumerate(labels)}
+    found = np.zeros((len(texts), len(labels)), bool)
+    for row, text in enumerate(texts):
+        found[row, [position[label] for label in _labels(text)]] = True
+    return found
+
+
+def _nanstd(values: np.ndarray) -> np.ndarray:
+    """Sample standard deviation over the first axis, NaN entries left out."""
+    present = np.isfinite(values)
+    count = present.sum(0)
+    centred = np.where(present, values - np.where(present, values, 0).sum(0) / np.maximum(count, 1), 0)
+    return np.sqrt((centred**2).sum(0) / np.maximum(count - 1, 1))
+
+
+def by_uid(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The rows of one evaluation by the identity of their record."""
+    return {row["uid"]: row for row in rows}
+
+
+def _same_answers(one: Mapping[str, dict[str, Any]], other: Mapping[str, dict[str, Any]]) -> bool:
+    return one.keys() == other.keys() and all(one[uid]["prediction"] == other[uid]["prediction"] for uid in one)
+
+
+def _numbered(folder: Path, suffix: str) -> list[Path]:
+    """The files called by a step number, in that order."""
+    files = [file for file in folder.glob("*" + suffix) if re.fullmatch(r"\d+", file.stem)]
+    return sorted(files, key=lambda file: int(file.stem))
+
+
+def _missing(run: Run) -> list[str]:
+    """What a complete run folder would have and this one has not, in plain words."""
+    planned = run.config.get("steps")
+    done = max((row["step"] for row in run.metrics if row["kind"] == "train"), default=0)
+    notes = []
+    if not run.config:
+        notes.append("config.json is missing, so the settings are unknown.")
+    if not done:
+        notes.append("There are no reinforcement-learning steps yet.")
+    elif planned and done < planned:
+        notes.append(f"The run stands at step {done} of {planned}; all numbers are preliminary.")
+    if not run.evals:
+        notes.append("There is no held-out evaluation yet, so nothing can be said about groups of patients.")
+    elif max(run.evals) == 0 or len(run.evals) == 1:
+        notes.append(f"There is one held-out evaluation, at step {max(run.evals)}; nothing can be compared over time.")
+    elif max(run.evals) < done:
+        notes.append(f"The last held-out evaluation is of step {max(run.evals)}, the last step is {done}.")
+    return notes

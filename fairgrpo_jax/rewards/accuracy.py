@@ -1,0 +1,81 @@
+r"""Is the answer right?  The last ``\boxed{...}`` of a completion against the reference labels."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+BOX = r"\boxed{"
+THOUGHT_END = "</think>"
+
+
+def extract(text: str) -> str | None:
+    r"""Content of the last complete ``\boxed{...}``, stripped; None if there is none.
+
+    Braces inside the box must balance.  Where the text holds ``</think>``, only what follows its last occurrence
+    counts: a box inside the reasoning is not an answer.
+
+    Args:
+      text: one completion, without the tokens sampled after its end.
+
+    Returns:
+      the answer, possibly the empty string; None where no box closes.
+
+    The authors of FairGRPO fall back to any text in square brackets when no box is found; here that is no answer.
+
+    >>> extract(r"<think>\boxed{Nevus}?</think> \boxed{Melanoma}")
+    'Melanoma'
+    >>> extract("Melanoma") is None
+    True
+    """
+    text = text.rpartition(THOUGHT_END)[2]
+    start = text.rfind(BOX)
+    while start >= 0:
+        content = _until_closed(text[start + len(BOX) :])
+        if content is not None:
+            return content.strip()
+        start = text.rfind(BOX, 0, start)
+    return None
+
+
+def exact(texts: Sequence[str], answers: Sequence[str]) -> np.ndarray:
+    r"""1.0 where the set of boxed labels equals the set of reference labels, else 0.0.
+
+    Labels are separated by a comma and a space, stripped of white space, compared as sets (order and repetition do
+    not matter) and case-sensitively, as the authors compare them.  A completion without a box scores 0.
+
+    Args:
+      texts: N completions.
+      answers: N reference answers, one label or several joined by ``", "``.
+
+    Returns:
+      (N,) float32 of 0 and 1.
+
+    Raises:
+      ValueError: if the lengths differ.
+
+    Source: FairGRPO (arXiv 2510.19893) states a binary reward.  The authors' code gives half the F1 of the two sets;
+    for single labels that is the same up to a factor, which the advantages cancel.
+
+    >>> exact([r"\boxed{Edema, Fracture}", "Edema"], ["Fracture, Edema", "Edema"]).tolist()
+    [1.0, 0.0]
+    """
+    if len(texts) != len(answers):
+        raise ValueError(f"got {len(texts)} texts and {len(answers)} answers; wanted one answer for each text")
+    found = [extract(text) for text in texts]
+    hits = [a is not None and _labels(a) == _labels(b) for a, b in zip(found, answers, strict=True)]
+    return np.asarray(hits, np.float32)
+
+
+def _labels(answer: str) -> frozenset[str]:
+    return frozenset(label.strip() for label in answer.split(", "))
+
+
+def _until_closed(text: str) -> str | None:
+    """Text up to the brace that closes an already open one; None if it never closes."""
+    depth = 1
+    for i, character in enumerate(text):
+        depth += (character == "{") - (character == "}")
+        if depth == 0:
+            return text[:i]
+    return None

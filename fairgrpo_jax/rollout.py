@@ -1,0 +1,155 @@
+"""Sampling: a prompt runs once, images included, and its rollouts are decoded against its shared keys and values.
+
+``sample`` is one jitted program: prompt pass, then a loop that decodes one token of every rollout until all have ended.
+Weights are gathered once, before the loop.  The randomness of a token depends on (key, row, position) alone, so neither
+the mesh nor the other rows of a batch change what a row samples.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from fairgrpo_jax import mesh, models
+
+
+@struct.dataclass
+class RolloutBatch:
+    """G sampled completions for each of P prompts, T tokens at most."""
+
+    tokens: jax.Array  # (P, G, T) int32; the padding token after the end
+    mask: jax.Array  # (P, G, T) bool; True up to and including the end token
+    logprobs: jax.Array  # (P, G, T) float32 of the sampler; 0 where masked
+
+
+def generate(
+    vlm: models.VLM,
+    inputs: dict[str, np.ndarray],
+    *,
+    num_rollouts: int = 1,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    key: jax.Array | None = None,
+) -> RolloutBatch:
+    """Samples ``num_rollouts`` completions for every prompt of a processor's ``inputs``.
+
+    Args:
+      vlm: the policy.
+      inputs: arrays as a Hugging Face processor returns them, padded on either side.
+      num_rollouts: completions of each prompt, G.
+      max_new_tokens: longest completion T, its end token included.
+      temperature: divides the logits; 0 is greedy.
+      top_p: samples among the likeliest tokens that make up this probability; log-probabilities stay those of the
+        untruncated distribution, as the learner computes them.
+      key: random key; ``None`` only when greedy.
+
+    Returns:
+      A ``RolloutBatch`` with leaves of shape (P, G, T).
+
+    Raises:
+      ValueError: without a key when not greedy, or for a value out of range.
+    """
+    if temperature < 0 or not 0 < top_p <= 1 or num_rollouts < 1 or max_new_tokens < 1:
+        raise ValueError(
+            f"got temperature={temperature}, top_p={top_p}, num_rollouts={num_rollouts}, "
+            f"max_new_tokens={max_new_tokens}; wanted temperature >= 0, 0 < top_p <= 1, at least one rollout and token"
+        )
+    if key is None:
+        if temperature > 0:
+            raise ValueError(f"got key=None with temperature={temperature}; wanted a jax.random key, or temperature=0")
+        key = jax.random.key(0)
+    prompt = jax.tree.map(jnp.asarray, models.pack(inputs, vlm.config))
+    return sample(
+        vlm.params,
+        prompt,
+        key,
+        config=vlm.config,
+        num_rollouts=num_rollouts,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("config", "num_rollouts", "max_new_tokens", "temperature", "top_p"))
+def sample(
+    params: Any,
+    prompt: models.Prompt,
+    key: jax.Array,
+    *,
+    config: Any,
+    num_rollouts: int,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+) -> RolloutBatch:
+    """``generate`` on packed prompts; the loop ends as soon as every row has ended."""
+    family = models.family(config)
+    params = mesh.replicate(params)
+    hidden, prompt_kv = family.prompt_pass(params, config, prompt)
+    P, G, T = prompt.tokens.shape[0], num_rollouts, max_new_tokens
+    layers, layer_kv = family.unstack(params, prompt_kv)
+    row_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(P * G)).reshape(P, G)
+    end_ids = jnp.asarray(config.eos_ids, jnp.int32)
+
+    def choose(hidden, t, done):
+        """Hidden states (P, G, d) to the tokens at position t, their log-probabilities, and who has ended."""
+        logits = family.policy_logits(params, config, hidden, temperature or 1.0)
+        if temperature:
+            keys = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (0, None))(row_keys, t)
+            token = jax.vmap(jax.vmap(jax.random.categorical))(keys, _nucleus(logits, top_p))
+        else:
+            token = logits.argmax(-1)
+        logprob = jnp.take_along_axis(jax.nn.log_softmax(logits), token[..., None], -1)[..., 0]
+        token = jnp.where(done, config.pad_id, token).astype(jnp.int32)
+        return token, jnp.where(done, 0.0, logprob), done | (token[..., None] == end_ids).any(-1)
+
+    def write(buffers, t, *columns):
+        return tuple(jax.lax.dynamic_update_index_in_dim(b, c, t, 2) for b, c in zip(buffers, columns, strict=True))
+
+    def alive(carry):
+        t, done = carry[:2]
+        return (t < T) & ~done.all()
+
+    def step(carry):
+        t, done, token, caches, buffers = carry
+        hidden, caches = family.decode_step(layers, config, prompt, layer_kv, caches, token, t - 1)
+        running = ~done
+        token, logprob, done = choose(hidden, t, done)
+        return t + 1, done, token, caches, write(buffers, t, token, running, logprob)
+
+    hidden = family.last_hidden(prompt, hidden)[:, None]
+    hidden = jnp.broadcast_to(hidden, (P, G, hidden.shape[-1]))
+    running = jnp.ones((P, G), bool)
+    token, logprob, done = choose(hidden, 0, ~running)
+    buffers = (jnp.full((P, G, T), config.pad_id, jnp.int32), jnp.zeros((P, G, T), bool), jnp.zeros((P, G, T)))
+    buffers = write(buffers, 0, token, running, logprob)
+    caches = family.init_caches(config, P, G, max(T - 1, 1), hidden.dtype)
+    carry = jax.lax.while_loop(alive, step, (jnp.int32(1), done, token, caches, buffers))
+    return RolloutBatch(*carry[-1])
+
+
+def _nucleus(logits: jax.Array, top_p: float) -> jax.Array:
+    """Bans all but the likeliest tokens whose probabilities make up ``top_p``; the likeliest always stays."""
+    if top_p == 1.0:
+        return logits
+    ordered = jnp.sort(jax.nn.softmax(logits), axis=-1, descending=True)
+    kept = jnp.cumsum(ordered, -1) - ordered < top_p
+    least = jnp.where(kept, ordered, jnp.inf).min(-1, keepdims=True)
+    return jnp.where(jax.nn.softmax(logits) >= least, logits, -1e30)
+
+
+def texts(batch: RolloutBatch, tokenizer: Any) -> list[list[str]]:
+    """The completions as text (P, G), without end tokens; what stands after the end reaches nobody."""
+    tokens, mask = jax.device_get((batch.tokens, batch.mask))
+    P, G, _ = tokens.shape
+    rows: Sequence[np.ndarray] = [
+        ids[kept] for ids, kept in zip(tokens.reshape(P * G, -1), mask.reshape(P * G, -1), strict=True)
+    ]
+    flat = tokenizer.batch_decode(rows, skip_special_tokens=True)
+    return [flat[i * G : (i + 1) * G] for i in range(P)]

@@ -1,0 +1,393 @@
+"""From a config to a live run: folder, mesh, data, model, state; resume and signals.
+
+A run folder is the identity of a run.  It holds ``config.json``, ``metrics.jsonl``, ``checkpoints/``, ``evals/``,
+``samples/`` and ``report.html``.  Opening it with the same config continues where its last checkpoint stands; opening
+it with another one is refused with the difference.  The mesh may change between two sittings.
+
+Checkpoints are numbered by all updates since the start: the supervised ones first, then the steps of reinforcement
+learning.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from fairgrpo_jax import checkpoint, config as options, data, fairness, grouping, learner, mesh, models, tracking
+from fairgrpo_jax.data import demographics, media, mixture, splits
+from fairgrpo_jax.data.record import Record, RecordList, Source, conversation, target
+from fairgrpo_jax.models import qwen2_5_vl
+from fairgrpo_jax.models.tokenizer import tiny_tokenizer
+
+
+@dataclasses.dataclass
+class PromptBatch:
+    """P prompts of one step: what the device needs, and the records that the rewards and the log need."""
+
+    prompt: models.Prompt  # NumPy leaves with leading axis P
+    records: list[Record]
+    domains: np.ndarray  # (P,) int32
+    groups: np.ndarray  # (P,) int32, -1 unlabelled
+
+
+@dataclasses.dataclass
+class Run:
+    """Everything a command needs of one run; made by ``open_run``."""
+
+    config: options.Config
+    folder: Path
+    mesh: jax.sharding.Mesh
+    model: Any  # the family's static config
+    processor: models.Processor
+    sources: dict[str, Source]  # "train", "warmup", "test"
+    domains: tuple[str, ...]  # names of the datasets; a domain's id is its place
+    vocabulary: grouping.Vocabulary  # the joint demographic cells; a group's id is its place
+    log: tracking.MetricsLog
+    checkpoints: Any
+    stop: "Stop"
+    phases: "Phases"
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer of the checkpoint, or of the tiny policy."""
+        return self.processor.tokenizer
+
+    @property
+    def warmup_steps(self) -> int:
+        """Supervised updates that this run does itself."""
+        return 0 if self.config.warmup.run else self.config.warmup.steps
+
+    def encode(self, records: Sequence[Record]) -> PromptBatch:
+        """Decodes the media of records and packs their prompts; pure, so that threads may do it ahead of time."""
+        return encode(self, records)
+
+    def encode_targets(self, records: Sequence[Record]) -> tuple[PromptBatch, np.ndarray, np.ndarray]:
+        """``encode`` and the reference completions: tokens and mask (P, 1, T), end token included."""
+        length = self.config.sampling.max_new_tokens
+        tokens = np.full((len(records), 1, length), self.model.pad_id, np.int32)
+        mask = np.zeros(tokens.shape, bool)
+        for row, record in enumerate(records):
+            ids = [*self.tokenizer.encode(target(record), add_special_tokens=False), self.model.eos_ids[0]]
+            if len(ids) > length:
+                raise ValueError(
+                    f"got a reference completion of {len(ids)} tokens for record {record.uid}; "
+                    f"wanted at most sampling.max_new_tokens={length}"
+                )
+            tokens[row, 0, : len(ids)], mask[row, 0, : len(ids)] = ids, True
+        return self.encode(records), tokens, mask
+
+    def batches(self, split: str, size: int, encode: Any, start: int) -> Any:
+        """An endless, resumable iterator over encoded batches of a split."""
+        by_domain = [
+            RecordList(tuple(r for r in self.sources[split].records if r.dataset == name)) for name in self.domains
+        ]
+        dataset = mixture.mixture(
+            [source for source in by_domain if len(source)], batch_size=size, seed=self.config.seed
+        )
+        return mixture.iterate(dataset, start=start, encode=encode, threads=self.config.data.workers)
+
+    def put(self, batch: Any) -> Any:
+        """A host batch to the devices, prompts split along ``fsdp``."""
+        return mesh.put(batch, self.mesh)
+
+    def key(self, name: str, step: int) -> jax.Array:
+        """The random key of a purpose at a step; two steps, and two purposes, never share one."""
+        word = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
+        return jax.random.fold_in(jax.random.fold_in(jax.random.key(self.config.seed), word), step)
+
+    def with_moments(self, params: Any, optim: options.Optim, steps: int) -> learner.TrainState:
+        """A state at the beginning of a stage: the parameters given, everything else fresh."""
+        tx = learner.optimizer(optim, steps)
+        like = jax.eval_shape(tx.init, params)
+        moments = jax.jit(tx.init, out_shardings=mesh.shardings(like, self.mesh))(params)
+        whole = jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec())
+        history = self.config.fairness.history
+        statistics = fairness.init(
+            len(self.domains),
+            len(self.vocabulary.cells),
+            self.config.rollouts,
+            history=history,
+            capacity=self.config.fairness.capacity,
+        )
+        step, statistics = jax.device_put((np.int32(0), statistics), whole)
+        return learner.TrainState(params=params, moments=moments, step=step, fairness=statistics)
+
+    def initial_params(self) -> Any:
+        """Random weights from the seed, or the supervised weights of ``warmup.run``."""
+        with jax.transfer_guard("allow"):
+            like = jax.eval_shape(lambda key: models.init(self.model, key).params, self.key("init", 0))
+            shardings = mesh.shardings(like, self.mesh)
+            params = jax.jit(lambda key: models.init(self.model, key).params, out_shardings=shardings)(
+                self.key("init", 0)
+            )
+        return params if self.config.warmup.run is None else supervised_params(self.config.warmup.run, params)
+
+    def save(self, done: int, state: learner.TrainState, iterator: Any) -> None:
+        """Writes checkpoint ``done``: the state and the place in the data."""
+        host = {"data": iterator.get_state(), "domains": self.domains, "groups": self.vocabulary.cells}
+        checkpoint.save(self.checkpoints, done, state.params, _training(state), json.loads(json.dumps(host)))
+
+    def restore(self, done: int, like: learner.TrainState) -> tuple[learner.TrainState, dict]:
+        """Checkpoint ``done`` as a state, and the place in the data; later rows of the log are removed."""
+        params, training, host = checkpoint.restore(self.checkpoints, done, like.params, _training(like))
+        if (host["domains"], host["groups"]) != ([*self.domains], [*self.vocabulary.cells]):
+            raise ValueError(
+                f"got data with domains {self.domains} and groups {self.vocabulary.cells} for a checkpoint of domains "
+                f"{host['domains']} and groups {host['groups']}; wanted the dataset with which {self.folder} began"
+            )
+        trained = done - self.warmup_steps
+        self.log.truncate_after(warmup=min(done, self.warmup_steps), train=trained, eval=trained - 1)
+        return like.replace(params=params, **training), host["data"]
+
+
+def _training(state: learner.TrainState) -> dict:
+    return {"moments": state.moments, "step": state.step, "fairness": state.fairness}
+
+
+def encode(run: Run, records: Sequence[Record]) -> PromptBatch:
+    """Records to a packed prompt batch."""
+    settings = run.config.data
+    messages = [conversation(r, instruction=settings.instruction, list_choices=settings.list_choices) for r in records]
+    decoded = [media.decode_record(r) for r in records]
+    inputs = run.processor(
+        messages,
+        [d.images for d in decoded],
+        [[clip.frames for clip in d.videos] for d in decoded],
+        seconds_per_frame=[[clip.seconds_per_frame for clip in d.videos] for d in decoded],
+    )
+    prompt = models.pack(inputs, run.model, length=settings.prompt_length, num_patches=settings.num_patches)
+    attributes = [demographics.attributes(r, edges=settings.age_edges) for r in records]
+    return PromptBatch(
+        prompt=prompt,
+        records=list(records),
+        domains=np.array([run.domains.index(r.dataset) for r in records], np.int32),
+        groups=np.asarray(grouping.explicit_groups(attributes, run.vocabulary), np.int32),
+    )
+
+
+@contextlib.contextmanager
+def open_run(config: options.Config, workdir: Path | None) -> Iterator[Run]:
+    """Checks everything that can be checked, then opens or resumes the run; closes log and checkpoints at the end.
+
+    Raises:
+      ValueError: for a mesh that does not fit or divide, a folder of another config or that cannot be written, and
+        whatever the dataset finds wrong.
+    """
+    devices = mesh.make(config.mesh)
+    part = config.prompts // (config.update.mini_batches * config.update.accumulation)
+    mesh.require_divisible("prompts / (update.mini_batches x update.accumulation)", part, devices)
+    mesh.require_divisible("warmup.batch", config.warmup.batch, devices)
+    mesh.require_divisible("evaluation.batch", config.evaluation.batch, devices)
+    folder = open_folder(config, workdir)
+    sources = {use: _load(config, split) for use, split in _splits(config).items()}
+    splits.check_leakage(sources["train"], sources["test"])
+    splits.check_leakage(sources["warmup"], sources["test"])
+    known = [record for source in sources.values() for record in source.records]
+    processor = models.Processor(
+        tiny_tokenizer(), patch_size=4, min_pixels=config.data.min_pixels, max_pixels=config.data.max_pixels
+    )
+    with Stop() as stop, tracking.MetricsLog(folder / "metrics.jsonl") as log, jax.set_mesh(devices):
+        run = Run(
+            config=config,
+            folder=folder,
+            mesh=devices,
+            model=policy(config.model),
+            processor=processor,
+            sources=sources,
+            domains=tuple(sorted({record.dataset for record in known})),
+            vocabulary=grouping.vocabulary(demographics.attributes(r, edges=config.data.age_edges) for r in known),
+            log=log,
+            checkpoints=None,
+            stop=stop,
+            phases=Phases(),
+        )
+        run.checkpoints = checkpoint.manager(folder / "checkpoints", always=[run.warmup_steps])
+        with contextlib.closing(run.checkpoints):
+            yield run
+
+
+def policy(model: options.Model) -> qwen2_5_vl.Config:
+    """The Qwen2.5-VL architecture at the size of ``model``: heads of a quarter of the width, patches of 4 pixels."""
+    tiny, half = qwen2_5_vl.tiny(), model.hidden_size // 8
+    vision = dataclasses.replace(
+        tiny.vision,
+        depth=model.vision_depth,
+        hidden_size=model.hidden_size,
+        intermediate_size=model.hidden_size,
+        out_hidden_size=model.hidden_size,
+        full_blocks=(model.vision_depth - 1,),
+    )
+    return dataclasses.replace(
+        tiny,
+        vision=vision,
+        hidden_size=model.hidden_size,
+        intermediate_size=model.hidden_size * 3 // 2,
+        num_layers=model.num_layers,
+        mrope_section=(half - 2 * (3 * half // 8), 3 * half // 8, 3 * half // 8),
+        tie_word_embeddings=model.tie_word_embeddings,
+    )
+
+
+def _splits(config: options.Config) -> dict[str, str]:
+    return {"train": "train", "warmup": config.warmup.split, "test": "test"}
+
+
+def _load(config: options.Config, split: str) -> Source:
+    extra = {} if config.data.name == "synthetic" else {"num_frames": config.data.num_frames}
+    return data.load(config.data.name, config.data.root, split=split, **extra)
+
+
+def default_workdir(config: options.Config) -> Path:
+    """``outputs/<name>-<algorithm>-<mesh>-<digest>``: one folder for each config, so that equal commands resume."""
+    digest = hashlib.sha256(json.dumps(options.to_dict(config), sort_keys=True).encode()).hexdigest()[:8]
+    return Path("outputs") / f"{config.name}-{config.algorithm}-{config.mesh}-{digest}"
+
+
+def open_folder(config: options.Config, workdir: Path | None) -> Path:
+    """The run folder, made or recognised.
+
+    Raises:
+      ValueError: if it cannot be written, or belongs to another config.
+    """
+    folder = workdir or default_workdir(config)
+    wanted = options.to_dict(config)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"got a run folder {folder} that cannot be written ({error.strerror}); wanted a writable one: --workdir DIR"
+        ) from error
+    path = folder / "config.json"
+    if path.exists():
+        lines = options.difference(json.loads(path.read_text()), wanted, ignore=("mesh",))
+        if lines:
+            raise ValueError(
+                f"got a run folder {folder} of another config ({'; '.join(lines)}); wanted the same options, "
+                "or another --workdir"
+            )
+    path.write_text(json.dumps(wanted, indent=2) + "\n")
+    return folder
+
+
+def supervised_params(folder: Path, like: Any) -> Any:
+    """The parameters at the end of the supervised stage of another run folder.
+
+    Raises:
+      ValueError: if the folder has no such checkpoint.
+    """
+    path = folder / "config.json"
+    if not path.exists():
+        raise ValueError(
+            f"got warmup.run={folder} without a config.json; wanted a run folder of `python -m fairgrpo_jax.sft`"
+        )
+    steps = options.from_dict(json.loads(path.read_text())).warmup.steps
+    with contextlib.closing(checkpoint.manager(folder / "checkpoints", always=[steps])) as checkpoints:
+        if steps not in checkpoints.all_steps():
+            raise ValueError(
+                f"got warmup.run={folder} with checkpoints {checkpoints.all_steps()}; wanted {steps}, the end of its supervised stage: let it finish"
+            )
+        return checkpoint.restore_params(checkpoints, steps, like)
+
+
+class Stop:
+    """Notes Ctrl-C and SIGTERM, so that the loop saves before it ends; a second Ctrl-C ends at once."""
+
+    def __init__(self):
+        self.signal: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Stop":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: Any) -> None:
+        if self.signal is not None:
+            raise KeyboardInterrupt
+        self.signal = number
+
+    def __bool__(self) -> bool:
+        return self.signal is not None
+
+
+class Interrupted(SystemExit):
+    """A run that was stopped by a signal and has saved; exits as the shell expects (130 for Ctrl-C)."""
+
+    def __init__(self, run: Run, done: int):
+        self.message = f"stopped after saving update {done} in {run.folder}; the same command resumes"
+        super().__init__(128 + (run.stop.signal or signal.SIGINT))
+
+
+class Phases:
+    """Seconds of each phase of a step, compilation apart."""
+
+    def __init__(self):
+        _listen()
+        self.seconds: dict[str, float] = {}
+        self._begin = time.perf_counter()
+
+    @contextlib.contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Adds the time of the block to phase ``name``; compilation inside it is counted as such."""
+        compiled, begin = _COMPILED[0], time.perf_counter()
+        yield
+        compiled = _COMPILED[0] - compiled
+        elapsed = time.perf_counter() - begin
+        compiled = min(compiled, elapsed)  # nested traces are reported twice
+        elapsed -= compiled
+        self.seconds[name] = self.seconds.get(name, 0.0) + elapsed
+        if compiled:
+            self.seconds["compile"] = self.seconds.get("compile", 0.0) + compiled
+
+    def collect(self) -> dict[str, float]:
+        """``{"time/rollout": seconds, ...}`` since the last call, with the whole as ``time/step``."""
+        now = time.perf_counter()
+        self.seconds["step"] = now - self._begin - self.seconds.get("compile", 0.0)
+        collected, self.seconds, self._begin = self.seconds, {}, now
+        return {f"time/{name}": seconds for name, seconds in collected.items()}
+
+
+_COMPILED = [0.0]  # seconds that this process has spent tracing and compiling
+_listening = threading.Event()
+
+
+def _listen() -> None:
+    if not _listening.is_set():
+        _listening.set()
+        jax.monitoring.register_event_duration_secs_listener(_count_compilation)
+
+
+def _count_compilation(event: str, seconds: float, **_: Any) -> None:
+    if event.startswith("/jax/core/compile/"):
+        _COMPILED[0] += seconds
+
+
+def require_finite(step: int, stage: str, metrics: dict[str, float]) -> None:
+    """Stops a run whose loss or gradient is no longer a number.
+
+    Raises:
+      FloatingPointError: naming the metric and the step.
+    """
+    for name in ("loss", "optim/grad_norm"):
+        if not np.isfinite(metrics[name]):
+            raise FloatingPointError(
+                f"{name} is {metrics[name]} at {stage} step {step}; the last checkpoint is sound: lower the learning "
+                "rate, or look at that step's rewards in metrics.jsonl"
+            )

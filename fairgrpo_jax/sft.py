@@ -1,0 +1,82 @@
+r"""Supervised warm-up: teach the policy to answer at all, before reinforcement learning.
+
+Each record's reference completion, ``<think>finding</think>\boxed{answer}``, is made likelier.  The command runs this
+stage alone; its folder can start several runs (``--warmup.run DIR``), or be continued by ``fairgrpo_jax.train`` with
+the same options.
+
+Example:
+
+    python -m fairgrpo_jax.sft clinic --workdir outputs/warmup
+"""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from fairgrpo_jax import commandline, config as options, evaluate, learner, runs, tracking
+
+
+def sft(config: options.Config, workdir: Path | None = None) -> dict[str, float]:
+    """The supervised stage alone, resumed where its folder stands; returns the held-out metrics at its end."""
+    with runs.open_run(config, workdir) as run:
+        state, _, _ = begin(run)
+        return evaluate.held_out(run, state.params, 0)
+
+
+def begin(run: runs.Run) -> tuple[learner.TrainState, int, Any]:
+    """The state, step and data with which reinforcement learning begins or continues, after the supervised stage."""
+    config = run.config
+    updates = config.steps * config.update.passes * config.update.mini_batches
+    done = run.checkpoints.latest_step()
+    if done is None or done < run.warmup_steps:
+        state = run.with_moments(warm_up(run), config.optim, updates)
+        batches = run.batches("train", config.prompts, run.encode, start=0)
+        run.save(run.warmup_steps, state, batches)
+        return state, 0, batches
+    state = run.with_moments(run.initial_params(), config.optim, updates)
+    state, place = run.restore(done, state)
+    batches = run.batches("train", config.prompts, run.encode, start=place["next_index"])
+    return state, done - run.warmup_steps, batches
+
+
+def warm_up(run: runs.Run) -> Any:
+    """Runs, or resumes, the supervised updates; returns the parameters."""
+    config, spec = run.config, run.config.warmup
+    state = run.with_moments(run.initial_params(), spec.optim, spec.steps)
+    start, place = run.checkpoints.latest_step() or 0, {"next_index": 0}
+    if start:
+        state, place = run.restore(start, state)
+    else:
+        run.log.truncate_after(warmup=-1, train=-1, eval=-1)
+    if not run.warmup_steps:
+        return state.params
+    batches = run.batches("warmup", spec.batch, run.encode_targets, start=place["next_index"])
+    with tracking.Progress(spec.steps, "warm-up", start=start) as progress:
+        for step in range(start, spec.steps):
+            with run.phases("data"):
+                batch, tokens, mask = next(batches)
+                arrays = run.put((batch.prompt, tokens, mask))
+            with run.phases("update"):
+                state, metrics = learner.supervised_step(
+                    state, *arrays, config=run.model, optim=spec.optim, steps=spec.steps, remat=config.update.remat
+                )
+                metrics = jax.device_get(metrics)
+            values = {name: float(value) for name, value in metrics.items()} | run.phases.collect()
+            run.log.append("warmup", step + 1, values)
+            runs.require_finite(step + 1, "warm-up", values)
+            progress.update(step + 1, values)
+            if step + 1 < spec.steps and ((step + 1) % config.checkpoint_every == 0 or run.stop):
+                run.save(step + 1, state, batches)
+            if run.stop and step + 1 < spec.steps:
+                raise runs.Interrupted(run, step + 1)
+    return state.params
+
+
+def main() -> None:
+    """The command."""
+    commandline.run(sft, prog="python -m fairgrpo_jax.sft", description=__doc__)
+
+
+if __name__ == "__main__":
+    main()

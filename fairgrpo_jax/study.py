@@ -1,0 +1,87 @@
+"""Compare advantage estimators: one warm-up, then each algorithm on the same data, and one report for all.
+
+For every seed the supervised stage runs once; each algorithm starts from its weights and sees the same prompts in the
+same order.  ``report.html`` sets the runs of a seed side by side, group by group, with intervals.  Several seeds end in
+a table of the differences to the first algorithm.
+
+Example::
+
+    python -m fairgrpo_jax.study clinic --algorithms grpo fair_grpo --seeds 0 1 2
+"""
+
+import dataclasses
+import itertools
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import rich
+from rich.table import Table
+
+from fairgrpo_jax import commandline, config as options, mesh, report, sft, train
+
+
+WATCHED = ("reward", "f1", "worst_f1", "best_f1", "joint_f1_std")
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments(commandline.Arguments):
+    """What the study takes beside the options of a run."""
+
+    algorithms: tuple[options.Algorithm, ...] = ("grpo", "fair_grpo")
+    """Algorithms to compare; the first one is the reference."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds; every algorithm runs once with each."""
+
+
+def study(
+    config: options.Config, workdir: Path, *, algorithms: Sequence[options.Algorithm], seeds: Sequence[int]
+) -> dict[tuple[str, int], dict[str, float]]:
+    """Runs every algorithm with every seed; returns the last held-out metrics by (algorithm, seed).
+
+    The metrics after the warm-up stand under the name ``"warm-up"``.
+    """
+    results = {}
+    for seed in seeds:
+        folder = workdir / f"seed{seed}"
+        warm = dataclasses.replace(config, seed=seed)
+        results["warm-up", seed] = sft.sft(warm, folder / "warmup")
+        for algorithm in algorithms:
+            begun = dataclasses.replace(config.warmup, run=folder / "warmup")
+            chosen = dataclasses.replace(warm, algorithm=algorithm, warmup=begun)
+            results[algorithm, seed] = train.train(chosen, folder / algorithm)
+        runs = {algorithm: folder / algorithm for algorithm in algorithms}
+        path = report.build(
+            runs, folder / "report.html", title=f"{config.name}, seed {seed}: {' and '.join(algorithms)}"
+        )
+        print(f"side by side: {path}")
+    rich.print(table(results))
+    return results
+
+
+def table(results: dict[tuple[str, int], dict[str, float]]) -> Table:
+    """Mean and standard deviation over seeds of the held-out metrics, a row for each algorithm."""
+    seeds = sorted({seed for _, seed in results})
+    drawn = Table(title=f"Held-out patients, {len(seeds)} seed(s): mean ± standard deviation", title_justify="left")
+    for column in ("", *WATCHED):
+        drawn.add_column(column)
+    for algorithm in dict.fromkeys(name for name, _ in results):
+        values = np.array([[results[algorithm, seed][name] for name in WATCHED] for seed in seeds])
+        spread = values.std(0, ddof=1) if len(seeds) > 1 else np.full(len(WATCHED), np.nan)
+        drawn.add_row(algorithm, *(f"{m:.3f} ± {s:.3f}" for m, s in itertools.zip_longest(values.mean(0), spread)))
+    return drawn
+
+
+def main() -> None:
+    """The command."""
+    with commandline.one_line_errors():
+        prog = "python -m fairgrpo_jax.study"
+        arguments = commandline.parse(sys.argv[1:], prog=prog, description=__doc__, schema=Arguments)
+        mesh.simulate(arguments.config.mesh)
+        workdir = arguments.workdir or Path("outputs") / f"study-{arguments.config.name}"
+        study(arguments.config, workdir, algorithms=arguments.algorithms, seeds=arguments.seeds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,22 @@
+"""The tiny tokenizer, read from the package: no network."""
+
+import pathlib
+from typing import Any
+
+
+FOLDER = pathlib.Path(__file__).parent / "tiny_tokenizer"
+
+
+def tiny_tokenizer() -> Any:
+    r"""The byte-level BPE tokenizer of the tiny model, a ``transformers.PreTrainedTokenizerFast``.
+
+    Qwen's special tokens and chat format; every answer and finding of the synthetic clinic is one token.
+    ``build_tokenizer.py`` makes it.
+
+    Example:
+        >>> tiny_tokenizer().tokenize(r"<think>ring</think>\boxed{Basal Cell Carcinoma}")
+        ['<think>', 'ring', '</think>', '\\boxed{', 'BasalĠCellĠCarcinoma', '}']
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast.from_pretrained(FOLDER)

@@ -1,0 +1,68 @@
+"""Who may import whom: arrows point downward only, and the pure library loads nothing heavy."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+ROOT = Path(__file__).parent.parent
+
+# A module may import those of lower floors, and those of its own floor that stand to its left.
+FLOORS = (
+    ("advantages", "grouping", "normalization", "losses", "fairness_state", "fairness", "metrics"),
+    ("config", "mesh", "configs", "data", "models", "rewards", "tracking", "report"),
+    ("rollout", "learner", "checkpoint", "runs"),
+    ("commandline", "evaluate", "sft", "train", "study"),
+)
+ORDER = {name: (floor, place) for floor, names in enumerate(FLOORS) for place, name in enumerate(names)}
+# On the second floor only these arrows exist; data knows no model, models know no dataset.
+SIDEWAYS = {("configs", "config"), ("models", "mesh"), ("rewards", "models"), ("report", "tracking")}
+
+
+def modules():
+    for folder in ("fairgrpo_jax", "models", "data", "configs"):
+        for path in (ROOT / folder).rglob("*.py"):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            name = parts[1] if folder == "fairgrpo_jax" else folder
+            if name not in ("__init__", "__main__"):
+                yield name, path
+
+
+def imported(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == "fairgrpo_jax":
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("fairgrpo_jax."):
+            yield node.module.split(".")[1]
+        elif isinstance(node, ast.Import):
+            yield from (a.name.split(".")[1] for a in node.names if a.name.startswith("fairgrpo_jax."))
+
+
+@pytest.mark.parametrize("name,path", modules(), ids=lambda value: str(value)[-40:])
+def test_arrows_point_downward(name, path):
+    floor, place = ORDER[name]
+    for other in set(imported(path)) - {name}:
+        other_floor, other_place = ORDER[other]
+        if other_floor == floor == 1:
+            assert (name, other) in SIDEWAYS, f"{path}: {name} imports {other}"
+        else:
+            assert (other_floor, other_place) < (floor, place), f"{path}: {name} imports {other}"
+
+
+@pytest.mark.parametrize("name", ["advantages", "fairness", "grouping", "losses", "metrics"])
+def test_pure_modules_load_nothing_heavy(name):
+    code = f"import sys, fairgrpo_jax.{name}; print([m for m in sys.modules if m.split('.')[0] in {HEAVY}])"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+HEAVY = {"flax", "optax", "orbax", "transformers", "torch", "sklearn", "grain", "tensorflow_datasets", "matplotlib"}
+
+
+def test_package_itself_imports_nothing():
+    code = "import sys, fairgrpo_jax; print('jax' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "False"

@@ -1,0 +1,58 @@
+"""The layout holds: one package, three folders reached through links, and no second copy of anything."""
+
+import importlib
+import pkgutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import fairgrpo_jax
+
+
+ROOT = Path(__file__).parent.parent
+FOLDERS = ("models", "data", "configs")
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_folder_is_a_subpackage_of_the_checkout(name):
+    assert (ROOT / "fairgrpo_jax" / name).is_symlink()
+    module = importlib.import_module(f"fairgrpo_jax.{name}")
+    assert Path(module.__file__).resolve().parent == ROOT / name
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_plain_import_is_refused(name):
+    code = f"import {name}"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode != 0
+    assert f"import fairgrpo_jax.{name}, not {name}" in result.stderr
+
+
+def test_every_file_is_found_as_a_module():
+    found = {module.name for module in pkgutil.walk_packages(fairgrpo_jax.__path__, "fairgrpo_jax.")}
+    for folder in ("fairgrpo_jax", *FOLDERS):
+        base = ROOT if folder == "fairgrpo_jax" else ROOT / "fairgrpo_jax"
+        for path in (base / folder).rglob("*.py"):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+            assert name == "fairgrpo_jax" or name in found, name
+
+
+@pytest.mark.slow
+def test_wheel_holds_real_files_and_only_one_name(tmp_path):
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", tmp_path, ROOT]
+    subprocess.run(command, check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"fairgrpo_jax"}
+    for wanted in (
+        "fairgrpo_jax/models/qwen2_5_vl.py",
+        "fairgrpo_jax/models/tiny_tokenizer/tokenizer.json",
+        "fairgrpo_jax/data/synthetic.py",
+        "fairgrpo_jax/configs/clinic.py",
+        "fairgrpo_jax/report/report.html.jinja",
+    ):
+        assert wanted in names
