@@ -1,6 +1,7 @@
 """Sex and age as owners write them, read into one form; unknown is None, and never a guess."""
 
 import ast
+import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -78,7 +79,9 @@ def age(raw: object) -> float | None:
 
 
 def age_bin(years: float | None, *, edges: Sequence[float] = (25, 50, 75)) -> str | None:
-    """The name of the bin ``grouping.age_bins`` puts an age in; an edge belongs to the bin below it, so 25.5 is in ``"26–50"``.
+    """The name of the bin that ``grouping.age_bins`` puts an age in.
+
+    An edge belongs to the bin below it, and fractions count: 25.5 is in ``"26–50"``.
 
     Example:
         >>> from fairgrpo_jax.data import demographics
@@ -87,11 +90,8 @@ def age_bin(years: float | None, *, edges: Sequence[float] = (25, 50, 75)) -> st
     """
     if years is None:
         return None
-    labels = [
-        f"≤{edges[0]}",
-        *(f"{low + 1}–{high}" for low, high in zip(edges, edges[1:], strict=False)),
-        f">{edges[-1]}",
-    ]
+    between = [f"{low + 1:g}–{high:g}" for low, high in itertools.pairwise(edges)]
+    labels = [f"≤{edges[0]:g}", *between, f">{edges[-1]:g}"]
     return labels[age_bins([years], edges)[0]]
 
 

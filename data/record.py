@@ -120,9 +120,10 @@ def conversation(record: Record, *, instruction: str = "", list_choices: bool = 
         list_choices: write one choice a line under the question.
 
     Example:
+        >>> from pathlib import Path
         >>> from fairgrpo_jax.data.record import Media, Record, conversation
-        >>> record = Record("demo/1", "demo", "X-ray", (Media("image", "a.png"),), "What is seen?", "Nodule",
-        ...                 ("Normal", "Nodule"), "p1", "F", 61.0, {}, "train")
+        >>> record = Record("demo/1", "demo", "X-ray", (Media("image", Path("a.png")),), "What is seen?",
+        ...                 "Nodule", ("Normal", "Nodule"), "p1", "F", 61.0, {}, "train")
         >>> conversation(record, instruction="Think first.")[0]["content"]
         [{'type': 'image'}, {'type': 'text', 'text': 'What is seen?\nNormal\nNodule\nThink first.'}]
     """

@@ -51,7 +51,7 @@ class Domain:
     modality: str
     question: str
     findings: dict[str, str]  # answer -> finding
-    train_size: int
+    train_size: int  # about, for the real domains
     shares: tuple[float, ...] = ()  # of (26-50 F, 26-50 M, 51-75 F, ...), or of the three ages where sex is unknown
 
 
@@ -118,7 +118,9 @@ def load(
     label_noise: float = 0.25,
     control: bool = False,
 ) -> RecordList:
-    """The clinic's records, the same bytes for the same arguments in every process.
+    """The clinic's records, in an order drawn once; the same bytes for the same arguments in every process.
+
+    (With the same NumPy and processor: another may round a pixel the other way.)
 
     Args:
         split: ``"train"`` (about 11,700 records); ``"test"`` (about 1,800: 60 per cell of age and sex in the drawn
@@ -145,8 +147,9 @@ def load(
     """
     if split not in ("train", "warmup", "test"):
         raise ValueError(f"split is {split!r}; the clinic has 'train', 'warmup' and 'test'")
-    if unknown := [name for name in domains if name not in DOMAINS] or not domains:
-        raise ValueError(f"domains {list(domains)}: unknown {unknown}; the clinic has {', '.join(DOMAINS)}")
+    unknown = [name for name in domains if name not in DOMAINS]
+    if unknown or not domains or len(set(domains)) < len(domains):
+        raise ValueError(f"domains {list(domains)}: unknown {unknown}; wanted some of {', '.join(DOMAINS)}, each once")
     if not 0 < scale <= 1 or not 0 <= label_noise <= 1 or seed < 0:
         raise ValueError(f"scale {scale}, label_noise {label_noise}, seed {seed}; wanted (0, 1], [0, 1] and >= 0")
     pool = "test" if split == "test" else "train"
@@ -349,9 +352,8 @@ def _ct(label: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     angle, depth = _column(rng.uniform(0, 2 * np.pi, n)), _column(rng.uniform(0.12, 0.4, n))
     cx, cy = 0.75 * depth * np.cos(angle), depth * np.sin(angle)
     bleed = _blob(cx, cy, 0.17)
-    crescent = _head(0.92) * (
-        1 - _inside(0.92 - np.hypot((_X + 0.6 * np.cos(angle) * 0.5) / 0.75, _Y + 0.3 * np.sin(angle)), 0.05)
-    )
+    brain = 0.92 - np.hypot((_X + 0.3 * np.cos(angle)) / 0.75, _Y + 0.3 * np.sin(angle))  # pushed to the other side
+    crescent = _head(0.92) * (1 - _inside(brain, 0.05))
     return np.choose(label[:, None, None], [np.zeros_like(bleed), bleed, crescent])
 
 

@@ -17,7 +17,7 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
+from numpy.typing import ArrayLike
 
 
 def grpo(rewards: ArrayLike, *, epsilon: float = 1e-6, ddof: int = 1, leave_one_out: bool = False) -> jax.Array:
@@ -44,8 +44,9 @@ def grpo(rewards: ArrayLike, *, epsilon: float = 1e-6, ddof: int = 1, leave_one_
     epsilon; public trainers use ddof 1 and an epsilon between 1e-9 and 1e-4.  Some of them return the raw reward of a
     prompt with a single rollout; here it is 0.
 
-    >>> grpo([[1.0, 0.0], [1.0, 1.0]]).round(4).tolist()
-    [[0.7071, -0.7071], [0.0, 0.0]]
+    >>> print(grpo([[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]]).round(3))
+    [[ 1.5 -0.5 -0.5 -0.5]
+     [ 0.   0.   0.   0. ]]
     """
     if ddof not in (0, 1):
         raise ValueError(f"got ddof={ddof!r}; wanted 0 (divide by G) or 1 (divide by G - 1)")
@@ -195,7 +196,7 @@ def ceiling(num_prompts: int, num_rollouts: int) -> float:
       ValueError: if there is no prompt, or fewer than two rollouts.
 
     >>> round(ceiling(64, 8), 2)
-    21.14
+    21.15
     """
     if num_prompts < 1 or num_rollouts < 2:
         raise ValueError(
@@ -227,17 +228,17 @@ def _centre(r: jax.Array, scored: jax.Array) -> jax.Array:
 def _grpo_of_others(r: jax.Array, scored: jax.Array, epsilon: float, ddof: int) -> jax.Array:
     """Leave-one-out z-score from the (P, G, G) table of others: no difference of squares, so nothing cancels."""
     others = scored[:, None, :] & ~jnp.eye(r.shape[1], dtype=bool)[None]
-    r0 = jnp.where(scored, r, 0)
+    centred = _centre(r, scored)
     n = jnp.sum(others, axis=2)
-    table = jnp.broadcast_to(r0[:, None, :], others.shape)
+    table = jnp.broadcast_to(centred[:, None, :], others.shape)
     mean = jnp.sum(jnp.where(others, table, 0), axis=2) / jnp.maximum(n, 1)
     deviations = jnp.where(others, table - mean[:, :, None], 0)
     high = jnp.max(jnp.where(others, table, -jnp.inf), axis=2)
     low = jnp.min(jnp.where(others, table, jnp.inf), axis=2)
     varied = high > low
     std = jnp.sqrt(jnp.where(varied, jnp.sum(deviations**2, axis=2) / jnp.maximum(n - ddof, 1), 1))
-    centred = jnp.where(scored & has_signal(r)[:, None], r0 - mean, 0)
-    return jnp.where(varied, centred / (std + epsilon), centred)
+    against_others = jnp.where(scored, centred - mean, 0)
+    return jnp.where(varied, against_others / (std + epsilon), against_others)
 
 
 def _or_one(x: jax.Array) -> jax.Array:

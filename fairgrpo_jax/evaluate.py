@@ -1,21 +1,22 @@
 """Greedy evaluation on held-out patients: one answer a record, scored by exact match and by group."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from fairgrpo_jax import rollout, runs
+from fairgrpo_jax import metrics, rollout, runs
 from fairgrpo_jax.data.record import Record
 from fairgrpo_jax.rewards import accuracy
 
 
-def held_out(run: runs.Run, params: Any, step: int) -> dict[str, float]:
-    """Answers every held-out record, writes ``evals/<step>.jsonl`` and one row of the log; returns that row's values.
+SMALLEST_GROUP = 20  # records; smaller groups are no candidates for the worst or the best
 
-    An evaluation that the folder already holds, in a log that knows it, is not run again.
-    """
+
+def held_out(run: runs.Run, params: Any, step: int) -> dict[str, float]:
+    """Answers every held-out record, writes ``evals/<step>.jsonl`` and one row of the log; returns that row's values."""
     rows = answer(run, params, run.sources["test"].records)
     path = _path(run.folder, step)
     path.parent.mkdir(exist_ok=True)
@@ -62,8 +63,27 @@ def _row(record: Record, text: str, reward: float) -> dict:
 
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Scalars of the fairness report on evaluated rows, for the log."""
-    return {"reward": sum(row["reward"] for row in rows) / len(rows)}
+    """Scalars of the evaluation for the log: held-out reward, and the figures of ``metrics.fairness_report``.
+
+    ``worst_f1`` and ``best_f1`` are taken over the sex and age groups of at least ``SMALLEST_GROUP`` records, as the F1
+    of a handful of records says nothing; the report shows every group with its interval.
+    """
+    report = metrics.fairness_report(
+        [row["prediction"] for row in rows],
+        [row["answer"] for row in rows],
+        [{"sex": row["sex"], "age": row["age"]} for row in rows],
+        [row["dataset"] for row in rows],
+    )
+    large = [
+        float(value)
+        for name, value in report.items()
+        if re.fullmatch(r"fairness/[^/]+/(sex|age)/[^/]+/f1", name)
+        and report[name.removesuffix("f1") + "n"] >= SMALLEST_GROUP
+    ]
+    extremes = {"worst_f1": min(large), "best_f1": max(large)} if large else {}
+    named = {name: report[f"overall/{name}"] for name in ("f1", "top1", "joint_f1_std") if f"overall/{name}" in report}
+    paper = {name: value for name, value in report.items() if name.startswith("paper/")}
+    return {"reward": sum(row["reward"] for row in rows) / len(rows)} | named | extremes | paper
 
 
 def read(folder: Path, step: int) -> list[dict]:

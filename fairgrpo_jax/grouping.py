@@ -11,13 +11,14 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
+from numpy.typing import ArrayLike
 
 
 UNKNOWN = "?"
 SEPARATOR = ", "
-NUM_STARTS = 16  # k-means++ starts; the best inertia wins
-NUM_ITERATIONS = 100  # Lloyd steps at most; reward vectors settle in about ten
+MIN_STARTS, MAX_STARTS = 16, 32  # k-means++ starts, the best inertia wins: as many as keep
+STARTED_POINTS = 2**17  # starts x points below this
+NUM_ITERATIONS = 100  # steps of a start at most
 
 Attributes = Mapping[str, str | None]
 
@@ -133,8 +134,9 @@ def cluster(
     With I_k the inertia (weighted sum of squared distances to the nearest of k centres) and K = min(k_max, number of
     distinct points), k is the smallest 2 <= k < K with I_k - I_{k+1} < threshold (I_{k-1} - I_k), else K.
 
-    ``method="jax"`` is jitted, of fixed shape and deterministic in ``key``: 16 k-means++ starts, Lloyd steps until
-    nothing moves (100 at most), an empty cluster restarts at the worst served point, the lowest inertia wins.
+    ``method="jax"`` is jitted, of fixed shape and deterministic in ``key``: 16 to 32 k-means++ starts (more where
+    points are few), each followed by Lloyd's steps and moves of single points (100 in all at most), an empty cluster
+    restarts at the worst served point, the lowest inertia wins.
     ``method="sklearn"`` runs on the host: ``KMeans(n_init="auto", random_state=0)``.
 
     Args:
@@ -181,19 +183,32 @@ def _cluster_jax(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     if x.shape[0] == 0:
         return jnp.zeros(0, jnp.int32), jnp.zeros((), jnp.int32), jnp.zeros(k_max)
-    x = jnp.where(w[:, None] > 0, x, 0)  # an absent point may hold anything
-    num_distinct = _count_distinct(x, w, k_max)
-    seeds = jax.vmap(lambda one: _plus_plus(x, w, k_max, one))(jax.random.split(key, NUM_STARTS))
+    x, w_merged, place = _merge(jnp.where(w[:, None] > 0, x, 0), w)  # an absent point may hold anything
+    num_distinct = jnp.minimum(jnp.sum(w_merged > 0), k_max)
+    num_starts = min(max(STARTED_POINTS // x.shape[0], MIN_STARTS), MAX_STARTS)
+    seeds = jax.vmap(lambda one: _plus_plus(x, w_merged, k_max, one))(jax.random.split(key, num_starts))
 
     def fit(k: jax.Array) -> tuple[jax.Array, jax.Array]:
-        labels, inertias = jax.vmap(lambda centres: _lloyd(x, w, centres, k))(seeds)
+        labels, inertias = jax.vmap(lambda centres: _descend(x, w_merged, centres, k))(seeds)
         best = jnp.argmin(inertias)
         return labels[best], inertias[best]
 
     labels, inertias = jax.lax.map(fit, jnp.arange(1, k_max + 1))
     inertias = jnp.where(jnp.arange(k_max) < num_distinct, inertias, 0)
     k = _elbow(inertias, num_distinct, threshold)
-    return jnp.where(w > 0, labels[jnp.maximum(k - 1, 0)], -1), k, inertias
+    return jnp.where(w > 0, labels[jnp.maximum(k - 1, 0)][place], -1), k, inertias
+
+
+def _merge(x: jax.Array, w: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Equal points made one of their joint weight, in as many rows, and the row where each point went.
+
+    What moves between clusters is then the whole stack of a reward vector, which is what leaves a local optimum.
+    """
+    order = jnp.lexsort(x.T)
+    ordered = x[order]
+    row = jnp.cumsum(jnp.any(ordered != jnp.roll(ordered, 1, axis=0), axis=1).at[0].set(False))
+    weights = jnp.zeros_like(w).at[row].add(w[order])
+    return jnp.zeros_like(x).at[row].set(ordered), weights, jnp.zeros_like(row).at[order].set(row)
 
 
 def _elbow(inertias: jax.Array, num_distinct: jax.Array, threshold: float) -> jax.Array:
@@ -203,17 +218,6 @@ def _elbow(inertias: jax.Array, num_distinct: jax.Array, threshold: float) -> ja
     candidates = jnp.arange(2, 2 + flat.shape[0], dtype=jnp.int32)
     passing = jnp.where(flat & (candidates < num_distinct), candidates, num_distinct)
     return jnp.min(passing, initial=num_distinct).astype(jnp.int32)
-
-
-def _count_distinct(x: jax.Array, w: jax.Array, at_most: int) -> jax.Array:
-    """Number of distinct present points, counted up to ``at_most``."""
-    remaining = w > 0
-    count = jnp.zeros((), jnp.int32)
-    for _ in range(at_most):
-        count = count + jnp.any(remaining)
-        first = x[jnp.argmax(remaining)]
-        remaining = remaining & jnp.any(x != first, axis=1)
-    return count
 
 
 def _plus_plus(x: jax.Array, w: jax.Array, k_max: int, key: jax.Array) -> jax.Array:
@@ -235,8 +239,11 @@ def _plus_plus(x: jax.Array, w: jax.Array, k_max: int, key: jax.Array) -> jax.Ar
     return jax.lax.fori_loop(1, k_max, place, (centres, _distances(x, first[None])[:, 0]))[0]
 
 
-def _lloyd(x: jax.Array, w: jax.Array, seeds: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Alternates assignment and means of the first k centres until they stand still; labels and inertia at the end."""
+def _descend(x: jax.Array, w: jax.Array, seeds: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Lloyd's steps on the first k centres until they stand still, then the best move of one point; until none helps.
+
+    The moves (Hartigan and Wong 1979) leave most of the local optima that Lloyd's steps are stuck in.
+    """
     used = jnp.arange(seeds.shape[0]) < k
 
     def distances(centres: jax.Array) -> jax.Array:
@@ -245,19 +252,41 @@ def _lloyd(x: jax.Array, w: jax.Array, seeds: jax.Array, k: jax.Array) -> tuple[
     def step(carry: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
         centres, _, i = carry
         apart = distances(centres)
-        member = w[:, None] * jax.nn.one_hot(jnp.argmin(apart, axis=1), used.shape[0])
+        own = jnp.argmin(apart, axis=1)
+        member = w[:, None] * jax.nn.one_hot(own, used.shape[0])
         size = jnp.sum(member, axis=0)[:, None]
         means = jnp.matmul(member.T, x, precision="highest") / jnp.where(size > 0, size, 1)
         worst_served = x[jnp.argmax(w * jnp.min(apart, axis=1))]
-        return jnp.where(size > 0, means, worst_served[None]), centres, i + 1
+        means = jnp.where(size > 0, means, worst_served[None])
+        settled = jnp.all(~used[:, None] | (means == centres))
+        return jnp.where(settled, _best_move(x, w, means, size[:, 0], apart, own), means), centres, i + 1
 
     def moving(carry: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
         centres, previous, i = carry
         return (i < NUM_ITERATIONS) & jnp.any(used[:, None] & (centres != previous))
 
-    centres, _, _ = jax.lax.while_loop(moving, step, (seeds, jnp.full_like(seeds, jnp.nan), jnp.zeros((), jnp.int32)))
+    start = (seeds, jnp.full_like(seeds, jnp.nan), jnp.zeros((), jnp.int32))
+    centres, _, _ = jax.lax.while_loop(moving, step, start)
     apart = distances(centres)
     return jnp.argmin(apart, axis=1).astype(jnp.int32), jnp.sum(w * jnp.min(apart, axis=1))
+
+
+def _best_move(
+    x: jax.Array, w: jax.Array, centres: jax.Array, size: jax.Array, apart: jax.Array, own: jax.Array
+) -> jax.Array:
+    """The centres after the move of one point that lowers the inertia most; the same centres if none lowers it."""
+    rest = size[own] - w
+    saved = jnp.where(rest > 0, w * size[own] / jnp.where(rest > 0, rest, 1), 0) * jnp.min(apart, axis=1)
+    grown = size[None, :] + w[:, None]
+    elsewhere = jnp.isfinite(apart) & (jnp.arange(size.shape[0])[None, :] != own[:, None])
+    paid = w[:, None] * size[None, :] / jnp.where(grown > 0, grown, 1) * apart
+    change = jnp.where(elsewhere, paid, jnp.inf) - saved[:, None]
+    point, to = jnp.unravel_index(jnp.argmin(change), change.shape)
+    source = own[point]
+    left = (size[source] * centres[source] - w[point] * x[point]) / jnp.where(rest[point] > 0, rest[point], 1)
+    joined = (size[to] * centres[to] + w[point] * x[point]) / jnp.where(grown[point, to] > 0, grown[point, to], 1)
+    helps = change[point, to] < -1e-5 * saved[point]  # more than rounding
+    return jnp.where(helps, centres.at[source].set(left).at[to].set(joined), centres)
 
 
 def _distances(x: jax.Array, centres: jax.Array) -> jax.Array:

@@ -8,6 +8,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from numpy.typing import ArrayLike
 
 
 Aggregation = Literal["token", "sequence", "constant"]
@@ -15,10 +16,10 @@ MAX_LOG_RATIO = 20.0  # beyond it exp() overflows into a NaN gradient; a ratio o
 
 
 def policy_loss(
-    logprobs: jax.Array,
-    old_logprobs: jax.Array,
-    advantages: jax.Array,
-    mask: jax.Array,
+    logprobs: ArrayLike,
+    old_logprobs: ArrayLike,
+    advantages: ArrayLike,
+    mask: ArrayLike,
     *,
     kind: Literal["clip"] = "clip",
     clip_low: float = 0.2,
@@ -26,7 +27,7 @@ def policy_loss(
     dual_clip: float | None = None,
     aggregation: Aggregation = "token",
     max_length: int | None = None,
-    normalizer: jax.Array | float | None = None,
+    normalizer: ArrayLike | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Clipped surrogate loss of a batch of rollouts, to be minimised.
 
@@ -72,6 +73,7 @@ def policy_loss(
     >>> round(float(loss), 4), float(metrics["clip_high"])
     (-1.1, 0.5)
     """
+    logprobs, old_logprobs, advantages, mask = map(jnp.asarray, (logprobs, old_logprobs, advantages, mask))
     _check(logprobs, old_logprobs, advantages, mask)
     _check_options(kind, clip_low, clip_high, dual_clip, aggregation, max_length)
     mask = mask.astype(bool)
@@ -94,7 +96,7 @@ def policy_loss(
     return _aggregate(loss, mask, aggregation, max_length, normalizer), metrics
 
 
-def denominator(mask: jax.Array, aggregation: Aggregation = "token") -> jax.Array:
+def denominator(mask: ArrayLike, aggregation: Aggregation = "token") -> jax.Array:
     """What a batch adds to the ``normalizer`` of ``policy_loss``: its tokens, or its rollouts that have any.
 
     Sum it over all micro-batches (and processes) of an optimizer step.  (..., T) mask to a float32 scalar.
@@ -103,17 +105,17 @@ def denominator(mask: jax.Array, aggregation: Aggregation = "token") -> jax.Arra
     >>> float(denominator(mask)), float(denominator(mask, "sequence"))
     (3.0, 2.0)
     """
-    mask = mask.astype(bool)
+    mask = jnp.asarray(mask).astype(bool)
     counted = mask if aggregation == "token" else jnp.any(mask, axis=-1)
     return jnp.sum(counted, dtype=jnp.float32)
 
 
 def kl(
-    logprobs: jax.Array,
-    reference: jax.Array,
+    logprobs: ArrayLike,
+    reference: ArrayLike,
     *,
     estimator: Literal["k1", "k2", "k3"] = "k3",
-    mask: jax.Array | None = None,
+    mask: ArrayLike | None = None,
 ) -> jax.Array:
     """Per-token estimate of KL(policy || reference) from tokens sampled by the policy.
 
@@ -137,12 +139,13 @@ def kl(
 
     Source: Schulman 2020, Approximating KL Divergence, joschu.net/blog/kl-approx.html.  d is limited to +-20.
 
-    >>> kl(jnp.log(jnp.array([0.5])), jnp.log(jnp.array([0.25])), estimator="k1").round(4).tolist()
+    >>> print(kl(jnp.log(jnp.array([0.5])), jnp.log(jnp.array([0.25])), estimator="k1").round(4))
     [0.6931]
     """
-    if logprobs.shape != reference.shape or (mask is not None and mask.shape != logprobs.shape):
+    logprobs, reference = jnp.asarray(logprobs), jnp.asarray(reference)
+    everywhere = jnp.ones(logprobs.shape, bool) if mask is None else jnp.asarray(mask).astype(bool)
+    if not logprobs.shape == reference.shape == everywhere.shape:
         raise ValueError(f"got logprobs {logprobs.shape}, reference {reference.shape}; wanted equal shapes, mask too")
-    everywhere = jnp.ones(logprobs.shape, bool) if mask is None else mask.astype(bool)
     d = _masked(logprobs, everywhere) - jax.lax.stop_gradient(_masked(reference, everywhere))
     d = jnp.clip(d, -MAX_LOG_RATIO, MAX_LOG_RATIO)
     match estimator:
@@ -161,7 +164,7 @@ def _aggregate(
     mask: jax.Array,
     aggregation: Aggregation,
     max_length: int | None,
-    normalizer: jax.Array | float | None,
+    normalizer: ArrayLike | None,
 ) -> jax.Array:
     total = denominator(mask, aggregation) if normalizer is None else normalizer
     total = jnp.maximum(jnp.asarray(total, loss.dtype), 1)

@@ -45,7 +45,7 @@ def fairness_report(
     labels: Sequence[str],
     demographics: Sequence[Mapping[str, Any]],
     datasets: Sequence[str],
-) -> dict[str, float | str]:
+) -> dict[str, Any]:
     """All figures of one evaluation.
 
     Keys (d dataset, a attribute, g group; <m> one of accuracy, f1, similarity, tpr, fpr, fdr, in averages and gaps
@@ -91,7 +91,7 @@ def fairness_report(
     (1.0, 0.6667, 'd/sex/male')
     """
     table = _read(predictions, labels, demographics, datasets)
-    report: dict[str, float | str] = {}
+    report: dict[str, Any] = {}
     for dataset in table.datasets:
         rows = np.flatnonzero(table.dataset == dataset)
         report |= {f"{dataset}/{name}": value for name, value in _figures(table, rows).items()}
@@ -203,8 +203,8 @@ def _read(
             f"got {len(predictions)} predictions, {len(labels)} labels, {len(demographics)} demographics, "
             f"{len(datasets)} datasets; wanted the same number of each, at least one"
         )
-    if None in labels:
-        raise ValueError(f"got no label in row {list(labels).index(None)}; wanted text for every row")  # pyright: ignore
+    if missing := [i for i, label in enumerate(labels) if label is None]:
+        raise ValueError(f"got no label in rows {missing[:5]}; wanted text for every row, empty for no class")
     names = dict.fromkeys(name for row in demographics for name in row)
     if reserved := {JOINT, "all"} & set(names):
         raise ValueError(f"got an attribute named {sorted(reserved)}; these names are taken, rename it")
@@ -288,10 +288,10 @@ def _figures(table: _Table, rows: np.ndarray) -> dict[str, float]:
     return figures
 
 
-def _compare(groups: dict[str, dict[str, float]]) -> dict[str, float | str]:
+def _compare(groups: dict[str, dict[str, float]]) -> dict[str, Any]:
     """Figures of each group, their means, and the gaps between groups."""
     kept = (*COMPARED, "top1", "n")
-    found: dict[str, float | str] = {f"{g}/{name}": figures[name] for g, figures in groups.items() for name in kept}
+    found: dict[str, Any] = {f"{g}/{name}": figures[name] for g, figures in groups.items() for name in kept}
     for name, short in COMPARED.items():
         values = [figures[name] for figures in groups.values()]
         found[short] = float(np.mean(values))
@@ -303,14 +303,14 @@ def _compare(groups: dict[str, dict[str, float]]) -> dict[str, float | str]:
     return found | _extremes({group: figures["f1"] for group, figures in groups.items()})
 
 
-def _extremes(f1: dict[str, float]) -> dict[str, float | str]:
+def _extremes(f1: dict[str, float]) -> dict[str, Any]:
     if not f1:
         return {}
     worst, best = min(f1, key=f1.__getitem__), max(f1, key=f1.__getitem__)
     return {"worst_group": worst, "worst_f1": f1[worst], "best_group": best, "best_f1": f1[best]}
 
 
-def _averages(report: Mapping[str, float | str], dataset: str, attributes: list[str]) -> dict[str, float]:
+def _averages(report: Mapping[str, Any], dataset: str, attributes: list[str]) -> dict[str, float]:
     """Means over the attributes of a dataset, of those that have the figure."""
     found = {}
     for short in COMPARED.values():
@@ -323,7 +323,7 @@ def _averages(report: Mapping[str, float | str], dataset: str, attributes: list[
     return {name: value for name, value in found.items() if not math.isnan(value)}
 
 
-def _overall(report: Mapping[str, float | str], table: _Table) -> dict[str, float | str]:
+def _overall(report: Mapping[str, Any], table: _Table) -> dict[str, Any]:
     """Means over datasets, each of the same weight."""
     sources = {"top1": "{d}/top1", "equalized_odds_diff": "fairness/{d}/avg_equalized_odds_diff"}
     for name, short in COMPARED.items():
@@ -332,7 +332,7 @@ def _overall(report: Mapping[str, float | str], table: _Table) -> dict[str, floa
         sources[f"{short}_std"] = f"fairness/{{d}}/{DATASET_STD[short]}"
         sources[f"joint_{short}_diff"] = f"fairness/{{d}}/{JOINT}/{short}_diff"
         sources[f"joint_{short}_std"] = f"fairness/{{d}}/{JOINT}/{ATTRIBUTE_STD[short]}"
-    found: dict[str, float | str] = {}
+    found: dict[str, Any] = {}
     for name, source in sources.items():
         value = _mean(report, [source.format(d=dataset) for dataset in table.datasets])
         if not math.isnan(value):
@@ -348,12 +348,12 @@ def _overall(report: Mapping[str, float | str], table: _Table) -> dict[str, floa
     return found | {"overall/n": float(len(table.labels))}
 
 
-def _mean(report: Mapping[str, float | str], keys: list[str]) -> float:
+def _mean(report: Mapping[str, Any], keys: list[str]) -> float:
     values = [float(report[key]) for key in keys if key in report]
     return float(np.mean(values)) if values else math.nan
 
 
-def _paper(report: Mapping[str, float | str]) -> dict[str, float]:
+def _paper(report: Mapping[str, Any]) -> dict[str, float]:
     """The paper's columns; those of gaps only where some dataset has two groups."""
     get: Callable[[str], float] = lambda name: float(report[f"overall/{name}"])
     columns = {"Acc": 100 * get("acc"), "F1": get("f1")}

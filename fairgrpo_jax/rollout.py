@@ -107,7 +107,7 @@ def sample(
             token = logits.argmax(-1)
         logprob = jnp.take_along_axis(jax.nn.log_softmax(logits), token[..., None], -1)[..., 0]
         token = jnp.where(done, config.pad_id, token).astype(jnp.int32)
-        return token, jnp.where(done, 0.0, logprob), done | (token[..., None] == end_ids).any(-1)
+        return token, jnp.where(done, 0.0, logprob), done | jnp.isin(token, end_ids)
 
     def write(buffers, t, *columns):
         return tuple(jax.lax.dynamic_update_index_in_dim(b, c, t, 2) for b, c in zip(buffers, columns, strict=True))

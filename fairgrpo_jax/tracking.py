@@ -9,7 +9,6 @@ starts with ``time/``, so that two runs of one seed agree in all other fields.  
 at worst the last line is cut in two, and whoever opens the file next drops that half line.
 """
 
-import bisect
 import collections
 import json
 import math
@@ -29,6 +28,8 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from fairgrpo_jax import grouping
+
 
 # The numbers worth watching, in the order of display: metric, short name, format.
 _WATCHED = (
@@ -39,9 +40,6 @@ _WATCHED = (
     ("fairness/effective_sample_size", "effective n", "{:.1f}"),
     ("time/step", "s/step", "{:.2f}"),
 )
-
-_AGE_EDGES = (25, 50, 75)  # years; the upper edge belongs to the bin
-_AGE_GROUPS = ("≤25", "26–50", "51–75", ">75")
 
 
 class MetricsLog:
@@ -88,7 +86,7 @@ class MetricsLog:
         if clash := {"kind", "step"} & values.keys():
             raise ValueError(f"metrics named {sorted(clash)} would hide the row's own fields; rename them")
         row = {"kind": kind, "step": int(step)} | {name: _number(name, value) for name, value in values.items()}
-        self._file.write(json.dumps(row, allow_nan=False) + "\n")
+        self._file.write(json.dumps(row, allow_nan=False, ensure_ascii=False) + "\n")
         self._file.flush()
 
     def truncate_after(self, **last_steps: int) -> int:
@@ -236,12 +234,32 @@ class Progress:
         return Group(line, Text("  " + self._numbers, "dim", no_wrap=True, overflow="ellipsis"))
 
 
-def held_out_table(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> Table:
+def age_group(age: float | None, edges: Sequence[float] = (25, 50, 75)) -> str | None:
+    """The display name of an age in years; the upper edge belongs to the bin, None is unknown.
+
+    >>> [age_group(age) for age in (25, 25.5, 75, 76, None)]
+    ['≤25', '26–50', '51–75', '>75', None]
+    """
+    if age is None:
+        return None
+    place = int(grouping.age_bins([age], edges)[0])
+    if place == len(edges):
+        return f">{edges[-1]}"
+    return f"{edges[place - 1] + 1}–{edges[place]}" if place else f"≤{edges[0]}"
+
+
+def held_out_table(
+    before: Sequence[Mapping[str, Any]],
+    after: Sequence[Mapping[str, Any]],
+    *,
+    age_edges: Sequence[float] = (25, 50, 75),
+) -> Table:
     """The closing table of a run: share of exact answers by data set and group, before and after.
 
     Args:
         before: rows of ``evals/000000.jsonl`` ("dataset", "sex", "age" in years, "reward"), after the warm-up.
         after: rows of the last evaluation, of the same records.
+        age_edges: upper edges of the age groups, in years and inclusive.
 
     Returns:
         a rich table; print it with ``rich.print``.  A star marks the worst group of a data set after training.
@@ -251,28 +269,30 @@ def held_out_table(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[
         table.add_column(name, no_wrap=True)
     for name in ("n", "before", "after", "change"):
         table.add_column(name, justify="right")
-    old, new = _exact_shares(before), _exact_shares(after)
+    old, new = _exact_shares(before, age_edges), _exact_shares(after, age_edges)
     for dataset, groups in new.items():
         worst = min(groups.keys() - {"all"}, key=lambda group: groups[group][1], default=None)
         for group, (count, share) in groups.items():
             first = old.get(dataset, {}).get(group, (0, math.nan))[1]
             star = " *" if group == worst else ""
             lead = dataset if group == "all" else ""
-            table.add_row(lead, group + star, str(count), f"{first:.3f}", f"{share:.3f}", f"{share - first:+.3f}")
+            start, change = (f"{first:.3f}", f"{share - first:+.3f}") if math.isfinite(first) else ("–", "–")
+            table.add_row(lead, group + star, str(count), start, f"{share:.3f}", change)
         table.add_section()
     return table
 
 
-def _exact_shares(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, tuple[int, float]]]:
-    """Data set -> group -> (records, mean reward), with the whole data set first as group "all"."""
+def _exact_shares(
+    rows: Sequence[Mapping[str, Any]], age_edges: Sequence[float]
+) -> dict[str, dict[str, tuple[int, float]]]:
+    """Data set -> group -> (records, mean reward): the whole data set as group "all", then sexes, then ages."""
     rewards: dict[str, dict[str, list[float]]] = {}
     for row in rows:
         groups = rewards.setdefault(row["dataset"], {"all": []})
-        age = None if row["age"] is None else _AGE_GROUPS[bisect.bisect_left(_AGE_EDGES, row["age"])]
-        for group in ("all", row["sex"], age):
+        for group in ("all", row["sex"], age_group(row["age"], age_edges)):
             if group is not None:
                 groups.setdefault(group, []).append(row["reward"])
-    order = ("all", "F", "M", *_AGE_GROUPS)
+    order = ("all", "F", "M", *(age_group(age, age_edges) for age in (*age_edges, age_edges[-1] + 1)))
     return {
         dataset: {group: (len(groups[group]), statistics.fmean(groups[group])) for group in order if group in groups}
         for dataset, groups in sorted(rewards.items())
@@ -283,11 +303,15 @@ def _number(name: str, value: Any) -> int | float | None:
     """The scalar as a JSON number; None when it is not finite."""
     array = np.asarray(value)
     if array.shape != () or not (array.dtype.kind in "biuf" or array.dtype.name == "bfloat16"):
-        raise ValueError(f"metric {name!r}: got {value!r}; wanted one number, reduce it before logging")
+        raise ValueError(f"metric {name!r}: got {_shown(value)}; wanted one number, reduce it before logging")
     if array.dtype.kind in "biu":
         return int(array)
     number = float(str(array))  # the shortest digits that name this float: 0.1, not 0.10000000149011612
     return number if math.isfinite(number) else None
+
+
+def _shown(value: Any) -> str:
+    return f"an array of shape {value.shape}" if getattr(value, "shape", ()) else repr(value)
 
 
 def _json_lines(path: Path) -> tuple[list[str], bool]:

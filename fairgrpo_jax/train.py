@@ -67,7 +67,7 @@ def train(config: options.Config, workdir: Path | None = None) -> dict[str, floa
             {config.algorithm: run.folder}, run.folder / "report.html", title=f"{config.name}: {config.algorithm}"
         )
         before, after = (evaluate.read(run.folder, step) for step in (0, config.steps))
-        rich.print(tracking.held_out_table(before, after))
+        rich.print(tracking.held_out_table(before, after, age_edges=config.data.age_edges))
         print(f"report: {path}")
     return final
 

@@ -13,25 +13,22 @@ from typing import Any
 import jax
 import numpy as np
 
-from fairgrpo_jax.models import qwen2_5_vl
 from fairgrpo_jax.models.inputs import Prompt as Prompt, pack as pack
 from fairgrpo_jax.models.processing import Processor as Processor
 
 
 @dataclasses.dataclass(frozen=True)
 class VLM:
-    """A model: what it is, its parameters, the module of its family, and the processor that feeds it.
+    """A model: what it is, its parameters, and the processor that feeds it.
 
     Attributes:
         config: static description, e.g. ``qwen2_5_vl.Config``.
         params: nested dict of arrays.
-        family: the module with ``prompt_pass``, ``completion_pass``, ``decode_step``, ``head``.
         processor: messages, images and videos to inputs; None when the caller has one.
     """
 
     config: Any
     params: dict
-    family: ModuleType = qwen2_5_vl
     processor: Any = None
 
     def logits(self, inputs: Mapping[str, Any]) -> np.ndarray:
@@ -45,7 +42,7 @@ class VLM:
         """
         ids = np.asarray(inputs["input_ids"])
         mask = np.asarray(inputs.get("attention_mask", np.ones_like(ids))).astype(bool)
-        packed = np.asarray(_logits(self.family, self.config, self.params, pack(inputs, self.config)))
+        packed = np.asarray(_logits(self.params, self.config, pack(inputs, self.config)))
         order = np.maximum(np.cumsum(mask, axis=1) - 1, 0)
         return np.where(mask[..., None], np.take_along_axis(packed, order[..., None], axis=1), 0.0)
 
@@ -59,19 +56,20 @@ def init(config: Any, key: jax.Array, *, processor: Any = None) -> VLM:
         processor: kept beside the model.
 
     Example:
+        >>> from fairgrpo_jax.models import qwen2_5_vl
         >>> vlm = init(qwen2_5_vl.tiny(), jax.random.key(0))
         >>> vlm.logits({"input_ids": np.array([[7, 8, 9]])}).shape
         (1, 3, 512)
     """
-    return VLM(config, qwen2_5_vl.init(config, key), qwen2_5_vl, processor)
+    return VLM(config, family(config).init(config, key), processor)
 
 
 def family(config: Any) -> ModuleType:
-    """The module whose ``prompt_pass``, ``completion_pass`` and ``decode_step`` a config describes."""
+    """The module of a config's class, with ``prompt_pass``, ``completion_pass``, ``decode_step``, ``head``."""
     return sys.modules[type(config).__module__]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _logits(family: ModuleType, config: Any, params: dict, prompt: Any) -> jax.Array:
-    hidden, _ = family.prompt_pass(params, config, prompt)
-    return family.head(params, config, hidden)
+@functools.partial(jax.jit, static_argnums=1)
+def _logits(params: dict, config: Any, prompt: Prompt) -> jax.Array:
+    hidden, _ = family(config).prompt_pass(params, config, prompt)
+    return family(config).head(params, config, hidden)

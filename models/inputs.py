@@ -56,9 +56,9 @@ def pack(
     """Packs the arrays of a Hugging Face processor, padded on either side, into a right-padded :class:`Prompt`.
 
     Rotary positions are those of transformers 5: text counts up in all three rows; a medium starting at ``s`` has
-    ``(s + floor(frame * interval), s + row, s + column)`` on its merged grid, with ``interval`` = tokens per second times
-    ``second_per_grid_ts`` (1 for an image), after which text continues at ``s + max(height, width)``.  transformers 4
-    continued a video after its last time step instead.
+    ``(s + floor(frame * interval), s + row, s + column)`` on its merged grid, with ``interval`` = tokens per second
+    times ``second_per_grid_ts`` (1 for an image), after which text continues at ``s + max(height, width)``.
+    transformers 4 continued a video after its last time step instead.
 
     Args:
         inputs: ``input_ids`` (P, T), ``attention_mask`` (P, T; default all ones), and where there are media
@@ -105,7 +105,9 @@ def _fit(sizes: np.ndarray, limit: int | None, what: str, option: str) -> int:
     longest = int(sizes.max(initial=0))
     if limit is not None and longest > limit:
         row = int(sizes.argmax())
-        raise ValueError(f"prompt {row} has {longest} {what} but {option}={limit}: raise {option} or shorten the prompt")
+        raise ValueError(
+            f"prompt {row} has {longest} {what} but {option}={limit}: raise {option} or shorten the prompt"
+        )
     return longest if limit is None else limit
 
 
@@ -146,8 +148,8 @@ class _Media:
             stop = at + len(positions)
             if stop > len(tokens) or (tokens[at:stop] != tokens[at]).any():
                 raise ValueError(
-                    f"prompt {row}: a medium of grid {grid} takes {len(positions)} tokens, but fewer placeholders follow "
-                    f"token {at}; was the prompt truncated?"
+                    f"prompt {row}: a medium of grid {grid} takes {len(positions)} tokens, but fewer placeholders "
+                    f"stand from token {at} on; was the prompt truncated?"
                 )
             rope[at:stop] = start + positions
             feature[at:stop] = features + np.arange(len(positions))

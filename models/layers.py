@@ -1,10 +1,11 @@
 """The blocks of the text decoders, and the one attention that the prompt, the update and the sampler share.
 
-A module describes ONE block.  The weights of all blocks of a kind are stacked along a leading axis in a plain nested dict
-(:func:`stack`); a pass binds a slice of that dict to the block (:func:`bind`) inside ``lax.scan`` or a Python loop.
+A module describes ONE block.  The weights of all blocks of a kind are stacked along a leading axis in a plain nested
+dict (:func:`stack`); a pass binds a slice of that dict to the block (:func:`bind`) inside ``lax.scan`` or a loop.
 """
 
 import functools
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -43,7 +44,7 @@ def stack(block: Callable[..., nnx.Module], config: Any, key: jax.Array, depth: 
 def unstack(tree: Any) -> tuple:
     """Splits the leading layer axis of every leaf: a tree of (L, ...) becomes a tuple of L trees."""
     depth = jax.tree.leaves(tree)[0].shape[0]
-    return tuple(jax.tree.map(lambda leaf: leaf[layer], tree) for layer in range(depth))
+    return tuple(jax.tree.map(operator.itemgetter(layer), tree) for layer in range(depth))
 
 
 def linear(inputs: int, outputs: int, config: Any, *, bias: bool, rngs: nnx.Rngs) -> nnx.Linear:
@@ -174,7 +175,8 @@ class Attention(nnx.Module):
         q, k, v = (part(x).reshape(*x.shape[:-1], -1, self.head_dim) for part in (self.q, self.k, self.v))
         q, k = rotate(q, rotation), rotate(k, rotation)
         if cache is not None:
-            k, v = (jax.lax.dynamic_update_slice_in_dim(old, new, t, axis=2) for old, new in zip(cache, (k, v)))
+            k = jax.lax.dynamic_update_slice_in_dim(cache[0], k, t, axis=2)
+            v = jax.lax.dynamic_update_slice_in_dim(cache[1], v, t, axis=2)
         return self.o(attend(q, prompt_kv, (k, v), prompt_mask, own_mask)), (k, v)
 
 

@@ -1,4 +1,4 @@
-"""Images, videos and chat messages to arrays, in NumPy and Pillow: the inputs that Hugging Face's Qwen processor makes."""
+"""Chat messages, images and videos to the arrays that Hugging Face's Qwen processor makes, in NumPy and Pillow."""
 
 import dataclasses
 import functools
@@ -18,10 +18,10 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 class Processor:
     """Chat messages with images and videos to the dict of arrays a Hugging Face processor returns.
 
-    A medium is resized (bicubic) so that both sides are multiples of ``patch_size * merge_size`` and its area lies between
-    ``min_pixels`` and ``max_pixels``, scaled to 0..1, normalised, and cut into patches in merge-block order.  An image is
-    a video of one frame; the last frame is repeated up to a multiple of ``temporal_patch_size``.  Images come out
-    bit-identical to transformers' ``Qwen2VLImageProcessorPil``.
+    A medium is resized (bicubic) so that both sides are multiples of ``patch_size * merge_size`` and its area lies
+    between ``min_pixels`` and ``max_pixels``, scaled to 0..1, normalised and cut into patches in merge-block order.  An
+    image is a video of one frame; the last frame is repeated up to a multiple of ``temporal_patch_size``.  Images come
+    out bit-identical to transformers' ``Qwen2VLImageProcessorPil``.
 
     Attributes:
         tokenizer: a Hugging Face tokenizer with Qwen's special tokens and a chat template.
@@ -71,8 +71,8 @@ class Processor:
 
         Returns:
             ``input_ids``, ``attention_mask``, ``mm_token_type_ids`` (P, T) int64, padded on the tokenizer's side;
-            ``pixel_values`` (patches, C * tp * p * p) float32 with ``image_grid_thw`` (n, 3) int64 where there are images;
-            ``pixel_values_videos``, ``video_grid_thw`` and ``second_per_grid_ts`` (n,) where there are videos.
+            ``pixel_values`` (patches, C * tp * p * p) float32 and ``image_grid_thw`` (n, 3) int64 where there are
+            images; ``pixel_values_videos``, ``video_grid_thw`` and ``second_per_grid_ts`` (n,) where there are videos.
 
         Raises:
             ValueError: a row with more or fewer media than places for them, an array that is not uint8, or an image
@@ -81,7 +81,9 @@ class Processor:
         images = images if images is not None else [[] for _ in messages]
         videos = videos if videos is not None else [[] for _ in messages]
         if not len(messages) == len(images) == len(videos):
-            raise ValueError(f"got {len(messages)} conversations, {len(images)} rows of images, {len(videos)} of videos")
+            raise ValueError(
+                f"got {len(messages)} conversations, {len(images)} rows of images, {len(videos)} of videos"
+            )
         stills = self._patchify([[image] for row in images for image in row])
         films = self._patchify([list(video) for row in videos for video in row])
         texts = self.tokenizer.apply_chat_template(
@@ -106,7 +108,9 @@ class Processor:
             for token, kind in kinds.items():
                 places, given = np.flatnonzero(ids == token), len(media[kind][0][index])
                 if len(places) != given:
-                    raise ValueError(f"row {index} has {len(places)} places for {kind}s, but {given} {kind}s were given")
+                    raise ValueError(
+                        f"row {index} has {len(places)} places for {kind}s, but {given} {kind}s were given"
+                    )
                 repeats[places] = [counts[kind].pop() for _ in places]
             rows.append(np.repeat(ids, repeats))
         shape = (len(rows), max(map(len, rows)))
@@ -140,10 +144,10 @@ class Processor:
         """A frame as uint8 (H, W, 3), both sides multiples of patch_size * merge_size."""
         pixels = _to_rgb(frame)
         height, width = pixels.shape[:2]
-        size = smart_resize(height, width, self.patch_size * self.merge_size, self.min_pixels, self.max_pixels)
-        if size == (height, width):
+        tall, wide = smart_resize(height, width, self.patch_size * self.merge_size, self.min_pixels, self.max_pixels)
+        if (tall, wide) == (height, width):
             return pixels
-        return np.asarray(Image.fromarray(pixels).resize(size[::-1], Image.Resampling.BICUBIC))
+        return np.asarray(Image.fromarray(pixels).resize((wide, tall), Image.Resampling.BICUBIC))
 
 
 def tiny_processor() -> Processor:
@@ -190,8 +194,7 @@ def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixe
 def _value_table(mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
     """(3, 256) float32: what each byte of each channel becomes; scaled in float64, normalised in float32."""
     scaled = (np.arange(256, dtype=np.float64) * (1 / 255)).astype(np.float32)
-    mean, std = np.array(mean, np.float32)[:, None], np.array(std, np.float32)[:, None]
-    return (scaled - mean) / std
+    return (scaled - np.array(mean, np.float32)[:, None]) / np.array(std, np.float32)[:, None]
 
 
 def _to_rgb(frame: Any) -> np.ndarray:

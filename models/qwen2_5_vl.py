@@ -121,7 +121,12 @@ class Config:
             raise ValueError(f"this Qwen2.5-VL computes {wanted}; the checkpoint's config has {got}")
         eos = text.eos_token_id if text.eos_token_id is not None else ()
         eos_ids = tuple(eos) if isinstance(eos, list | tuple) else (eos,)
-        special = [config.vision_start_token_id, config.vision_end_token_id, config.image_token_id, config.video_token_id]
+        special = [
+            config.vision_start_token_id,
+            config.vision_end_token_id,
+            config.image_token_id,
+            config.video_token_id,
+        ]
         vision_pad = getattr(config, "vision_token_id", None)
         return cls(
             vision=_vision_config(tower),
@@ -269,9 +274,9 @@ def completion_pass(
 ) -> jax.Array:
     """Runs whole completions against the keys and values of their prompts.
 
-    Token t of a completion stands at order n + t and rotary position next + t in all three rows, with n the length of its
-    prompt and next one above the prompt's largest rotary position, whatever the padding.  It sees its whole prompt and
-    tokens 0..t of its own rollout.
+    Token t of a completion stands at order n + t and rotary position next + t in all three rows, with n the length of
+    its prompt and next one above the prompt's largest rotary position, whatever the padding.  It sees its whole prompt
+    and tokens 0..t of its own rollout.
 
     Args:
         params: parameters.
@@ -341,9 +346,7 @@ def decode_step(
     updated = []
     for weights, kv, cache in zip(params["layers"], prompt_kv, caches, strict=True):
         module = bind(DecoderLayer, config, weights)
-        x, cache = module(
-            x, turn, own_mask=own_mask, prompt_kv=kv, prompt_mask=prompt.valid[:, None], cache=cache, t=t
-        )
+        x, cache = module(x, turn, own_mask=own_mask, prompt_kv=kv, prompt_mask=prompt.valid[:, None], cache=cache, t=t)
         updated.append(cache)
     return _final_norm(params, config, x)[:, :, 0], tuple(updated)
 
@@ -363,8 +366,8 @@ def head(params: dict, config: Config, hidden: jax.Array) -> jax.Array:
 def policy_logits(params: dict, config: Config, hidden: jax.Array, temperature: float | jax.Array = 1.0) -> jax.Array:
     """Logits (..., V) in float32 of the distribution that is sampled from and trained.
 
-    ``head(hidden) / temperature``, with the ids of ``config.banned_ids`` at -1e30: images are never sampled, and what is
-    never sampled has probability 0 in the update as well.
+    ``head(hidden) / temperature``, with the ids of ``config.banned_ids`` at -1e30: images are never sampled, and what
+    is never sampled has probability 0 in the update as well.
     """
     logits = head(params, config, hidden) / temperature
     banned = np.isin(np.arange(config.vocab_size), config.banned_ids)

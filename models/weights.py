@@ -29,7 +29,9 @@ _VISION = {
     "vision.blocks.qkv.bias": "visual.blocks.*.attn.qkv.bias",
     "vision.blocks.proj.kernel": "visual.blocks.*.attn.proj.weight",
     "vision.blocks.proj.bias": "visual.blocks.*.attn.proj.bias",
-    **{f"vision.blocks.mlp.{part}.kernel": f"visual.blocks.*.mlp.{part}_proj.weight" for part in ("gate", "up", "down")},
+    **{
+        f"vision.blocks.mlp.{part}.kernel": f"visual.blocks.*.mlp.{part}_proj.weight" for part in ("gate", "up", "down")
+    },
     **{f"vision.blocks.mlp.{part}.bias": f"visual.blocks.*.mlp.{part}_proj.bias" for part in ("gate", "up", "down")},
     "vision.merger.norm.weight": "visual.merger.ln_q.weight",
     "vision.merger.up.kernel": "visual.merger.mlp.0.weight",
@@ -44,9 +46,9 @@ def from_hugging_face(tensors: Mapping[str, np.ndarray], config: qwen2_5_vl.Conf
     """Our parameter tree from the tensors of a checkpoint.
 
     Args:
-        tensors: name to array, as published (``model.layers...``, ``visual...``) or as transformers 5 holds them in memory
-            (``model.language_model.layers...``, ``model.visual...``).  A tied checkpoint may repeat its embedding as
-            ``lm_head.weight``.
+        tensors: name to array, as published (``model.layers...``, ``visual...``) or as transformers 5 holds them in
+            memory (``model.language_model.layers...``, ``model.visual...``).  A tied checkpoint may repeat the
+            embedding as ``lm_head.weight``.
         config: the model.
 
     Returns:
@@ -61,7 +63,9 @@ def from_hugging_face(tensors: Mapping[str, np.ndarray], config: qwen2_5_vl.Conf
     ):
         del tensors["lm_head.weight"]
     shapes = _shapes(config)
-    wanted = {name: shape for path, leaf in shapes.items() for name, shape in _tensors(path, leaf.shape, config).items()}
+    wanted = {
+        name: shape for path, leaf in shapes.items() for name, shape in _tensors(path, leaf.shape, config).items()
+    }
     _check(tensors, wanted)
     params: dict[str, Any] = {}
     for path in shapes:

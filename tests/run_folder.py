@@ -25,26 +25,35 @@ CONFIG = {
 
 
 def write(
-    folder: Path, *, algorithm: str = "grpo", seed: int = 0, gain: float = 0.1, patients: int = 120, steps: int = 200
+    folder: Path,
+    *,
+    algorithm: str = "grpo",
+    seed: int = 0,
+    gain: float = 0.1,
+    patients: int = 120,
+    steps: int = 200,
+    evaluations: int = 4,
+    datasets: tuple[str, ...] = tuple(ANSWERS),
 ) -> Path:
-    """A whole run folder: config, metrics, evaluations at five steps, completions with images."""
+    """A whole run folder: config, metrics, evaluations before and during training, completions with images."""
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(CONFIG | {"algorithm": algorithm, "seed": seed, "steps": steps}))
     write_metrics(folder, rng, gain, steps, fair=algorithm != "grpo")
-    for step in range(0, steps + 1, max(1, steps // 4)):
+    for step in range(0, steps + 1, steps // evaluations):
         write_evaluation(
-            folder, step, people(patients), share=0.6 + gain * step / steps, rng_seed=1 if step == 0 else seed
+            folder, step, people(patients, datasets), share=0.6 + gain * step / steps, rng_seed=1 if step == 0 else seed
         )
     write_samples(folder, rng, steps)
     return folder
 
 
-def people(patients: int) -> list[dict]:
+def people(patients: int, datasets: tuple[str, ...] = tuple(ANSWERS)) -> list[dict]:
     """The held-out records, the same in every run; every third patient has two."""
     rng = np.random.default_rng(7)
     rows = []
-    for dataset, answers in ANSWERS.items():
+    for dataset in datasets:
+        answers = ANSWERS[dataset]
         for patient in range(patients):
             known = dataset != "digits"
             sex, age = "FM"[rng.integers(2)], float(rng.uniform(26, 90))

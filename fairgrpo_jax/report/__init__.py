@@ -6,6 +6,7 @@
 """
 
 import base64
+import collections
 import io
 import json
 import math
@@ -94,7 +95,7 @@ def _content(runs: Sequence[results.Run], title: str) -> dict[str, Any]:
         "forests": [plots.forest(table, columns) for table in tables],
         "estimate": results.estimate,
         "extremes": _extremes,
-        "fairness": results.fairness_columns(columns),
+        "fairness": results.fairness_columns(columns, age_edges=edges),
         "samples": [_samples(run) for run in runs],
     }
 
@@ -137,7 +138,7 @@ def _over_time(position: int, run: results.Run, edges: Sequence[float]) -> tuple
     picks = sorted({round(i) for i in np.linspace(0, len(steps) - 1, min(len(steps), _BANDS))}) if steps else []
     steps = [steps[pick] for pick in picks]
     columns = [results.Series(str(step), position, False, results.by_uid(run.evals[step])) for step in steps]
-    return position, steps, results.datasets(columns, age_edges=edges, replicates=300)
+    return position, steps, results.datasets(columns, age_edges=edges, replicates=1)
 
 
 def _ceiling(config: Mapping[str, Any]) -> float | None:
@@ -186,12 +187,13 @@ def _times(run: results.Run) -> dict[str, Any]:
 
 
 def _samples(run: results.Run) -> list[dict[str, Any]]:
-    """The last prompts that the run kept, their images read in; best completion first."""
+    """The last prompts that the run kept, their images read in; equal completions once, best first."""
     shown = []
     for sample in run.samples[:_SAMPLES]:
         files = [run.path / name for name in sample["images"]]
         images = [_png(file) for file in files if file.exists()]
-        ranked = sorted(sample["completions"], key=lambda completion: -completion["advantage"])
+        times = collections.Counter((said["text"], said["reward"], said["advantage"]) for said in sample["completions"])
+        ranked = sorted(times.items(), key=lambda item: (-item[0][2], -item[1]))
         shown.append(sample | {"images": images, "lost": len(files) - len(images), "completions": ranked})
     return shown
 
@@ -209,8 +211,10 @@ def _picture(svg: str) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
 
 
-def _number(value: float, form: str = ".3f") -> str:
-    """A number, with a true minus sign; a dash when it is undefined."""
+def _number(value: float | str, form: str = ".3f") -> str:
+    """A number, with a true minus sign; a dash when it is undefined; names stay as they are."""
+    if isinstance(value, str):
+        return value
     return format(value, form).replace("-", "−") if math.isfinite(value) else "–"
 
 

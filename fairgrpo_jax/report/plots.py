@@ -96,13 +96,14 @@ def groups_over_time(
                 drawn.add(place)
     for (row, column), axis in np.ndenumerate(axes):
         _tidy(axis)
-        if (row, column) not in drawn:
-            axis.axis("off")
+        if (row, column) not in drawn:  # keep the labels at the rim, draw nothing
+            axis.spines[:].set_visible(False)
+            axis.grid(False)
         if row == 0:
             axis.set_title(columns[column], fontsize=9.5)
         if column == 0:
             axis.set_ylabel(rows[row], fontsize=9.5)
-    axes[0, 0].set_ylim(0, 1)
+    axes[0, 0].set_ylim(-0.03, 1.03)  # room for points at 0 and 1
     _legend(figure, runs)
     return _svg(figure)
 
@@ -121,7 +122,7 @@ def forest(table: results.Dataset, columns: Sequence[results.Series]) -> str:
         for index, column in enumerate(columns):
             offset = (index - (len(columns) - 1) / 2) * 0.62 / len(columns)
             for height, group in zip(heights, groups, strict=True):
-                _mark(axis, results.estimate(getattr(group, field)[index]), height + offset, column)
+                _mark(axis, group.intervals[field][index], height + offset, column)
         _tidy(axis, "x")
         axis.set(title=title, xlim=(-0.02, 1.02), ylim=(place + 0.8, 0.2))
     axes[0].set_yticks(heights, [f"{group.name}  (n {group.records})" for group in groups])
@@ -179,7 +180,7 @@ def _tidy(axis: Axes, grid: str = "y") -> None:
 
 
 def _band(axis: Axes, steps: Sequence[int], group: results.Group, shade: str) -> None:
-    middle, low, high = np.transpose([results.estimate(values) for values in group.f1])
+    middle, low, high = zip(*group.intervals["f1"], strict=True)
     axis.fill_between(steps, low, high, color=shade, alpha=0.16, lw=0)
     axis.plot(steps, middle, "o-", color=shade, lw=1.4, ms=2.5)
 

@@ -1,8 +1,9 @@
 """Run folders in, numbers out: what the report prints and plots, and no markup.
 
-All intervals come from one cluster bootstrap.  Within a data set, patients are drawn with replacement, all records of a
-patient together; the same draws serve every run, every step and every group.  So the difference between two runs is
-paired record by record, and its interval is that of the difference itself, narrower than two intervals side by side.
+The interval of a group's score is that of ``metrics.intervals``.  Intervals of differences come from one cluster
+bootstrap: within a data set, patients are drawn with replacement, all records of a patient together, and the same draws
+serve every run, every step and every group.  So the difference between two runs is paired record by record, and its
+interval is that of the difference itself, narrower than two intervals side by side.
 """
 
 import dataclasses
@@ -14,12 +15,32 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fairgrpo_jax import tracking
+from fairgrpo_jax import metrics, tracking
 
 
 REPLICATES = 1000
 FEW_PATIENTS = 50  # below this a data set carries no claim about accuracy
 ATTRIBUTES = ("all", "sex", "age", "joint")
+# The fairness measures: name, what it is, key of metrics.fairness_report, format.
+MEASURES = (
+    ("PP", "predictive parity: gap of the false discovery rate, × 100", "paper/PP", ".1f"),
+    ("EOD", "equal opportunity: gap of the true positive rate, × 100", "paper/EOD", ".1f"),
+    ("FPR_Diff", "gap of the false positive rate, × 100", "paper/FPR_Diff", ".1f"),
+    ("equalized odds", "the larger gap of both rates, × 100", "overall/equalized_odds_diff", ".1f"),
+    ("σF1", "standard deviation of F1 between groups", "paper/σF1", ".3f"),
+    ("ΔF1", "gap of F1", "paper/ΔF1", ".3f"),
+    ("σAcc", "standard deviation of Acc between groups, × 100", "paper/σAcc", ".1f"),
+    ("ΔAcc", "gap of Acc, × 100", "paper/ΔAcc", ".1f"),
+    ("Acc", "accuracy of each class against the rest, mean over classes, × 100", "paper/Acc", ".1f"),
+    ("F1", "macro F1", "paper/F1", ".3f"),
+    ("Acc_ES", "Acc / (1 + its standard deviation)", "paper/Acc_ES", ".1f"),
+    ("F1_ES", "F1 / (1 + σF1)", "paper/F1_ES", ".3f"),
+    ("joint σF1", "standard deviation of F1 between pairs of sex and age", "overall/joint_f1_std", ".3f"),
+    ("worst F1", "lowest F1 of a group, by sex or by age, of all data sets", "overall/worst_f1", ".3f"),
+    ("worst group", "the group that has it", "overall/worst_group", ".3f"),
+    ("best F1", "highest F1 of a group", "overall/best_f1", ".3f"),
+    ("best group", "the group that has it", "overall/best_group", ".3f"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,14 +91,20 @@ class Series(NamedTuple):
 
 
 class Group(NamedTuple):
-    """One group of patients in one data set, with the bootstrap of its scores."""
+    """One group of patients in one data set, with its scores, their intervals and their paired bootstrap."""
 
     attribute: str
     name: str
     records: int
     patients: int
+    intervals: dict[str, list[Estimate]]  # "accuracy" and "f1": one for each series
     accuracy: np.ndarray  # (series, 1 + replicates); column 0 is the observed value
     f1: np.ndarray  # (series, 1 + replicates)
+
+    def difference(self, score: str, new: int, old: int) -> Estimate:
+        """One series minus another, paired by record."""
+        draws = getattr(self, score)
+        return estimate(draws[new] - draws[old])
 
 
 class Joint(NamedTuple):
@@ -194,16 +221,6 @@ def pooled_accuracy(tables: Sequence[Dataset]) -> np.ndarray:
     return np.sum(whole, axis=0) / sum(table.records for table in tables)
 
 
-def age_group(age: float | None, edges: Sequence[float]) -> str | None:
-    """The display name of an age bin: "≤25", "26–50", ">75"; the upper edge belongs to the bin."""
-    if age is None:
-        return None
-    position = int(np.searchsorted(edges, age))
-    if position == len(edges):
-        return f">{edges[-1]}"
-    return f"{edges[position - 1] + 1}–{edges[position]}" if position else f"≤{edges[0]}"
-
-
 def headline(tables: Sequence[Dataset]) -> list[tuple[str, np.ndarray]]:
     """The few numbers to look at first, each (series, 1 + replicates)."""
     if not tables:
@@ -222,8 +239,27 @@ def headline(tables: Sequence[Dataset]) -> list[tuple[str, np.ndarray]]:
     return rows
 
 
-def fairness_columns(columns: Sequence[Series]) -> list[tuple[str, str, list[float]]]:
-    return []
+def fairness_columns(
+    columns: Sequence[Series], *, age_edges: Sequence[float] = (25, 50, 75)
+) -> list[tuple[str, str, str, list[float | str]]]:
+    """Rows (name, what it is, format, value in each series) of the measures, on the records that all series have."""
+    if not columns:
+        return []
+    common = set.intersection(*(set(column.rows) for column in columns))
+    if not common:
+        return []
+    reports = [
+        metrics.fairness_report(*_answers([row for uid, row in column.rows.items() if uid in common], age_edges))
+        for column in columns
+    ]
+    for found in reports:
+        if "overall/equalized_odds_diff" in found:
+            found["overall/equalized_odds_diff"] = 100 * float(found["overall/equalized_odds_diff"])
+    return [
+        (name, meaning, form, [found[key] for found in reports])
+        for name, meaning, key, form in MEASURES
+        if key in reports[0]
+    ]
 
 
 def _dataset(name: str, rows: list[list[dict[str, Any]]], age_edges: Sequence[float], replicates: int) -> Dataset:
@@ -233,35 +269,55 @@ def _dataset(name: str, rows: list[list[dict[str, Any]]], age_edges: Sequence[fl
     predicted = np.stack([_indicators([row["prediction"] for row in column], labels) for column in rows])
     patient = np.unique([str(row["patient"]) for row in first], return_inverse=True)[1]
     weights = _draws(patient, replicates)
+    known = [_intervals(column, age_edges) for column in rows]
     groups = []
     for attribute, group, members in _groups(first, age_edges):
         scores = [_scores(gold[members], column[members], weights[:, members]) for column in predicted]
         accuracy, f1 = (np.stack(score) for score in zip(*scores, strict=True))
-        groups.append(Group(attribute, group, len(members), len(set(patient[members])), accuracy, f1))
+        intervals = {score: [column[attribute, group][score] for column in known] for score in ("accuracy", "f1")}
+        groups.append(Group(attribute, group, len(members), len(set(patient[members])), intervals, accuracy, f1))
     return Dataset(name, len(first), int(patient.max()) + 1, groups)
+
+
+def _answers(rows: Sequence[dict[str, Any]], age_edges: Sequence[float]) -> tuple[list, list, list, list]:
+    """Predictions, labels, demographics and data sets as ``metrics`` takes them."""
+    return (
+        [row["prediction"] or None for row in rows],
+        [row["answer"] for row in rows],
+        [{"sex": row["sex"], "age": tracking.age_group(row["age"], age_edges)} for row in rows],
+        [row["dataset"] for row in rows],
+    )
+
+
+def _intervals(
+    rows: Sequence[dict[str, Any]], age_edges: Sequence[float]
+) -> dict[tuple[str, str], dict[str, Estimate]]:
+    """(attribute, group) -> score -> estimate, by ``metrics.intervals``; NaN where it is a single point."""
+    found = metrics.intervals(*_answers(rows, age_edges), [str(row["patient"]) for row in rows])
+    return {
+        (row["attribute"], row["group"].replace("female", "F").replace("male", "M")): {
+            score: Estimate(row[key], row[f"{key}_low"], row[f"{key}_high"])
+            if row[f"{key}_low"] < row[f"{key}_high"]
+            else Estimate(row[key], np.nan, np.nan)
+            for score, key in (("accuracy", "top1"), ("f1", "f1"))
+        }
+        for row in found
+    }
 
 
 def _groups(rows: list[dict[str, Any]], age_edges: Sequence[float]) -> list[tuple[str, str, np.ndarray]]:
     """(attribute, group, positions) of all records, of each sex, each age group, and each pair of both."""
-    ages = [age_group(age, age_edges) for age in [*age_edges, np.inf]]
     found: dict[tuple[str, str], list[int]] = {("all", "all"): list(range(len(rows)))}
     for position, row in enumerate(rows):
-        sex, age = row["sex"], age_group(row["age"], age_edges)
+        sex, age = row["sex"], tracking.age_group(row["age"], age_edges)
         pair = f"{sex}, {age}" if sex and age else None
         for attribute, group in (("sex", sex), ("age", age), ("joint", pair)):
             if group is not None:
                 found.setdefault((attribute, group), []).append(position)
-    order = {(attribute, group): rank for rank, (attribute, group) in enumerate(_ordered(ages))}
-    return [(*key, np.asarray(found[key])) for key in sorted(found, key=lambda key: order.get(key, len(order)))]
-
-
-def _ordered(ages: Sequence[str | None]) -> list[tuple[str, str | None]]:
-    return [
-        ("all", "all"),
-        *(("sex", sex) for sex in "FM"),
-        *(("age", age) for age in ages),
-        *(("joint", f"{sex}, {age}") for sex in "FM" for age in ages),
-    ]
+    ages = [tracking.age_group(age, age_edges) for age in (*age_edges, age_edges[-1] + 1)]
+    order = [("all", "all"), ("sex", "F"), ("sex", "M"), *(("age", age) for age in ages)]
+    order += [("joint", f"{sex}, {age}") for sex in "FM" for age in ages]
+    return [(*key, np.asarray(found[key])) for key in order if key in found]
 
 
 def _draws(patient: np.ndarray, replicates: int) -> np.ndarray:
@@ -274,7 +330,7 @@ def _draws(patient: np.ndarray, replicates: int) -> np.ndarray:
 def _scores(gold: np.ndarray, predicted: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Weighted exact-match share and macro F1, one per row of weights; NaN where nobody is left."""
     total = weights.sum(1)
-    exact = weights @ (gold == predicted).all(1)
+    exact = weights @ ((gold == predicted).all(1) & predicted.any(1))
     true_positive, support, claimed = weights @ (gold & predicted), weights @ gold, weights @ predicted
     with np.errstate(invalid="ignore"):
         f1 = np.where(support > 0, 2 * true_positive / (support + claimed), 0)
@@ -285,7 +341,7 @@ _TEXTS = ("answer", "prediction")
 
 
 def _labels(text: str) -> list[str]:
-    return [label for part in text.split(",") if (label := part.strip())]
+    return [label for part in text.split(", ") if (label := part.strip())]
 
 
 def _indicators(texts: Sequence[str], labels: Sequence[str]) -> np.ndarray:

@@ -59,8 +59,8 @@ def _change(tables: Sequence[results.Dataset], old: int, new: int) -> str:
     records, patients = sum(table.records for table in tables), sum(table.patients for table in tables)
     points = results.Estimate(*(100 * number for number in accuracy))
     sentences = [
-        f"Exact answers {_signed(points, '.1f', ' points')} on {records:,} records of {patients:,} patients: "
-        f"{_verdict(accuracy)}.",
+        f"Exact answers {_signed(points, '.1f', ' points', '95 % interval ')} on {records:,} records of {patients:,} "
+        f"patients: {_verdict(accuracy)}.",
         _by_group(tables, old, new),
     ]
     joint = results.joint(tables)
@@ -77,7 +77,7 @@ def _by_group(tables: Sequence[results.Dataset], old: int, new: int) -> str:
     groups = [(table.name, group) for table in tables for group in table.groups if group.attribute in ("sex", "age")]
     if not groups:
         return "No record carries a sex or an age, so nothing can be said about groups."
-    differences = [(f"{data} {group.name}", results.estimate(group.f1[new] - group.f1[old])) for data, group in groups]
+    differences = [(f"{data} {group.name}", group.difference("f1", new, old)) for data, group in groups]
     higher = [label for label, difference in differences if difference.low > 0]
     lower = [label for label, difference in differences if difference.high < 0]
     parts = [f"clearly higher in {len(higher)} ({_listed(higher)})"] if higher else []
@@ -102,9 +102,9 @@ def _verdict(difference: results.Estimate) -> str:
     return "clearly higher" if difference.value > 0 else "clearly lower"
 
 
-def _signed(difference: results.Estimate, form: str = ".3f", unit: str = "") -> str:
+def _signed(difference: results.Estimate, form: str = ".3f", unit: str = "", lead: str = "") -> str:
     value, low, high = (format(number, "+" + form).replace("-", "−") for number in difference)
-    return f"{value}{unit}" + (f" (95 % interval {low} to {high})" if np.isfinite(difference.low) else "")
+    return f"{value}{unit}" + (f" ({lead}{low} to {high})" if np.isfinite(difference.low) else "")
 
 
 def _listed(names: Iterable[str]) -> str:

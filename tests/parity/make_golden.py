@@ -9,6 +9,7 @@ logits, and for some the greedy continuation with the margin between its best tw
 import json
 import pathlib
 import sys
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +19,7 @@ IMAGE, VIDEO, START, END, PAD = 5, 6, 3, 4, 0
 VOCABULARY = 96
 
 # What differs between the two models: tied head, GQA ratio, window, layers with full attention, eps, rope.
-VARIANTS = {
+VARIANTS: dict[int, dict[str, Any]] = {
     0: dict(
         text=dict(num_attention_heads=4, num_key_value_heads=2, num_hidden_layers=2, rms_norm_eps=1e-6),
         vision=dict(num_heads=2, depth=3, window_size=16, fullatt_block_indexes=[1], tokens_per_second=2),
@@ -38,7 +39,7 @@ VARIANTS = {
 
 def build(seed: int):
     """A random model in float32; the weights are drawn so that no norm, bias or block is near the identity."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
     variant = VARIANTS[seed % 2]
@@ -95,7 +96,8 @@ def video_tokens(t, h, w):
 def batch(rows, side, rng, images=(), videos=(), seconds=None):
     """Inputs as a processor would return them, padded on one side."""
     size = max(map(len, rows))
-    ids, mask = np.full((len(rows), size), PAD), np.zeros((len(rows), size), np.int64)
+    ids = np.full((len(rows), size), PAD)
+    mask = np.zeros_like(ids)
     for row, tokens in enumerate(rows):
         own = slice(size - len(tokens), None) if side == "left" else slice(len(tokens))
         ids[row, own], mask[row, own] = tokens, 1
@@ -137,8 +139,8 @@ def cases(seed: int) -> dict[str, dict[str, np.ndarray]]:
 
 
 def expected(model, inputs: dict[str, np.ndarray], steps: int = 6) -> dict[str, np.ndarray]:
-    """Logits, rotary positions, the next position, and (transformers cannot when right-padded) a greedy continuation."""
-    import torch
+    """Logits, rotary positions, the next position, and a greedy continuation where no row is padded on the right."""
+    import torch  # pyright: ignore[reportMissingImports]
 
     tensors = {name: torch.from_numpy(np.asarray(value)) for name, value in inputs.items()}
     with torch.no_grad():
@@ -182,7 +184,7 @@ def published_weights(model) -> dict[str, np.ndarray]:
 def main(folder: pathlib.Path) -> None:
     for seed in VARIANTS:
         model = build(seed)
-        arrays = {"config": np.array(json.dumps(model.config.to_dict()))}
+        arrays: dict[str, Any] = {"config": np.array(json.dumps(model.config.to_dict()))}
         arrays |= {f"weights/{name}": value for name, value in published_weights(model).items()}
         for case, inputs in cases(seed).items():
             arrays |= {f"{case}/inputs/{name}": value for name, value in inputs.items()}

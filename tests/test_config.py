@@ -1,0 +1,63 @@
+"""Options are checked when they are made, survive JSON, and say in which they differ."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import pytest
+
+from fairgrpo_jax import config as options, configs, models, runs
+
+
+@pytest.mark.parametrize("name", configs.names())
+def test_every_preset_loads_and_its_policy_has_shapes(name):
+    config = configs.get(name)
+    assert config.name == name
+    shapes = jax.eval_shape(lambda key: models.init(runs.policy(config.model), key).params, jax.random.key(0))
+    assert sum(x.size for x in jax.tree.leaves(shapes)) > 10_000
+    assert configs.summaries()[name]
+
+
+def test_config_survives_json():
+    config = dataclasses.replace(
+        configs.get("covid_blues"), data=options.Data(root=Path("there"), age_edges=(40,)), algorithm="rloo"
+    )
+    assert options.from_dict(json.loads(json.dumps(options.to_dict(config)))) == config
+
+
+def test_unknown_key_is_refused():
+    with pytest.raises(ValueError, match="turbo"):
+        options.from_dict({"turbo": True})
+
+
+def test_difference_names_every_changed_option():
+    old = options.Config()
+    new = dataclasses.replace(old, mesh="4x1", seed=3, optim=options.Optim(lr=1e-3))
+    lines = options.difference(options.to_dict(old), options.to_dict(new), ignore=("mesh",))
+    assert lines == ["optim.lr: 0.0001 -> 0.001", "seed: 0 -> 3"]
+
+
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        (lambda: options.Config(algorithm="ppo"), "'ppo'.*grpo, dr_grpo, rloo, fair_grpo, fair_grpo_nd"),
+        (lambda: options.Config(rollouts=1), "rollouts=1"),
+        (lambda: options.Config(prompts=10, update=options.Update(mini_batches=4)), "multiple of 4"),
+        (lambda: options.Config(rollouts=20), "history ring"),
+        (lambda: options.Data(num_frames=3), "num_frames=3"),
+        (lambda: options.Data(min_pixels=9, max_pixels=4), "min_pixels=9"),
+        (lambda: options.Data(age_edges=(50, 25)), "rising"),
+        (lambda: options.Model(hidden_size=20), "multiple of 16"),
+        (lambda: options.Optim(lr=0.0), "lr=0.0"),
+        (lambda: options.Sampling(temperature=0.0), "positive temperature"),
+        (lambda: options.Sampling(top_p=1.5), "top_p=1.5"),
+        (lambda: options.Update(passes=0), "passes=0"),
+        (lambda: options.Evaluation(every=0), "every=0"),
+    ],
+)
+def test_bad_values_are_refused_with_what_was_wanted(change, named):
+    with pytest.raises(ValueError, match=f"got .*wanted|{named}") as error:
+        change()
+    assert "got" in str(error.value) and "wanted" in str(error.value)
+    pytest.raises(ValueError, change).match(named)

@@ -1,0 +1,159 @@
+"""The owners' files: a small folder in their form, made here, and the real one where it lies beside the project."""
+
+from collections import Counter
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from fairgrpo_jax import data
+from fairgrpo_jax.data import covid_blues, demographics, media, splits
+from fairgrpo_jax.data.record import conversation
+
+
+REAL = Path(__file__).resolve().parent.parent.parent / "shared" / "covid-blues"
+CLINICAL = (
+    "patient_id,cov_test,patient_symp#Fever,pat_sex,pulse,pat_age\r\n"
+    "15,1,1,1.0,-99,78.0\r\n"
+    "3,0,0,0.0,,49.5\r\n"
+    "20,1,,-99,80,-99\r\n"
+    "100,0,0,1.0,80,26\r\n"
+)
+SEVERITY = (
+    "video_file,Severity Score,A-lines,B-lines,comments\n"
+    'patient_15_L2,2.0,yes ,no ,"broken pleura, consolidated"\n'
+    "patient_15_L2_2,1.0,no,yes,\n"
+    "patient_3_R1,0.0,yes,no,\n"
+    "patient_20_R3,3.0,no,yes,\n"
+    "patient_100_L1,,,,\n"
+)
+STEMS = ["patient_15_L2", "patient_15_L2_2", "patient_3_R1", "patient_20_R3", "patient_100_L1"]
+
+
+def write(path, frames=20):
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for i in range(frames):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((48, 64, 3), 10 * i, np.uint8))))
+        container.mux(stream.encode())
+
+
+@pytest.fixture
+def root(tmp_path):
+    (tmp_path / "clinical_variables.csv").write_bytes(b"\xef\xbb\xbf" + CLINICAL.encode())
+    (tmp_path / "severity.csv").write_text(SEVERITY)
+    (tmp_path / "lus_videos").mkdir()
+    for stem in STEMS:
+        write(tmp_path / "lus_videos" / f"{stem}.mp4")
+    return tmp_path
+
+
+def test_records(root):
+    train, test = (data.load("covid_blues", root, split=split) for split in ("train", "test"))
+    assert [r.uid for r in train.records] == [  # patients 3, 15, 20 of 3, 15, 20, 100
+        "covid_blues/patient_3_R1",
+        "covid_blues/patient_15_L2",
+        "covid_blues/patient_15_L2_2",
+        "covid_blues/patient_20_R3",
+    ]
+    assert [r.uid for r in test.records] == ["covid_blues/patient_100_L1"]
+    rows = {r.uid.split("/")[1]: r for r in (*train.records, *test.records)}
+    told = {stem: (r.patient, r.sex, r.age, r.answer) for stem, r in rows.items()}
+    assert told == {
+        "patient_3_R1": ("3", "F", 49.5, "No COVID"),
+        "patient_15_L2": ("15", "M", 78.0, "Has COVID"),
+        "patient_15_L2_2": ("15", "M", 78.0, "Has COVID"),
+        "patient_20_R3": ("20", None, None, "Has COVID"),
+        "patient_100_L1": ("100", "M", 26.0, "No COVID"),
+    }
+    assert rows["patient_15_L2"].extra == {"severity": "2.0", "a_lines": "yes", "b_lines": "no", "blue_point": "L2"}
+    assert rows["patient_100_L1"].extra["severity"] == ""
+    assert all(r.choices == ("Has COVID", "No COVID") and r.answer in r.choices for r in rows.values())
+    assert {r.split for r in train.records} == {"train"} and {r.split for r in test.records} == {"test"}
+
+
+def test_videos_are_decoded_when_asked(root):
+    record = data.load("covid_blues", root, split="train", num_frames=6)[0]
+    (clip,) = media.decode_record(record).videos
+    assert clip.frames.shape == (6, 48, 64, 3)
+    assert clip.seconds_per_frame == pytest.approx(19 / 25 / 5)
+
+
+def test_the_prompt_tells_nothing_of_the_patient(root):
+    prompts = [conversation(r) for r in data.load("covid_blues", root, split="train").records]
+    assert prompts.count(prompts[0]) == len(prompts)
+    assert [part["type"] for part in prompts[0][0]["content"]] == ["video", "text"]
+
+
+@pytest.mark.parametrize(
+    "absent,message",
+    [
+        (["clinical_variables.csv", "severity.csv"], "missing clinical_variables.csv, severity.csv; get the dataset"),
+        (["severity.csv"], "missing severity.csv; get the dataset from https://"),
+        (
+            ["lus_videos/patient_3_R1.mp4", "lus_videos/patient_15_L2.mp4"],
+            r"2 missing videos \(patient_15_L2, patient_3_R1\)",
+        ),
+    ],
+)
+def test_all_that_is_missing_is_named_at_once(root, absent, message):
+    for name in absent:
+        (root / name).unlink()
+    with pytest.raises(ValueError, match=message):
+        covid_blues.load(root, split="train")
+
+
+def test_a_folder_that_is_not_there(tmp_path):
+    with pytest.raises(ValueError, match="missing clinical_variables.csv, severity.csv, lus_videos"):
+        covid_blues.load(tmp_path / "nowhere", split="train")
+
+
+def test_videos_nobody_described(root):
+    write(root / "lus_videos" / "patient_3_R2.mp4")
+    write(root / "lus_videos" / "patient_77_L1.mp4")
+    with pytest.raises(ValueError, match=r"2 videos without a row .*patient_77_L1.*1 videos of patients not in"):
+        covid_blues.load(root, split="train")
+
+
+@pytest.mark.parametrize(
+    "name,old,new,message",
+    [
+        ("clinical_variables.csv", "pat_age", "age", "missing columns pat_age"),
+        ("clinical_variables.csv", "15,1,1", "15,-99,1", "patient 15: cov_test is '-99'"),
+        ("clinical_variables.csv", "1,1,1.0", "1,1,2.0", "sex is '2.0'"),
+        ("severity.csv", "B-lines", "blines", "missing columns B-lines"),
+        ("severity.csv", "patient_3_R1", "patient_3_R7", "patient_3_R7"),
+    ],
+)
+def test_tables_of_another_form(root, name, old, new, message):
+    text = (root / name).read_text(encoding="utf-8")
+    (root / name).write_text(text.replace(old, new, 1), encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        covid_blues.load(root, split="train")
+
+
+@pytest.mark.parametrize("options,message", [({"split": "valid"}, "'valid'"), ({"num_frames": 0}, "at least 1")])
+def test_options_that_cannot_be(root, options, message):
+    with pytest.raises(ValueError, match=message):
+        covid_blues.load(root, **{"split": "train", **options})
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason=f"COVID-BLUES is not at {REAL}")
+def test_the_real_dataset_has_its_published_numbers():
+    train, test = (covid_blues.load(REAL, split=split) for split in ("train", "test"))
+    assert (len(train), len(test)) == (266, 96)
+    splits.check_leakage(train.records, test.records)
+    records = [*train.records, *test.records]
+    people = {r.patient: r for r in records}
+    assert (len({r.patient for r in train}), len({r.patient for r in test})) == (47, 16)
+    assert Counter(r.answer for r in people.values()) == {"Has COVID": 33, "No COVID": 30}
+    assert Counter(r.answer for r in records) == {"Has COVID": 197, "No COVID": 165}
+    assert Counter(r.sex for r in people.values()) == {"M": 41, "F": 22}
+    bins = Counter(demographics.age_bin(r.age) for r in people.values())
+    assert bins == {"26–50": 12, "51–75": 32, ">75": 19}
+    assert Counter(r.extra["severity"] for r in records) == {"0.0": 120, "1.0": 111, "2.0": 83, "3.0": 48}
+    assert {r.extra["a_lines"] for r in records} | {r.extra["b_lines"] for r in records} == {"yes", "no"}
+    (clip,) = media.decode_record(test[0]).videos
+    assert clip.frames.shape == (4, 350, 350, 3)

@@ -1,0 +1,65 @@
+"""The spellings the owners of the datasets use, each with its reading."""
+
+import math
+
+import pytest
+
+from fairgrpo_jax.data import demographics
+
+
+@pytest.mark.parametrize(
+    "raw,years",
+    [
+        (53, 53.0),
+        ("53.0", 53.0),
+        ("053Y", 53.0),
+        ("['36Y']", 36.0),
+        (["36Y"], 36.0),
+        ("006M", 0.5),
+        ("012D", 12 / 365.25),
+        ("052W", 52 * 7 / 365.25),
+        (" 45 ", 45.0),
+        ("90", 90.0),
+        (0, 0.0),
+        ("0.0027", 0.0027),
+        ("", None),
+        (None, None),
+        (math.nan, None),
+        ("nan", None),
+        ("unknown", None),
+        (-99, None),
+        ("-99.0", None),
+    ],
+)
+def test_age(raw, years):
+    assert demographics.age(raw) == pytest.approx(years)
+
+
+@pytest.mark.parametrize("raw", ["old", -1, 131, "['36Y', '37Y']", "[36", "inf", "36X"])
+def test_an_age_nobody_can_read_is_an_error(raw):
+    with pytest.raises(ValueError, match="age is"):
+        demographics.age(raw)
+
+
+@pytest.mark.parametrize(
+    "raw,sex",
+    [(raw, "F") for raw in ("F", "f", "Female", "FEMALE", " female ")]
+    + [(raw, "M") for raw in ("M", "m", "Male", "MALE", "male")]
+    + [(raw, None) for raw in ("", None, math.nan, "Unknown", "unknown", "O", "None")],
+)
+def test_sex(raw, sex):
+    assert demographics.sex(raw) == sex
+
+
+def test_codes_for_sex_are_read_only_where_the_dataset_explains_them():
+    codes = {"0.0": "F", "1.0": "M", "-99": None}
+    assert [demographics.sex(raw, codes=codes) for raw in ("0.0", 1.0, -99, "male")] == ["F", "M", None, "M"]
+    with pytest.raises(ValueError, match="codes="):
+        demographics.sex("1.0")
+
+
+def test_age_bins_include_their_upper_edge():
+    ages = [0, 25, 25.5, 26, 50, 50.1, 75, 75.5, 76, 90, None]
+    bins = ["≤25", "≤25", "26–50", "26–50", "26–50", "51–75", "51–75", ">75", ">75", ">75", None]
+    assert [demographics.age_bin(age) for age in ages] == bins
+    assert [demographics.age_bin(age, edges=(60.0,)) for age in (60, 61)] == ["≤60", ">60"]

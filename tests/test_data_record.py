@@ -1,0 +1,76 @@
+import doctest
+import importlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fairgrpo_jax import data
+from fairgrpo_jax.data.record import Media, Record, RecordList, conversation, target
+
+
+RECORD = Record(
+    uid="demo/1",
+    dataset="demo",
+    modality="ultrasound",
+    media=(Media("video", path=Path("clip.mp4")), Media("image", path=Path("still.png"))),
+    question="What is seen?",
+    answer="A, C",
+    choices=("A", "B", "C"),
+    patient="p1",
+    sex="F",
+    age=81.0,
+    extra={},
+    split="train",
+    finding="bright",
+)
+
+
+def test_conversation_has_one_part_a_medium_then_the_text():
+    (turn,) = conversation(RECORD, instruction="Be brief.")
+    assert turn["role"] == "user"
+    assert turn["content"] == [
+        {"type": "video"},
+        {"type": "image"},
+        {"type": "text", "text": "What is seen?\nA\nB\nC\nBe brief."},
+    ]
+    assert conversation(RECORD, list_choices=False)[0]["content"][-1]["text"] == "What is seen?"
+
+
+def test_target_is_finding_then_boxed_answer():
+    assert target(RECORD) == "<think>bright</think>\\boxed{A, C}"
+
+
+@pytest.mark.parametrize(
+    "arguments,message",
+    [
+        ({"kind": "image"}, "exactly one"),
+        ({"kind": "image", "path": Path("a.png"), "pixels": np.zeros((2, 2, 3), np.uint8)}, "exactly one"),
+        ({"kind": "film", "path": Path("a.mp4")}, "'film'"),
+        ({"kind": "image", "pixels": np.zeros((2, 2), np.uint8)}, r"\(H, W, 3\)"),
+        ({"kind": "image", "pixels": np.zeros((2, 2, 3), np.float32)}, "float32"),
+        ({"kind": "video", "pixels": np.zeros((2, 2, 3), np.uint8), "fps": 25.0}, r"\(F, H, W, 3\)"),
+        ({"kind": "video", "pixels": np.zeros((5, 2, 2, 3), np.uint8)}, "fps"),
+    ],
+)
+def test_media_that_cannot_be(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Media(**arguments)
+
+
+def test_load_by_name(monkeypatch):
+    with pytest.raises(ValueError, match="'mnist'; known are covid_blues, synthetic"):
+        data.load("mnist", split="train")
+    with pytest.raises(ValueError, match="leave root out"):
+        data.load("synthetic", "/some/where", split="train")
+    with pytest.raises(ValueError, match="pass root="):
+        data.load("covid_blues", split="train")
+    monkeypatch.setitem(data.LOADERS, "synthetic", lambda root, *, split: RecordList(()))
+    with pytest.raises(ValueError, match="'test' split of synthetic has no record"):
+        data.load("synthetic", split="test")
+
+
+@pytest.mark.parametrize("name", ["", ".record", ".demographics", ".media", ".splits", ".mixture", ".synthetic"])
+def test_examples_in_the_docstrings(name):
+    result = doctest.testmod(importlib.import_module(f"fairgrpo_jax.data{name}"))
+    assert result.attempted > 0 and result.failed == 0

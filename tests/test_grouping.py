@@ -1,0 +1,206 @@
+"""Explicit groups by hand; clusters against scikit-learn and exhaustive search."""
+
+import doctest
+import itertools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sklearn.cluster import KMeans
+from sklearn.metrics import adjusted_rand_score
+
+from fairgrpo_jax import grouping
+
+
+def test_examples_in_docstrings():
+    assert doctest.testmod(grouping).failed == 0
+
+
+def test_age_bins():
+    ages = [0, 25, 25.5, 26, 50, 50.01, 75, 75.5, 76, 120, None, float("nan")]
+    got = grouping.age_bins(ages)
+    assert got.tolist() == [0, 0, 1, 1, 1, 2, 2, 3, 3, 3, -1, -1] and got.dtype == "int32"
+    assert grouping.age_bins([50, 51], edges=(50,)).tolist() == [0, 1]
+
+
+def test_age_bins_refuse_nonsense():
+    with pytest.raises(ValueError, match="-99"):
+        grouping.age_bins([40, -99])
+    with pytest.raises(ValueError, match="edges"):
+        grouping.age_bins([40], edges=(50, 25))
+
+
+ROWS = [
+    {"sex": "M", "age": "≤50"},
+    {"sex": "F", "age": "≤50"},
+    {"sex": "F", "age": None},
+    {"age": ">50"},
+    {"sex": None, "age": ""},
+    {},
+]
+
+
+def test_vocabulary_and_lookup():
+    vocabulary = grouping.vocabulary(ROWS)
+    assert vocabulary == (("sex", "age"), ("?, >50", "F, ?", "F, ≤50", "M, ≤50"))
+    groups = grouping.explicit_groups(ROWS, vocabulary)
+    assert groups.tolist() == [3, 2, 1, 0, -1, -1] and groups.dtype == "int32"
+
+
+def test_vocabulary_does_not_depend_on_the_order_of_rows():
+    assert grouping.vocabulary(ROWS[:4]).cells == grouping.vocabulary(ROWS[:1] + ROWS[3:0:-1]).cells
+
+
+def test_vocabulary_goes_through_json():
+    vocabulary = grouping.vocabulary(ROWS)
+    loaded = grouping.Vocabulary(**json.loads(json.dumps(vocabulary._asdict())))
+    assert grouping.explicit_groups(ROWS, loaded).tolist() == grouping.explicit_groups(ROWS, vocabulary).tolist()
+
+
+def test_chosen_attributes_only():
+    vocabulary = grouping.vocabulary(ROWS, ["sex"])
+    assert vocabulary.cells == ("F", "M")
+    assert grouping.explicit_groups(ROWS, vocabulary).tolist() == [1, 0, 0, -1, -1, -1]
+
+
+def test_bad_rows_are_refused():
+    vocabulary = grouping.vocabulary(ROWS[:2])
+    with pytest.raises(ValueError, match="M, >75"):
+        grouping.explicit_groups([{"sex": "M", "age": ">75"}], vocabulary)
+    with pytest.raises(ValueError, match="F, \\?"):
+        grouping.explicit_groups([{"sex": "F"}], vocabulary)
+    with pytest.raises(ValueError, match="race"):
+        grouping.vocabulary(ROWS, ["race"])
+    with pytest.raises(ValueError, match="White, non-Hispanic"):
+        grouping.vocabulary([{"race": "White, non-Hispanic"}])
+    with pytest.raises(ValueError, match="None where"):
+        grouping.vocabulary([{"sex": "?"}])
+
+
+def blobs(seed, centres=3, n=60, d=5, spread=0.05):
+    rng = np.random.default_rng(seed)
+    truth = rng.integers(0, centres, n)
+    return (rng.random((centres, d)) * 4)[truth] + rng.normal(0, spread, (n, d)), truth
+
+
+def inertia_of(x, labels, weights):
+    total = 0.0
+    for label in set(labels.tolist()) - {-1}:
+        inside = labels == label
+        mean = np.average(x[inside], axis=0, weights=weights[inside])
+        total += np.sum(weights[inside, None] * (x[inside] - mean) ** 2)
+    return total
+
+
+@pytest.mark.parametrize("kind", ["uniform", "blobs", "binary"])
+def test_inertia_is_never_above_scikit_learn(kind):
+    """Twenty draws, scikit-learn's own settings with another start each time."""
+    make = {
+        "uniform": lambda s: np.random.default_rng(s).random((60, 5)),
+        "blobs": lambda s: blobs(s, centres=4, spread=0.5)[0],
+        "binary": lambda s: np.random.default_rng(s).integers(0, 2, (60, 5)).astype(float),
+    }[kind]
+    for seed in range(20):
+        x = make(seed)
+        _, _, ours = grouping.cluster(x, k_max=4, key=jax.random.key(seed))
+        theirs = [KMeans(k, n_init="auto", random_state=seed).fit(x).inertia_ for k in range(1, 5)]
+        assert np.all(np.asarray(ours) <= np.array(theirs) * (1 + 1e-5)), (seed, ours, theirs)
+
+
+def test_inertia_is_that_of_the_labels_and_the_best_of_all_partitions():
+    x = np.random.default_rng(3).random((7, 2)).astype(np.float32)
+    w = np.array([1, 2, 1, 3, 1, 1, 2], np.float32)
+    labels, k, inertias = grouping.cluster(x, k_max=3, weights=w, threshold=0.0)
+    assert k == 3
+    np.testing.assert_allclose(inertia_of(x, np.asarray(labels), w), inertias[2], rtol=1e-4)
+    for clusters in (1, 2, 3):
+        best = min(inertia_of(x, np.array(p), w) for p in itertools.product(range(clusters), repeat=7))
+        np.testing.assert_allclose(inertias[clusters - 1], best, rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["jax", "sklearn"])
+def test_clear_clusters_are_found(method):
+    x, truth = blobs(0)
+    labels, k, _ = grouping.cluster(x, k_max=6, method=method)
+    assert k == 3 and adjusted_rand_score(truth, labels) == 1
+
+
+def test_sklearn_is_the_authors_call():
+    x, _ = blobs(1)
+    labels, k, inertias = grouping.cluster(x, k_max=3, method="sklearn")
+    fit = KMeans(n_clusters=int(k), n_init="auto", random_state=0).fit(x)
+    np.testing.assert_array_equal(labels, np.asarray(fit.labels_))
+    np.testing.assert_allclose(inertias[int(k) - 1], np.asarray(fit.inertia_), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "inertias, distinct, k",
+    [
+        ([10, 1, 0.5], 3, 2),  # falls 9, 0.5
+        ([10, 5, 1], 3, 3),  # falls 5, 4
+        ([10, 5, 4.6, 0], 4, 2),  # falls 5, 0.4
+        ([10, 5, 1, 0.9], 4, 3),  # falls 5, 4, 0.1
+        ([10, 5, 4.5], 3, 3),  # the fall is exactly a tenth: not below it
+        ([10, 0, 0], 2, 2),
+        ([0, 0, 0], 1, 1),
+        ([0, 0, 0], 0, 0),
+        ([10], 1, 1),
+        ([10, 9], 2, 2),
+    ],
+)
+def test_elbow_by_hand(inertias, distinct, k):
+    assert grouping._elbow(jnp.array(inertias, jnp.float32), jnp.array(distinct), 0.1) == k
+
+
+@pytest.mark.parametrize("method", ["jax", "sklearn"])
+@pytest.mark.parametrize(
+    "x, k",
+    [
+        ([[1.0, 0.0]] * 4, 1),  # all equal
+        ([[0.5, 0.5]], 1),  # one point
+        ([[0.0, 0.0], [1.0, 1.0]], 2),  # fewer points than k_max
+        ([[0.0, 0.0]] * 3 + [[1.0, 1.0]] * 3, 2),  # two distinct
+        (np.zeros((0, 2)), 0),
+    ],
+)
+def test_degenerate_points(x, k, method):
+    labels, got, inertias = grouping.cluster(x, k_max=3, method=method)
+    assert got == k and inertias.shape == (3,) and np.all(np.asarray(inertias[max(k - 1, 0) :]) == 0)
+    assert sorted(set(np.asarray(labels).tolist())) == list(range(k))
+
+
+def test_weights_are_multiplicities_and_zero_is_absent():
+    rng = np.random.default_rng(5)
+    x, w = blobs(2, n=20)[0], rng.integers(0, 4, 20)
+    garbage = np.where(w[:, None] > 0, x, np.nan)
+    labels, k, inertias = grouping.cluster(garbage, k_max=4, weights=w)
+    repeated = np.repeat(np.arange(20), w)
+    wanted, wanted_k, wanted_inertias = grouping.cluster(x[repeated], k_max=4)
+    assert k == wanted_k and np.all(np.asarray(labels)[w == 0] == -1)
+    assert adjusted_rand_score(wanted, np.asarray(labels)[repeated]) == 1
+    np.testing.assert_allclose(inertias, wanted_inertias, rtol=1e-3, atol=1e-5)
+
+
+def test_no_point_present():
+    labels, k, _ = grouping.cluster(np.ones((4, 2)), k_max=3, weights=np.zeros(4))
+    assert k == 0 and np.all(np.asarray(labels) == -1)
+
+
+def test_same_key_same_labels_also_under_jit():
+    x = np.random.default_rng(0).random((40, 3))
+    first = grouping.cluster(x, k_max=3, key=jax.random.key(7))
+    again = jax.jit(lambda x: grouping.cluster(x, k_max=3, key=jax.random.key(7)))(x)
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+def test_bad_input_is_refused():
+    with pytest.raises(ValueError, match="k_max=0"):
+        grouping.cluster(np.zeros((3, 2)), k_max=0)
+    with pytest.raises(ValueError, match="shape \\(3,\\)"):
+        grouping.cluster(np.zeros(3), k_max=2)
+    with pytest.raises(ValueError, match="one a point"):
+        grouping.cluster(np.zeros((3, 2)), k_max=2, weights=[1.0])
+    with pytest.raises(ValueError, match="method='torch'"):
+        grouping.cluster(np.zeros((3, 2)), k_max=2, method="torch")  # pyright: ignore[reportArgumentType]

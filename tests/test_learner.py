@@ -1,0 +1,223 @@
+"""The updates: exact under padding, accumulation, mesh and mini-batches; and they learn."""
+
+import dataclasses
+import operator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from fairgrpo_jax import config as options, fairness, learner, mesh
+from fairgrpo_jax.models import qwen2_5_vl
+from tests import tiny_batch
+
+
+OPTIM = options.Optim(lr=1e-2, weight_decay=0.0)
+LOGPROBS = jax.jit(learner.completion_logprobs, static_argnums=1)
+POLICY = dict(config=tiny_batch.MODEL, optim=OPTIM, temperature=1.0, steps=10)
+
+
+def state(params, optim=OPTIM):
+    moments = learner.optimizer(optim, 10).init(params)
+    copied = jax.tree.map(jnp.copy, params)  # steps donate their state
+    return learner.TrainState(copied, moments, jnp.int32(0), fairness.init(1, 1, 4))
+
+
+@pytest.fixture(scope="module")
+def recorded():
+    """A rollout batch of 8 prompts x 4 completions of ragged length, with advantages and an older policy."""
+    rows, rng = tiny_batch.records(8), np.random.default_rng(0)
+    tokens, mask = (np.array(x) for x in tiny_batch.completions(rows, rollouts=4))
+    for i, j in np.ndindex(8, 4):
+        cut = int(rng.integers(2, 8))
+        mask[i, j, cut:] = False
+        tokens[i, j, cut:] = tiny_batch.MODEL.pad_id
+    params = tiny_batch.params()
+    prompt = tiny_batch.prompt(rows)
+    logprobs = LOGPROBS(params, tiny_batch.MODEL, prompt, jnp.asarray(tokens))
+    old = logprobs + 0.3 * jnp.asarray(
+        rng.standard_normal(logprobs.shape), jnp.float32
+    )  # ratios on both sides of the clip
+    advantages = jnp.asarray(rng.standard_normal((8, 4)), jnp.float32)
+    batch = learner.PolicyBatch(prompt, jnp.asarray(tokens), jnp.asarray(mask), logprobs, advantages, old)
+    return params, batch
+
+
+def gradient(params, batch, **update):
+    """Gradient of the policy step, read off plain SGD-like moments: the first moment after one step."""
+    optim = dataclasses.replace(OPTIM, b1=0.0, max_grad_norm=1e9)
+    after, metrics = learner.policy_step(
+        state(params, optim), batch, jnp.int32(0), **POLICY | dict(optim=optim, update=options.Update(**update))
+    )
+    moments = [
+        m
+        for m in jax.tree.leaves(after.moments, is_leaf=lambda x: isinstance(x, optax.ScaleByAdamState))
+        if isinstance(m, optax.ScaleByAdamState)
+    ]
+    return jax.device_get((moments[0].mu, metrics))
+
+
+def assert_close(a, b, tolerance=1e-5):
+    for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, atol=tolerance, rtol=tolerance, err_msg=jax.tree_util.keystr(path))
+
+
+@pytest.mark.parametrize("aggregation", ["token", "sequence"])
+def test_accumulation_one_by_eight_equals_eight_by_one(recorded, aggregation):
+    whole, split = (gradient(*recorded, aggregation=aggregation, accumulation=n) for n in (1, 8))
+    assert_close(whole, split)
+
+
+def test_padding_more_or_on_the_other_side_changes_nothing(recorded):
+    params, batch = recorded
+    rows = tiny_batch.records(8)
+    wanted = gradient(params, batch)
+    longer = dataclasses.replace(batch, prompt=tiny_batch.prompt(rows, length=57, num_patches=80))
+    assert_close(wanted, gradient(params, longer))
+    packed = [
+        tiny_batch.models.pack(tiny_batch.inputs(rows, side), tiny_batch.MODEL, length=48, num_patches=64)
+        for side in ("left", "right")
+    ]
+    assert_close(*packed, tolerance=0)
+    padded = jax.tree.map(
+        lambda x: jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, 3)]), batch.replace(prompt=None, advantages=None)
+    )
+    garbage = padded.replace(tokens=padded.tokens.at[..., -3:].set(7), prompt=batch.prompt, advantages=batch.advantages)
+    assert_close(wanted, gradient(params, garbage))
+
+
+def test_remat_changes_nothing(recorded):
+    assert_close(gradient(*recorded), gradient(*recorded, remat=True))
+
+
+def test_prompt_once_equals_the_repeated_form(recorded):
+    """Each rollout as one long row of its own, prompt and completion contiguous: the same log-probs and gradients."""
+    params, batch = recorded
+    rows = tiny_batch.records(8)
+    packed = tiny_batch.models.pack(tiny_batch.inputs(rows), tiny_batch.MODEL, length=48, num_patches=64)
+    tokens, weight = (
+        np.asarray(batch.tokens),
+        np.where(np.asarray(batch.mask), 1.0, 0.0) * np.asarray(batch.advantages)[..., None],
+    )
+    P, G, T = tokens.shape
+
+    def repeated(x):
+        return np.repeat(np.asarray(x), G, axis=0)
+
+    sizes = repeated(packed.valid.sum(1))
+    long = jax.tree.map(repeated, packed)
+    pad = lambda x: np.pad(x, [(0, 0), (0, T)] + [(0, 0)] * (x.ndim - 2))
+    fields = {name: pad(getattr(long, name)) for name in ("tokens", "valid", "order", "rope", "feature")}
+    for row, n in enumerate(sizes):
+        following = fields["rope"][row, :n].max() + 1 + np.arange(T)
+        fields["tokens"][row, n : n + T] = tokens.reshape(P * G, T)[row]
+        fields["rope"][row, n : n + T] = following[:, None]
+        fields["feature"][row, n:] = -1
+        fields["valid"][row, n : n + T] = True
+        fields["order"][row] = np.cumsum(fields["valid"][row]) - 1
+    long = jax.device_put(long.replace(**fields))
+    where = jnp.asarray(sizes[:, None] - 1 + np.arange(T))
+
+    def once(params):
+        return (learner.completion_logprobs(params, tiny_batch.MODEL, batch.prompt, batch.tokens) * weight).sum()
+
+    def again(params):
+        hidden, _ = qwen2_5_vl.prompt_pass(params, tiny_batch.MODEL, long)
+        states = jnp.take_along_axis(hidden, where[..., None], axis=1)
+        logprobs = qwen2_5_vl.log_probs(params, tiny_batch.MODEL, states, jnp.asarray(tokens.reshape(P * G, T)))
+        return (logprobs.reshape(P, G, T) * weight).sum()
+
+    assert_close(jax.jit(jax.value_and_grad(once))(params), jax.jit(jax.value_and_grad(again))(params), tolerance=3e-5)
+
+
+def test_mini_batches_are_strided_and_cover_the_batch_once(recorded):
+    params, batch = recorded
+    optim = dataclasses.replace(OPTIM, b1=0.0, max_grad_norm=1e9)
+    for index in range(2):
+        after, _ = learner.policy_step(
+            state(params, optim),
+            batch,
+            jnp.int32(index),
+            **POLICY | dict(optim=optim, update=options.Update(mini_batches=2, aggregation="sequence")),
+        )
+        half = jax.tree.map(operator.itemgetter(slice(index, None, 2)), batch)
+        assert_close(after.moments[0].mu, gradient(params, half, aggregation="sequence")[0])
+
+
+@pytest.mark.parametrize("spec", ["4x1", "2x2"])
+def test_replay_on_a_mesh_gives_the_same_loss_and_gradient(recorded, spec):
+    params, batch = recorded
+    wanted = gradient(params, batch)
+    devices = mesh.make(spec)
+    with jax.set_mesh(devices):
+        placed = jax.device_put(params, mesh.shardings(params, devices))
+        got = gradient(placed, mesh.put(batch, devices))
+    assert_close(wanted, got)
+
+
+def test_end_token_is_in_the_loss(recorded):
+    """With only end tokens unmasked, the gradient is not zero: a policy can learn when to stop."""
+    params, batch = recorded
+    ends = jnp.isin(batch.tokens, jnp.array(tiny_batch.MODEL.eos_ids)) & batch.mask
+    assert ends.any()
+    grads, metrics = gradient(params, batch.replace(mask=ends))
+    assert metrics["tokens"] == ends.sum() and metrics["optim/grad_norm"] > 0
+
+
+def test_masked_tokens_are_not_in_the_loss(recorded):
+    params, batch = recorded
+    loud = jnp.where(batch.mask, batch.old_logprobs, 1e9)
+    assert_close(gradient(params, batch), gradient(params, batch.replace(old_logprobs=loud)))
+
+
+def test_one_update_needs_no_old_logprobs(recorded):
+    params, batch = recorded
+    scored = learner.score(params, batch.replace(old_logprobs=None), config=tiny_batch.MODEL, temperature=1.0)
+    assert_close(gradient(params, batch.replace(old_logprobs=None))[0], gradient(params, scored)[0])
+
+
+def test_mismatch_sees_a_sampler_that_disagrees(recorded):
+    params, batch = recorded
+    assert gradient(params, batch)[1]["mismatch"] < 1e-5
+    off = batch.replace(sampler_logprobs=batch.sampler_logprobs - 0.25)
+    np.testing.assert_allclose(gradient(params, off)[1]["mismatch"], 0.25, rtol=1e-4)
+
+
+def test_supervised_loss_falls_to_its_floor_on_one_repeated_batch():
+    rows = tiny_batch.records(6)
+    tokens, mask = tiny_batch.completions(rows)
+    optim = options.Optim(lr=1e-2, weight_decay=0.0)
+    now, prompt = state(tiny_batch.params(), optim), tiny_batch.prompt(rows)
+    losses = []
+    for _ in range(60):
+        now, metrics = learner.supervised_step(
+            now, prompt, tokens, mask, config=tiny_batch.MODEL, optim=optim, steps=60
+        )
+        losses.append(float(metrics["loss"]))
+    assert losses[0] > 3 and losses[-1] < 0.02, losses  # distinct images, distinct answers: the floor is zero
+
+
+def test_gradients_are_clipped_to_the_norm(recorded):
+    params, batch = recorded
+    optim = dataclasses.replace(OPTIM, b1=0.0, max_grad_norm=1e-3)
+    after, metrics = learner.policy_step(
+        state(params, optim), batch, jnp.int32(0), **POLICY | dict(optim=optim, update=options.Update())
+    )
+    norm = np.sqrt(sum(float((x**2).sum()) for x in jax.tree.leaves(after.moments[0].mu)))
+    assert metrics["optim/grad_norm"] > 1e-2
+    np.testing.assert_allclose(norm, 1e-3, rtol=1e-2)
+
+
+def test_schedules():
+    params = {"w": jnp.ones((2, 2))}
+    for schedule, last in (("constant", 1.0), ("cosine", 0.5 * (1 + np.cos(np.pi * 7 / 8)))):
+        optim = options.Optim(lr=1.0, warmup_steps=2, schedule=schedule, weight_decay=0.0)
+        tx = learner.optimizer(optim, 10)
+        moments, rates = tx.init(params), []
+        for _ in range(10):
+            updates, moments = tx.update({"w": jnp.ones((2, 2))}, moments, params)
+            rates.append(-float(updates["w"][0, 0]))  # Adam of a constant gradient moves by the learning rate
+        np.testing.assert_allclose(rates[:3], [0.0, 0.5, 1.0], atol=1e-4)
+        np.testing.assert_allclose(rates[-1], last, atol=1e-3)

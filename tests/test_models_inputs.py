@@ -1,0 +1,97 @@
+"""Packing: positions, feature rows and segments by hand, and what is refused."""
+
+import numpy as np
+import pytest
+
+from fairgrpo_jax.models import qwen2_5_vl
+from fairgrpo_jax.models.inputs import pack
+
+
+CONFIG = qwen2_5_vl.tiny()  # patch 4, merge 2, windows of 2 x 2 merged tokens, 2 time steps a second
+IMAGE, VIDEO = CONFIG.image_id, CONFIG.video_id
+
+
+def vision_of(prompt):
+    assert prompt.vision is not None
+    return prompt.vision
+
+
+def image(*grid):
+    return {"image_grid_thw": np.array([grid]), "pixel_values": np.zeros((int(np.prod(grid)), 96), np.float32)}
+
+
+def test_text_is_moved_to_the_left_and_counted():
+    prompt = pack(
+        {"input_ids": np.array([[0, 0, 7, 8], [9, 7, 8, 9]]), "attention_mask": [[0, 0, 1, 1], [1] * 4]}, CONFIG
+    )
+    np.testing.assert_array_equal(prompt.tokens, [[7, 8, 0, 0], [9, 7, 8, 9]])
+    np.testing.assert_array_equal(prompt.valid, [[1, 1, 0, 0], [1, 1, 1, 1]])
+    np.testing.assert_array_equal(prompt.order, [[0, 1, 1, 1], [0, 1, 2, 3]])
+    np.testing.assert_array_equal(prompt.rope[..., 0], [[0, 1, 0, 0], [0, 1, 2, 3]])
+    assert (prompt.feature == -1).all() and prompt.vision is None
+
+
+def test_an_image_of_two_by_three_merged_tokens():
+    ids = [[7, *[IMAGE] * 6, 8]]
+    prompt = pack({"input_ids": np.array(ids), **image(1, 4, 6)}, CONFIG)
+    rope = [[0] * 3, [1, 1, 1], [1, 1, 2], [1, 1, 3], [1, 2, 1], [1, 2, 2], [1, 2, 3], [4] * 3]
+    np.testing.assert_array_equal(prompt.rope[0], rope)
+    np.testing.assert_array_equal(prompt.feature[0], [-1, 0, 1, 2, 3, 4, 5, -1])
+    # Merge blocks of 2 x 2 patches, row by row; windows of 2 x 2 merged tokens: the third block column stands alone.
+    np.testing.assert_array_equal(
+        vision_of(prompt).position[0, :8], [[0, 0], [0, 1], [1, 0], [1, 1], [0, 2], [0, 3], [1, 2], [1, 3]]
+    )
+    np.testing.assert_array_equal(vision_of(prompt).window[0], np.repeat([0, 0, 1, 0, 0, 1], 4))
+    np.testing.assert_array_equal(vision_of(prompt).frame[0], np.zeros(24))
+
+
+def test_a_video_keeps_its_seconds_and_segments_count_on_from_medium_to_medium():
+    ids = [[IMAGE, 7, VIDEO, VIDEO, VIDEO, 8]]
+    videos = {"video_grid_thw": np.array([[3, 2, 2]]), "pixel_values_videos": np.ones((12, 96), np.float32)}
+    inputs = {"input_ids": np.array(ids), **image(1, 2, 2), **videos, "second_per_grid_ts": [0.75]}
+    prompt = pack(inputs, CONFIG, num_patches=20)
+    # 1.5 time steps a frame, rounded down; the text goes on one above the start of the video (transformers 5).
+    np.testing.assert_array_equal(prompt.rope[0], [[0] * 3, [1] * 3, [2, 2, 2], [3, 2, 2], [5, 2, 2], [3] * 3])
+    np.testing.assert_array_equal(prompt.feature[0], [0, -1, 1, 2, 3, -1])
+    segments = [*np.repeat([0, 1, 2, 3], 4), *[-1] * 4]
+    np.testing.assert_array_equal(vision_of(prompt).frame[0], segments)
+    np.testing.assert_array_equal(vision_of(prompt).window[0], segments)
+    np.testing.assert_array_equal(vision_of(prompt).patches[0, :, 0], [*[0] * 4, *[1] * 12, *[0] * 4])
+
+
+def test_images_go_to_the_rows_that_ask_for_them():
+    ids = np.array([[7, 7], [7, IMAGE], [IMAGE, 7]])
+    pixels = np.repeat(np.array([1.0, 2.0], np.float32), 4)[:, None] * np.ones(96, np.float32)
+    prompt = pack({"input_ids": ids, "image_grid_thw": [[1, 2, 2]] * 2, "pixel_values": pixels}, CONFIG)
+    np.testing.assert_array_equal(vision_of(prompt).patches[:, 0, 0], [0, 1, 2])
+    np.testing.assert_array_equal(vision_of(prompt).frame, [[-1] * 4, [0] * 4, [0] * 4])
+
+
+def test_static_sizes_hold_in_a_batch_of_text():
+    prompt = pack({"input_ids": np.array([[7]])}, CONFIG, length=6, num_patches=8)
+    assert prompt.tokens.shape == (1, 6) and vision_of(prompt).patches.shape == (1, 8, 96)
+    assert prompt.tokens[0, 1] == CONFIG.pad_id
+
+
+@pytest.mark.parametrize(
+    "inputs, options, message",
+    [
+        (
+            {"input_ids": np.array([[7, 8], [7, 8]]), "attention_mask": [[1, 0], [1, 1]]},
+            {"length": 1},
+            "prompt 1 has 2 tok",
+        ),
+        ({"input_ids": np.array([[7], [7]]), "attention_mask": [[1], [0]]}, {}, "prompt 1 has no valid token"),
+        ({"input_ids": np.array([7, 8])}, {}, r"must be \(P, T\)"),
+        ({"input_ids": np.array([[7], [IMAGE]]), **image(1, 2, 2)}, {"num_patches": 0}, "prompt 1 has 4 patches"),
+        ({"input_ids": np.array([[7, 8]])}, {"num_patches": 6}, "multiple of 4"),
+        ({"input_ids": np.array([[7, IMAGE]])}, {}, "prompt 0 has a placeholder for image 0"),
+        ({"input_ids": np.array([[7, 7]]), **image(1, 2, 2)}, {}, "1 images were given"),
+        ({"input_ids": np.array([[IMAGE, 7]]), **image(1, 4, 2)}, {}, "truncated"),
+        ({"input_ids": np.array([[7, IMAGE]]), **image(1, 4, 2)}, {}, "truncated"),
+        ({"input_ids": np.array([[IMAGE]]), **image(1, 2, 2), "image_grid_thw": [[1, 4, 2]]}, {}, "describes 8"),
+    ],
+)
+def test_what_cannot_be_packed_is_refused_by_name(inputs, options, message):
+    with pytest.raises(ValueError, match=message):
+        pack(inputs, CONFIG, **options)

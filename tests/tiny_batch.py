@@ -1,0 +1,51 @@
+"""A real batch of the embedded clinic, prepared as the loop prepares it: ragged prompts, one image each."""
+
+import jax
+import numpy as np
+
+from fairgrpo_jax import config as options, models, runs
+from fairgrpo_jax.data import media, synthetic
+from fairgrpo_jax.data.record import conversation, target
+from fairgrpo_jax.models.tokenizer import tiny_tokenizer
+
+
+MODEL = runs.policy(options.Model(hidden_size=32))
+PROCESSOR = models.Processor(tiny_tokenizer(), patch_size=4, min_pixels=32 * 32, max_pixels=32 * 32)
+
+
+def records(count, domains=("us", "ct", "digits")):
+    """Records of several domains, so that their questions differ in length."""
+    sources = [synthetic.load("train", domains=(name,), scale=0.2).records for name in domains]
+    return [sources[i % len(sources)][i // len(sources)] for i in range(count)]
+
+
+def inputs(rows, side="left"):
+    """What the processor gives for records."""
+    PROCESSOR.tokenizer.padding_side = side
+    images = [media.decode_record(row).images for row in rows]
+    return PROCESSOR([conversation(row, list_choices=False) for row in rows], images)
+
+
+def prompt(rows, length=48, num_patches=64):
+    """Records as a packed prompt on the device."""
+    return jax.device_put(models.pack(inputs(rows), MODEL, length=length, num_patches=num_patches))
+
+
+def params(seed=0):
+    """Parameters large enough that no layer is near the identity."""
+    fresh = models.init(MODEL, jax.random.key(seed)).params
+    leaves, tree = jax.tree.flatten(fresh)
+    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
+    return jax.tree.unflatten(
+        tree, [x + 0.05 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+    )
+
+
+def completions(rows, rollouts=1, length=10):
+    """The records' reference completions, each ``rollouts`` times: tokens and mask (P, G, T)."""
+    tokens = np.full((len(rows), rollouts, length), MODEL.pad_id, np.int32)
+    mask = np.zeros(tokens.shape, bool)
+    for i, row in enumerate(rows):
+        ids = [*PROCESSOR.tokenizer.encode(target(row), add_special_tokens=False), MODEL.eos_ids[0]]
+        tokens[i, :, : len(ids)], mask[i, :, : len(ids)] = ids, True
+    return jax.device_put((tokens, mask))
