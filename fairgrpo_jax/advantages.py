@@ -44,9 +44,8 @@ def grpo(rewards: ArrayLike, *, epsilon: float = 1e-6, ddof: int = 1, leave_one_
     epsilon; public trainers use ddof 1 and an epsilon between 1e-9 and 1e-4.  Some of them return the raw reward of a
     prompt with a single rollout; here it is 0.
 
-    >>> print(grpo([[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]]).round(3))
-    [[ 1.5 -0.5 -0.5 -0.5]
-     [ 0.   0.   0.   0. ]]
+    >>> [[f"{x:.3f}" for x in row] for row in grpo([[1.0, 0.0], [1.0, 1.0]])]
+    [['0.707', '-0.707'], ['0.000', '0.000']]
     """
     if ddof not in (0, 1):
         raise ValueError(f"got ddof={ddof!r}; wanted 0 (divide by G) or 1 (divide by G - 1)")

@@ -117,19 +117,13 @@ class _Media:
     def __init__(self, inputs: Mapping[str, Any], config: Any):
         self.config = config
         self.kind = {config.image_id: "image", config.video_id: "video"}
-        self.patches, self.grids, self.seconds, self.used = {}, {}, {}, {}
+        self.patches, self.grids, self.used = {}, {}, {"image": 0, "video": 0}
         for kind, pixels in (("image", "pixel_values"), ("video", "pixel_values_videos")):
-            grids = inputs.get(f"{kind}_grid_thw")
-            grids = np.zeros((0, 3), np.int64) if grids is None else np.asarray(grids)
-            counts = grids.prod(1)
-            values = np.zeros((0, 0), np.float32) if inputs.get(pixels) is None else np.asarray(inputs[pixels])
-            if counts.sum() != len(values):
-                raise ValueError(f"{pixels} has {len(values)} patches but {kind}_grid_thw describes {counts.sum()}")
-            self.grids[kind] = [tuple(map(int, grid)) for grid in grids]
-            self.patches[kind] = np.split(values, np.cumsum(counts)[:-1]) if len(grids) else []
-            self.used[kind] = 0
+            self.grids[kind], self.patches[kind] = _media_of_kind(inputs, kind, pixels, config.vision)
         seconds = inputs.get("second_per_grid_ts")
         self.seconds = np.ones(len(self.grids["video"])) if seconds is None else np.asarray(seconds, np.float64)
+        if len(self.seconds) != len(self.grids["video"]):
+            raise ValueError(f"second_per_grid_ts has {len(self.seconds)} values for {len(self.grids['video'])} videos")
 
     def place(self, tokens: np.ndarray, row: int) -> tuple[np.ndarray, np.ndarray, list]:
         """Rotary positions (n, 3), feature rows (n,) and the (patches, grid) of one prompt's n tokens."""
@@ -158,7 +152,7 @@ class _Media:
             start += max(grid[1:]) // self.config.vision.spatial_merge_size
         return rope, feature, own
 
-    def _next(self, token: int, row: int) -> tuple[np.ndarray, tuple[int, int, int], float]:
+    def _next(self, token: int, row: int) -> tuple[np.ndarray, tuple[int, ...], float]:
         kind = self.kind[token]
         index = self.used[kind]
         if index == len(self.grids[kind]):
@@ -173,8 +167,25 @@ class _Media:
                 raise ValueError(f"{len(grids)} {kind}s were given, but the prompts have places for {self.used[kind]}")
 
 
+def _media_of_kind(
+    inputs: Mapping[str, Any], kind: str, pixels: str, vision: Any
+) -> tuple[list[tuple[int, ...]], list[np.ndarray]]:
+    """Grids and patches of all images, or of all videos, refusing sizes that contradict each other."""
+    given = inputs.get(f"{kind}_grid_thw")
+    grids = np.zeros((0, 3), np.int64) if given is None else np.asarray(given)
+    given = inputs.get(pixels)
+    patches = np.zeros((0, vision.patch_dim), np.float32) if given is None else np.asarray(given)
+    counts = grids.prod(1)
+    shape = (int(counts.sum()), vision.patch_dim)
+    if patches.shape != shape:
+        raise ValueError(f"{pixels} is {patches.shape}; {kind}_grid_thw and the config's patches describe {shape}")
+    if (grids[:, 1:] % vision.spatial_merge_size).any():
+        raise ValueError(f"{kind}_grid_thw has sides that are no multiple of {vision.spatial_merge_size}: {grids}")
+    return [tuple(map(int, grid)) for grid in grids], np.split(patches, np.cumsum(counts))[:-1]
+
+
 @functools.lru_cache(maxsize=1024)
-def _merged_positions(grid: tuple[int, int, int], interval: float, merge: int) -> np.ndarray:
+def _merged_positions(grid: tuple[int, ...], interval: float, merge: int) -> np.ndarray:
     """(t * h * w / merge², 3) time, row and column of the merged tokens of one medium, counted from its start."""
     t, h, w = grid
     time = np.floor(np.arange(t, dtype=np.float32) * np.float32(interval)).astype(np.int32)
@@ -183,7 +194,7 @@ def _merged_positions(grid: tuple[int, int, int], interval: float, merge: int) -
 
 
 @functools.lru_cache(maxsize=1024)
-def _patch_geometry(grid: tuple[int, int, int], merge: int, window: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _patch_geometry(grid: tuple[int, ...], merge: int, window: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Row and column (S, 2), frame (S,) and window (S,) of the patches of one medium.
 
     Patches come in merge-block order: the merge x merge patches of one merged token are neighbours.  Windows are

@@ -156,7 +156,8 @@ def test_far_off_policy_stays_finite():
 
 
 def test_bfloat16_is_summed_in_float32():
-    loss, _ = losses.policy_loss(*(jnp.asarray(x, jnp.bfloat16) for x in (NEW, OLD, ADVANTAGES)), jnp.asarray(MASK))
+    new, old, advantages = (jnp.asarray(x, jnp.bfloat16) for x in (NEW, OLD, ADVANTAGES))
+    loss, _ = losses.policy_loss(new, old, advantages, MASK)
     assert loss.dtype == "float32"
 
 

@@ -4,6 +4,7 @@ import doctest
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -82,7 +83,8 @@ def test_groups_and_gaps_against_fairlearn():
             for name, value in row.items():
                 assert report[f"{where}/{group}/{name}"] == pytest.approx(value, rel=1e-12)
             assert report[f"{where}/{group}/n"] == values.count(str(group))
-        by_f1 = {str(group): float(value) for group, value in frame.by_group["f1"].items()}
+        by_group: Any = frame.by_group
+        by_f1 = dict(by_group["f1"])
         gaps = frame.difference(method="between_groups")
         for name in ("f1", "tpr", "fpr"):
             assert report[f"{where}/{name}_diff"] == pytest.approx(gaps[name], rel=1e-12)
@@ -156,6 +158,24 @@ def test_multi_label_by_hand():
     assert report["d/accuracy"] == pytest.approx((2 / 4 + 1) / 2)
     assert report["d/top1"] == 0.5
     assert report["d/similarity"] == pytest.approx((1 + 2 / 3 + 0 + 1) / 4)
+
+
+def test_equalized_odds_takes_the_larger_gap():
+    """Women: A, B, C right. Men: labels A A A A B, one A called B: recall (3/4 + 1) / 2, fpr (0 + 1/4) / 2."""
+    guess, truth = [*"ABC", *"AAABB"], [*"ABC", *"AAAAB"]
+    report = metrics.fairness_report(guess, truth, [{"sex": x} for x in "FFFMMMMM"], ["d"] * 8)
+    assert report["fairness/d/sex/tpr_diff"] == report["fairness/d/sex/fpr_diff"] == pytest.approx(1 / 8)
+    # Now the women miss C once, by no answer: their recall falls below the men's gap, their fpr stays 0.
+    guess, truth = [*"ABC", None, *"AAABB"], [*"ABC", "C", *"AAAAB"]
+    report = metrics.fairness_report(guess, truth, [{"sex": x} for x in "FFFFMMMMM"], ["d"] * 9)
+    assert report["fairness/d/sex/tpr_diff"] == pytest.approx(7 / 8 - 5 / 6)
+    assert report["fairness/d/sex/equalized_odds_diff"] == pytest.approx(1 / 8)
+
+
+def test_a_class_that_a_resample_has_lost_is_left_out():
+    counts = np.array([[2.0, 0.0, 0.0], [0.0, 1.0, 0.0]])  # TP, FP, FN: the second class was only predicted
+    figures = metrics._macro(counts, 3.0)
+    assert figures["f1"] == 1 and figures["fdr"] == 0 and figures["accuracy"] == 1
 
 
 def test_no_answer_is_never_right():

@@ -89,7 +89,14 @@ def test_static_sizes_hold_in_a_batch_of_text():
         ({"input_ids": np.array([[7, 7]]), **image(1, 2, 2)}, {}, "1 images were given"),
         ({"input_ids": np.array([[IMAGE, 7]]), **image(1, 4, 2)}, {}, "truncated"),
         ({"input_ids": np.array([[7, IMAGE]]), **image(1, 4, 2)}, {}, "truncated"),
-        ({"input_ids": np.array([[IMAGE]]), **image(1, 2, 2), "image_grid_thw": [[1, 4, 2]]}, {}, "describes 8"),
+        (
+            {"input_ids": np.array([[IMAGE]]), **image(1, 2, 2), "image_grid_thw": [[1, 4, 2]]},
+            {},
+            r"describe \(8, 96\)",
+        ),
+        ({"input_ids": np.array([[IMAGE]]), **image(1, 2, 2), "pixel_values": np.zeros((4, 9))}, {}, r"is \(4, 9\)"),
+        ({"input_ids": np.array([[IMAGE]]), **image(1, 1, 4)}, {}, "multiple of 2"),
+        ({"input_ids": np.array([[IMAGE]]), **image(1, 2, 2), "second_per_grid_ts": [1]}, {}, "1 values for 0 videos"),
     ],
 )
 def test_what_cannot_be_packed_is_refused_by_name(inputs, options, message):
