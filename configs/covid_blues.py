@@ -17,7 +17,7 @@ def get_config() -> Config:
         steps=30,
         prompts=16,
         checkpoint_every=10,
-        data=Data(name="covid_blues", prompt_length=96, num_patches=512, min_pixels=56 * 56, max_pixels=64 * 64),
+        data=Data(name="covid_blues", prompt_length=160, num_patches=512, min_pixels=56 * 56, max_pixels=64 * 64),
         warmup=Warmup(steps=30, split="train", batch=16),
         sampling=Sampling(max_new_tokens=12),
         evaluation=Evaluation(every=10, batch=32),

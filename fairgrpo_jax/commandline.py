@@ -1,6 +1,9 @@
 """What the commands share: an optional config name, dotted overrides, ``--list``, readable errors."""
 
+import contextlib
 import dataclasses
+import io
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -35,7 +38,7 @@ def parse(argv: list[str], *, prog: str, description: str | None, schema: type =
     """The arguments of a command: the preset named first (or the default one), and the overrides after it.
 
     Raises:
-      ValueError: for an unknown preset, naming the known ones.
+      ValueError: for an unknown preset, naming the known ones; for an option that is unknown or has a wrong value.
     """
     if argv[:1] == ["--list"]:
         for name, summary in configs.summaries().items():
@@ -43,10 +46,18 @@ def parse(argv: list[str], *, prog: str, description: str | None, schema: type =
         raise SystemExit(0)
     named = bool(argv) and not argv[0].startswith("-")
     config = configs.get(argv[0] if named else configs.DEFAULT)
-    usage = f"{description}\nOptions of config {config.name!r} (another one: {prog} NAME --help; all of them: {prog} --list):"
-    return tyro.cli(
-        schema, args=argv[named:], default=schema(config=config), prog=f"{prog} [CONFIG]", description=usage
-    )
+    usage = f"{description}\nOptions of config {config.name!r}; for another one: {prog} NAME --help; all: {prog} --list"
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(
+                schema, args=argv[named:], default=schema(config=config), prog=f"{prog} [CONFIG]", description=usage
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        words = " ".join(re.sub(r"[╭╮╰╯│─]+", " ", complaint.getvalue()).split())
+        raise ValueError(words) from stop
 
 
 class one_line_errors:  # noqa: N801

@@ -91,11 +91,11 @@ class Model:
 class Optim:
     """AdamW with a linear warm-up; constant afterwards, or a cosine down to zero."""
 
-    lr: float = 1e-4
+    lr: float = 3e-4
     """Peak learning rate."""
-    warmup_steps: int = 0
+    warmup_steps: int = 30
     """Updates over which the learning rate rises from zero."""
-    schedule: Literal["constant", "cosine"] = "constant"
+    schedule: Literal["constant", "cosine"] = "cosine"
     """What the learning rate does after its warm-up."""
     b1: float = 0.9
     """Decay of the first moment."""
@@ -115,7 +115,7 @@ class Optim:
 class Warmup:
     """The supervised stage before reinforcement learning."""
 
-    steps: int = 300
+    steps: int = 200
     """Supervised updates; 0 starts from the initial weights."""
     split: str = "warmup"
     """Split of the dataset that this stage learns from."""
@@ -173,8 +173,8 @@ class Update:
     """Bounds the loss of negative advantages at this multiple (3.0 in verl); none by default."""
     aggregation: Literal["token", "sequence", "constant"] = "token"
     """Mean over tokens (DAPO, verl), over sequences (GRPO), or sum over a constant length (Dr.GRPO)."""
-    remat: bool = False
-    """Recompute each layer's activations in the backward pass; less memory, about a third more compute."""
+    remat: bool = True
+    """Recompute each layer's activations in the backward pass: less memory, more compute (on a CPU not more time)."""
 
     def __post_init__(self):
         for name in ("mini_batches", "passes", "accumulation"):
@@ -233,7 +233,7 @@ class Config:
     """Devices as FSDPxTENSOR, e.g. 4x1; on a CPU they are simulated."""
     seed: int = 0
     """Seed of weights, data order and sampling."""
-    steps: int = 400
+    steps: int = 300
     """Steps of reinforcement learning."""
     prompts: int = 64
     """Prompts of a step; a multiple of the mesh's first axis."""

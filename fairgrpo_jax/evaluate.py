@@ -16,7 +16,7 @@ SMALLEST_GROUP = 20  # records; smaller groups are no candidates for the worst o
 
 
 def held_out(run: runs.Run, params: Any, step: int) -> dict[str, float]:
-    """Answers every held-out record, writes ``evals/<step>.jsonl`` and one row of the log; returns that row's values."""
+    """Answers every held-out record; writes ``evals/<step>.jsonl`` and a row of the log, and returns its values."""
     rows = answer(run, params, run.sources["test"].records)
     path = _path(run.folder, step)
     path.parent.mkdir(exist_ok=True)

@@ -16,8 +16,8 @@ from numpy.typing import ArrayLike
 
 UNKNOWN = "?"
 SEPARATOR = ", "
-MIN_STARTS, MAX_STARTS = 16, 32  # k-means++ starts, the best inertia wins: as many as keep
-STARTED_POINTS = 2**17  # starts x points below this
+MIN_STARTS, MAX_STARTS = 4, 32  # k-means++ starts, the best inertia wins: as many as keep
+STARTED_POINTS = 2**10  # starts x points below this
 NUM_ITERATIONS = 100  # steps of a start at most
 
 Attributes = Mapping[str, str | None]
@@ -134,7 +134,7 @@ def cluster(
     With I_k the inertia (weighted sum of squared distances to the nearest of k centres) and K = min(k_max, number of
     distinct points), k is the smallest 2 <= k < K with I_k - I_{k+1} < threshold (I_{k-1} - I_k), else K.
 
-    ``method="jax"`` is jitted, of fixed shape and deterministic in ``key``: 16 to 32 k-means++ starts (more where
+    ``method="jax"`` is jitted, of fixed shape and deterministic in ``key``: 4 to 32 k-means++ starts (more where
     points are few), each followed by Lloyd's steps and moves of single points (100 in all at most), an empty cluster
     restarts at the worst served point, the lowest inertia wins.
     ``method="sklearn"`` runs on the host: ``KMeans(n_init="auto", random_state=0)``.

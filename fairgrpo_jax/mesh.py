@@ -58,8 +58,8 @@ def make(spec: str) -> Mesh:
     devices = jax.devices()
     if len(devices) < wanted:
         raise ValueError(
-            f"got mesh={spec}, {wanted} devices, with {len(devices)} of {devices[0].platform} at hand; wanted a mesh that "
-            f"fits, e.g. {len(devices)}x1 (on a CPU, call fairgrpo_jax.mesh.simulate before anything uses JAX)"
+            f"got mesh={spec}, {wanted} devices, with {len(devices)} of {devices[0].platform} at hand; wanted a mesh "
+            f"that fits, e.g. {len(devices)}x1 (on a CPU, call fairgrpo_jax.mesh.simulate before anything uses JAX)"
         )
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 2, devices=devices[:wanted])
 

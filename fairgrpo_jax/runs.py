@@ -12,10 +12,10 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import re
 import signal
 import tempfile
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ class Run:
     log: tracking.MetricsLog
     checkpoints: Any
     stop: "Stop"
-    phases: "Phases"
+    phases: tracking.Phases
 
     @property
     def tokenizer(self) -> Any:
@@ -165,7 +165,12 @@ def encode(run: Run, records: Sequence[Record]) -> PromptBatch:
         [[clip.frames for clip in d.videos] for d in decoded],
         seconds_per_frame=[[clip.seconds_per_frame for clip in d.videos] for d in decoded],
     )
-    prompt = models.pack(inputs, run.model, length=settings.prompt_length, num_patches=settings.num_patches)
+    try:
+        prompt = models.pack(inputs, run.model, length=settings.prompt_length, num_patches=settings.num_patches)
+    except ValueError as error:
+        row = re.match(r"prompt (\d+)", str(error))
+        name = records[int(row[1])].uid if row else f"one of {', '.join(r.uid for r in records)}"
+        raise ValueError(f"record {name}: {error} (options data.prompt_length and data.num_patches)") from error
     attributes = [demographics.attributes(r, edges=settings.age_edges) for r in records]
     return PromptBatch(
         prompt=prompt,
@@ -209,7 +214,7 @@ def open_run(config: options.Config, workdir: Path | None) -> Iterator[Run]:
             log=log,
             checkpoints=None,
             stop=stop,
-            phases=Phases(),
+            phases=tracking.Phases(),
         )
         run.checkpoints = checkpoint.manager(folder / "checkpoints", always=[run.warmup_steps])
         with contextlib.closing(run.checkpoints):
@@ -292,11 +297,13 @@ def supervised_params(folder: Path, like: Any) -> Any:
         raise ValueError(
             f"got warmup.run={folder} without a config.json; wanted a run folder of `python -m fairgrpo_jax.sft`"
         )
-    steps = options.from_dict(json.loads(path.read_text())).warmup.steps
+    begun = options.from_dict(json.loads(path.read_text()))
+    steps = 0 if begun.warmup.run else begun.warmup.steps
     with contextlib.closing(checkpoint.manager(folder / "checkpoints", always=[steps])) as checkpoints:
         if steps not in checkpoints.all_steps():
             raise ValueError(
-                f"got warmup.run={folder} with checkpoints {checkpoints.all_steps()}; wanted {steps}, the end of its supervised stage: let it finish"
+                f"got warmup.run={folder} with checkpoints {checkpoints.all_steps()}; wanted {steps}, the end of its "
+                "supervised stage: let it finish"
             )
         return checkpoint.restore_params(checkpoints, steps, like)
 
@@ -333,50 +340,6 @@ class Interrupted(SystemExit):
     def __init__(self, run: Run, done: int):
         self.message = f"stopped after saving update {done} in {run.folder}; the same command resumes"
         super().__init__(128 + (run.stop.signal or signal.SIGINT))
-
-
-class Phases:
-    """Seconds of each phase of a step, compilation apart."""
-
-    def __init__(self):
-        _listen()
-        self.seconds: dict[str, float] = {}
-        self._begin = time.perf_counter()
-
-    @contextlib.contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        """Adds the time of the block to phase ``name``; compilation inside it is counted as such."""
-        compiled, begin = _COMPILED[0], time.perf_counter()
-        yield
-        compiled = _COMPILED[0] - compiled
-        elapsed = time.perf_counter() - begin
-        compiled = min(compiled, elapsed)  # nested traces are reported twice
-        elapsed -= compiled
-        self.seconds[name] = self.seconds.get(name, 0.0) + elapsed
-        if compiled:
-            self.seconds["compile"] = self.seconds.get("compile", 0.0) + compiled
-
-    def collect(self) -> dict[str, float]:
-        """``{"time/rollout": seconds, ...}`` since the last call, with the whole as ``time/step``."""
-        now = time.perf_counter()
-        self.seconds["step"] = now - self._begin - self.seconds.get("compile", 0.0)
-        collected, self.seconds, self._begin = self.seconds, {}, now
-        return {f"time/{name}": seconds for name, seconds in collected.items()}
-
-
-_COMPILED = [0.0]  # seconds that this process has spent tracing and compiling
-_listening = threading.Event()
-
-
-def _listen() -> None:
-    if not _listening.is_set():
-        _listening.set()
-        jax.monitoring.register_event_duration_secs_listener(_count_compilation)
-
-
-def _count_compilation(event: str, seconds: float, **_: Any) -> None:
-    if event.startswith("/jax/core/compile/"):
-        _COMPILED[0] += seconds
 
 
 def require_finite(step: int, stage: str, metrics: dict[str, float]) -> None:

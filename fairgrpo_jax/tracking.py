@@ -10,16 +10,19 @@ at worst the last line is cut in two, and whoever opens the file next drops that
 """
 
 import collections
+import contextlib
 import json
 import math
 import os
 import statistics
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import jax
 import numpy as np
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -246,6 +249,50 @@ def age_group(age: float | None, edges: Sequence[float] = (25, 50, 75)) -> str |
     if place == len(edges):
         return f">{edges[-1]}"
     return f"{edges[place - 1] + 1}–{edges[place]}" if place else f"≤{edges[0]}"
+
+
+class Phases:
+    """Seconds of each phase of a step, compilation apart."""
+
+    def __init__(self):
+        _listen()
+        self.seconds: dict[str, float] = {}
+        self._begin = time.perf_counter()
+
+    @contextlib.contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Adds the time of the block to phase ``name``; compilation inside it is counted as such."""
+        compiled, begin = _COMPILED[0], time.perf_counter()
+        yield
+        compiled = _COMPILED[0] - compiled
+        elapsed = time.perf_counter() - begin
+        compiled = min(compiled, elapsed)  # nested traces are reported twice
+        elapsed -= compiled
+        self.seconds[name] = self.seconds.get(name, 0.0) + elapsed
+        if compiled:
+            self.seconds["compile"] = self.seconds.get("compile", 0.0) + compiled
+
+    def collect(self) -> dict[str, float]:
+        """``{"time/rollout": seconds, ...}`` since the last call, with the whole as ``time/step``."""
+        now = time.perf_counter()
+        self.seconds["step"] = now - self._begin - self.seconds.get("compile", 0.0)
+        collected, self.seconds, self._begin = self.seconds, {}, now
+        return {f"time/{name}": seconds for name, seconds in collected.items()}
+
+
+_COMPILED = [0.0]  # seconds that this process has spent tracing and compiling
+_listening = threading.Event()
+
+
+def _listen() -> None:
+    if not _listening.is_set():
+        _listening.set()
+        jax.monitoring.register_event_duration_secs_listener(_count_compilation)
+
+
+def _count_compilation(event: str, seconds: float, **_: Any) -> None:
+    if event.startswith("/jax/core/compile/"):
+        _COMPILED[0] += seconds
 
 
 def held_out_table(

@@ -112,7 +112,7 @@ def reinforce(run: runs.Run, state: learner.TrainState, start: int, batches: Any
     return final
 
 
-# ---- rollouts -> rewards -> advantages -> policy ----------------------------------------------------------------------
+# ---- rollouts -> rewards -> advantages -> policy ---------------------------------------------------------------------
 
 
 def sample(run: runs.Run, params: Any, prompt: Any, step: int) -> rollout.RolloutBatch:
@@ -145,7 +145,7 @@ def estimate(run: runs.Run, rewards: np.ndarray, batch: runs.PromptBatch, state:
 
 @functools.partial(jax.jit, static_argnames=("algorithm", "settings"))
 def _estimate(rewards, domains, groups, state, *, algorithm: str, settings: options.Fairness):
-    """One estimator; the family of FairGRPO is its temperatures and one rescaling, so that the weights can be watched."""
+    """One estimator; FairGRPO is written as its temperatures and one rescaling, so that the weights can be watched."""
     weights = jnp.ones(rewards.shape[0])
     match algorithm:
         case "grpo":
@@ -214,7 +214,7 @@ def update(
     return state, {name if name in shared else f"policy/{name}": value for name, value in means.items()}
 
 
-# ---- what is written down ---------------------------------------------------------------------------------------------
+# ---- what is written down --------------------------------------------------------------------------------------------
 
 
 def describe(

@@ -1,5 +1,6 @@
 """The tiny tokenizer, read from the package: no network."""
 
+import logging
 import pathlib
 from typing import Any
 
@@ -17,6 +18,8 @@ def tiny_tokenizer() -> Any:
         >>> tiny_tokenizer().tokenize(r"<think>ring</think>\boxed{Basal Cell Carcinoma}")
         ['<think>', 'ring', '</think>', '\\boxed{', 'BasalĠCellĠCarcinoma', '}']
     """
+    # transformers advises at import to install torch; this program is made to do without.
+    logging.getLogger("transformers").addFilter(lambda record: "PyTorch was not found" not in record.getMessage())
     from transformers import PreTrainedTokenizerFast
 
     return PreTrainedTokenizerFast.from_pretrained(FOLDER)

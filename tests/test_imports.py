@@ -19,7 +19,8 @@ FLOORS = (
 )
 ORDER = {name: (floor, place) for floor, names in enumerate(FLOORS) for place, name in enumerate(names)}
 # On the second floor only these arrows exist; data knows no model, models know no dataset.
-SIDEWAYS = {("configs", "config"), ("models", "mesh"), ("rewards", "models"), ("report", "config"), ("report", "tracking")}
+SIDEWAYS = {("configs", "config"), ("models", "mesh"), ("rewards", "models")}
+SIDEWAYS |= {("report", "config"), ("report", "tracking")}
 
 
 def modules():
