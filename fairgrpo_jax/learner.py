@@ -51,6 +51,12 @@ def optimizer(optim: options.Optim, steps: int) -> optax.GradientTransformation:
     return optax.adamw(schedule, b1=optim.b1, b2=optim.b2, weight_decay=optim.weight_decay, mask=matrices)
 
 
+@functools.partial(jax.jit, static_argnames=("optim", "steps"))
+def fresh_moments(params: Any, *, optim: options.Optim, steps: int) -> Any:
+    """The optimizer's state before its first update, sharded as the parameters are."""
+    return mesh.keep_sharded(optimizer(optim, steps).init(params))
+
+
 def completion_logprobs(
     params: Any, config: Any, prompt: models.Prompt, tokens: jax.Array, *, temperature: float = 1.0, remat: bool = False
 ) -> jax.Array:

@@ -10,6 +10,7 @@ learning.
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import re
@@ -107,9 +108,7 @@ class Run:
 
     def with_moments(self, params: Any, optim: options.Optim, steps: int) -> learner.TrainState:
         """A state at the beginning of a stage: the parameters given, everything else fresh."""
-        tx = learner.optimizer(optim, steps)
-        like = jax.eval_shape(tx.init, params)
-        moments = jax.jit(tx.init, out_shardings=mesh.shardings(like, self.mesh))(params)
+        moments = learner.fresh_moments(params, optim=optim, steps=steps)
         whole = jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec())
         history = self.config.fairness.history
         statistics = fairness.init(
@@ -124,12 +123,7 @@ class Run:
 
     def initial_params(self) -> Any:
         """Random weights from the seed, or the supervised weights of ``warmup.run``."""
-        with jax.transfer_guard("allow"):
-            like = jax.eval_shape(lambda key: models.init(self.model, key).params, self.key("init", 0))
-            shardings = mesh.shardings(like, self.mesh)
-            params = jax.jit(lambda key: models.init(self.model, key).params, out_shardings=shardings)(
-                self.key("init", 0)
-            )
+        params = _fresh_params(self.key("init", 0), model=self.model)
         return params if self.config.warmup.run is None else supervised_params(self.config.warmup.run, params)
 
     def save(self, done: int, state: learner.TrainState, iterator: Any) -> None:
@@ -148,6 +142,11 @@ class Run:
         trained = done - self.warmup_steps
         self.log.truncate_after(warmup=min(done, self.warmup_steps), train=trained, eval=trained - 1)
         return like.replace(params=params, **training), host["data"]
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _fresh_params(key: jax.Array, *, model: Any) -> Any:
+    return mesh.keep_sharded(models.init(model, key).params)
 
 
 def _training(state: learner.TrainState) -> dict:

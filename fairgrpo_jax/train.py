@@ -75,7 +75,7 @@ def train(config: options.Config, workdir: Path | None = None) -> dict[str, floa
 def reinforce(run: runs.Run, state: learner.TrainState, start: int, batches: Any) -> dict[str, float]:
     """THE loop: ``config.steps`` steps of reinforcement learning from step ``start`` on."""
     config, phases = run.config, run.phases
-    with tracking.Progress(config.steps, config.algorithm, start=start) as progress:
+    with tracking.Progress(max(config.steps, 1), config.algorithm, start=start) as progress:
         for step in range(start, config.steps + 1):
             if run.stop:
                 run.save(run.warmup_steps + step, state, batches)

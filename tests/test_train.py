@@ -1,0 +1,254 @@
+"""Whole runs, small in size only: what they write, how they stop, and that they resume to the same numbers."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from fairgrpo_jax import config as options, configs, fairness, learner, runs, sft, tracking, train
+from fairgrpo_jax.tracking import read_metrics
+from tests.report_page import Page
+
+
+ROOT = Path(__file__).parent.parent
+SMALL = dataclasses.replace(
+    configs.get("clinic"),
+    steps=4,
+    prompts=8,
+    rollouts=4,
+    checkpoint_every=2,
+    model=options.Model(hidden_size=32),
+    warmup=options.Warmup(steps=60, batch=32, optim=options.Optim(lr=5e-3)),
+    evaluation=options.Evaluation(every=2, batch=64, samples=2),
+)
+ARGUMENTS = (
+    "--steps 4 --prompts 8 --rollouts 4 --checkpoint-every 2 --model.hidden-size 32 --warmup.steps 60 "
+    "--warmup.batch 32 --warmup.optim.lr 5e-3 --evaluation.every 2 --evaluation.batch 64 --evaluation.samples 2"
+).split()
+
+
+def rows(folder, *kinds):
+    """The log, or the rows of some kinds, without its times."""
+    return [
+        {name: value for name, value in row.items() if not name.startswith("time/")}
+        for row in read_metrics(folder / "metrics.jsonl")
+        if not kinds or row["kind"] in kinds
+    ]
+
+
+def go(config, folder):
+    """A run without its report, which takes longer than so small a run."""
+    with runs.open_run(config, folder) as run:
+        return train.reinforce(run, *sft.begin(run))
+
+
+def after_warmup(whole, **changes):
+    """The config of a run that begins with the supervised weights of the whole run."""
+    folder, _ = whole
+    return dataclasses.replace(SMALL, warmup=dataclasses.replace(SMALL.warmup, run=folder), **changes)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    final = train.train(SMALL, folder)
+    return folder, final
+
+
+def test_run_writes_what_it_promises(whole):
+    folder, final = whole
+    log = rows(folder)
+    kinds = [(row["kind"], row["step"]) for row in log]
+    warm = [("warmup", i) for i in range(1, 61)]
+    assert kinds == [
+        *warm,
+        ("eval", 0),
+        ("train", 1),
+        ("train", 2),
+        ("eval", 2),
+        ("train", 3),
+        ("train", 4),
+        ("eval", 4),
+    ]
+    step = next(row for row in log if row["kind"] == "train")
+    for name in (
+        "reward/mean", "reward/zero_variance_share", "advantage/max_abs", "advantage/top_prompt_share",
+        "fairness/effective_sample_size", "loss", "optim/grad_norm", "policy/mismatch", "rollout/length",
+    ):  # fmt: skip
+        assert np.isfinite(step[name]), name
+    groups = {name.removeprefix("reward/group/") for name in step if name.startswith("reward/group/")}
+    assert groups == {name.removeprefix("advantage/share/") for name in step if name.startswith("advantage/share/")}
+    assert len(groups) >= 3 and step["policy/mismatch"] < 1e-4
+    assert final["reward"] == log[-1]["reward"]
+    assert options.from_dict(json.loads((folder / "config.json").read_text())) == SMALL
+
+
+def test_evaluation_holds_every_record_once_and_the_report_opens(whole):
+    folder, final = whole
+    answered = [json.loads(line) for line in (folder / "evals" / "000004.jsonl").read_text().splitlines()]
+    source = runs.data.load("synthetic", split="test")
+    assert [row["uid"] for row in answered] == [record.uid for record in source.records]
+    assert final["reward"] == pytest.approx(np.mean([row["reward"] for row in answered]))
+    page = Page(folder / "report.html")
+    assert "clinical use" in page.text
+    sample = json.loads((folder / "samples" / "000002.json").read_text())[0]
+    assert (folder / sample["images"][0]).exists() and len(sample["completions"]) == SMALL.rollouts
+
+
+def test_the_same_command_on_a_finished_run_changes_nothing(whole):
+    folder, final = whole
+    before = rows(folder)
+    assert go(SMALL, folder) == pytest.approx(final, nan_ok=True)
+    assert rows(folder) == before
+
+
+def test_changed_config_is_refused_with_the_difference(whole):
+    folder, _ = whole
+    changed = dataclasses.replace(SMALL, optim=options.Optim(lr=1.0), rollouts=8)
+    with pytest.raises(ValueError, match="optim.lr: 0.0003 -> 1.0; rollouts: 4 -> 8"):
+        go(changed, folder)
+
+
+@pytest.mark.parametrize("stage, calls", [("policy", 3), ("warm-up", 20)])
+def test_sigterm_saves_and_the_same_command_resumes_to_the_same_log(whole, tmp_path, monkeypatch, stage, calls):
+    folder, _ = whole
+    config = after_warmup(whole) if stage == "policy" else SMALL
+    name = "policy_step" if stage == "policy" else "supervised_step"
+    step, count = getattr(learner, name), [0]
+
+    def struck(*args, **kwargs):
+        count[0] += 1
+        if count[0] == calls:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(*args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(learner, name, struck)
+        with pytest.raises(runs.Interrupted) as stopped:
+            go(config, tmp_path)
+    assert stopped.value.code == 128 + signal.SIGTERM and "the same command resumes" in stopped.value.message
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    last = rows(tmp_path)[-1]
+    assert (last["kind"], last["step"]) == ("train" if stage == "policy" else "warmup", calls)
+    go(config, tmp_path)
+    kinds = ("train", "eval") if stage == "policy" else ()
+    assert rows(tmp_path) == rows(folder, *kinds)
+
+
+def test_rows_after_the_checkpoint_are_redone_not_doubled(whole, tmp_path, monkeypatch):
+    """A crash between two checkpoints, with rows already written beyond the last one."""
+    append = tracking.MetricsLog.append
+
+    def crash(self, kind, step, values):
+        append(self, kind, step, values)
+        if (kind, step) == ("train", 3):
+            with self.path.open("a") as file:
+                file.write('{"kind": "train", "st')  # as kill -9 leaves it
+            raise RuntimeError("power cut")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tracking.MetricsLog, "append", crash)
+        with pytest.raises(RuntimeError, match="power cut"):
+            go(after_warmup(whole), tmp_path)
+    go(after_warmup(whole), tmp_path)
+    assert rows(tmp_path) == rows(whole[0], "train", "eval")
+
+
+def test_fairness_statistics_survive_the_checkpoint(whole, tmp_path):
+    shutil.copytree(whole[0], tmp_path / "copy")
+    with runs.open_run(SMALL, tmp_path / "copy") as run:
+        state, start, _ = sft.begin(run)
+        assert start == 4 and int(state.fairness.domain_count.sum()) == 4 * SMALL.prompts
+        assert int(state.step) == 4
+
+
+def test_a_run_may_go_on_with_another_mesh(whole, tmp_path):
+    """Stopped on one device after two steps, continued on two: the numbers agree to the rounding of the sums."""
+    go(after_warmup(whole), tmp_path)
+    for name in ("4", "3"):  # as if it had been killed after the checkpoint of step 2
+        shutil.rmtree(tmp_path / "checkpoints" / name, ignore_errors=True)
+    go(after_warmup(whole, mesh="2x1"), tmp_path)
+    mine, theirs = (rows(folder, "train") for folder in (tmp_path, whole[0]))
+    assert [row["step"] for row in mine] == [row["step"] for row in theirs]
+    for row, other in zip(mine, theirs, strict=True):
+        assert row["optim/grad_norm"] == pytest.approx(other["optim/grad_norm"], rel=0.02)
+        assert row["reward/mean"] == pytest.approx(other["reward/mean"], abs=0.05)
+
+
+def test_supervised_weights_of_another_run_are_taken(whole, tmp_path):
+    go(after_warmup(whole, algorithm="grpo", steps=0), tmp_path)
+    assert rows(tmp_path)[0] == rows(whole[0], "eval")[0]
+    lost = dataclasses.replace(SMALL, warmup=options.Warmup(run=tmp_path / "no"))
+    with pytest.raises(ValueError, match="without a config.json"):
+        go(lost, tmp_path / "b")
+
+
+def test_non_finite_loss_stops_the_run_naming_step_and_metric(whole, tmp_path, monkeypatch):
+    step = learner.policy_step
+
+    def broken(*args, **kwargs):
+        state, metrics = step(*args, **kwargs)
+        return state, metrics | {"loss": metrics["loss"] * float("nan")}
+
+    monkeypatch.setattr(learner, "policy_step", broken)
+    with pytest.raises(FloatingPointError, match="loss is nan at training step 1"):
+        go(after_warmup(whole), tmp_path)
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "dr_grpo", "rloo", "fair_grpo", "fair_grpo_nd"])
+def test_the_loop_computes_the_public_functions(algorithm):
+    """The loop writes FairGRPO as temperatures and one rescaling, to log the weights: it must equal the function."""
+    rng = np.random.default_rng(0)
+    rewards = rng.integers(0, 2, (8, 4)).astype(np.float32)
+    domains, groups = rng.integers(0, 2, 8).astype(np.int32), rng.integers(-1, 2, 8).astype(np.int32)
+    state = fairness.init(2, 2, 4, history="binary")
+    got, _, watched = train._estimate(rewards, domains, groups, state, algorithm=algorithm, settings=options.Fairness())
+    function = getattr(fairness, algorithm, None) or getattr(train.advantages, algorithm)
+    arguments = {"fair_grpo": (rewards, domains, groups, state), "fair_grpo_nd": (rewards, domains, state)}
+    wanted = function(*arguments.get(algorithm, (rewards,)))
+    np.testing.assert_allclose(got, wanted[0] if isinstance(wanted, tuple) else wanted, atol=1e-6)
+    assert watched["advantage/max_abs"] == np.abs(got).max()
+
+
+def test_several_mini_batches_and_passes_update_as_often(whole, tmp_path):
+    config = after_warmup(whole, steps=1, update=options.Update(mini_batches=2, passes=2, accumulation=2))
+    go(config, tmp_path)
+    with runs.open_run(config, tmp_path) as run:
+        assert int(sft.begin(run)[0].step) == 4
+
+
+def command(folder, *more):
+    module = [sys.executable, "-m", "fairgrpo_jax.train", "clinic", *ARGUMENTS, "--workdir", str(folder), *more]
+    return subprocess.Popen(module, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+@pytest.mark.slow
+def test_kill_9_and_the_same_command_again(tmp_path):
+    """Real processes: one runs through, one is killed after its first step of reinforcement learning."""
+    through = command(tmp_path / "whole")
+    assert through.wait() == 0, through.stdout.read()
+    killed = command(tmp_path / "killed")
+    log = tmp_path / "killed" / "metrics.jsonl"
+    while killed.poll() is None and not (log.exists() and '"train", "step": 3' in log.read_text()):
+        time.sleep(0.02)
+    killed.kill()
+    assert killed.wait() == -signal.SIGKILL
+    again = command(tmp_path / "killed")
+    assert again.wait() == 0, again.stdout.read()
+    assert rows(tmp_path / "killed") == rows(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_mesh_4x1_needs_no_config_name(tmp_path):
+    module = [sys.executable, "-m", "fairgrpo_jax.train", "--mesh", "4x1", *ARGUMENTS, "--workdir", str(tmp_path)]
+    subprocess.run(module, cwd=ROOT, check=True)
+    assert rows(tmp_path)[-1]["kind"] == "eval" and jax.device_count() == 8
