@@ -1,4 +1,8 @@
-"""Greedy evaluation on held-out patients: one answer a record, scored by exact match and by group."""
+"""Evaluation on held-out patients: one answer a record, scored by exact match and by group.
+
+Answers are greedy, as the papers evaluate.  ``reward_sampled`` in the log is the mean reward of answers drawn as in
+training, the quantity that reinforcement learning maximises.
+"""
 
 import json
 import re
@@ -17,17 +21,21 @@ SMALLEST_GROUP = 20  # records; smaller groups are no candidates for the worst o
 
 def held_out(run: runs.Run, params: Any, step: int) -> dict[str, float]:
     """Answers every held-out record; writes ``evals/<step>.jsonl`` and a row of the log, and returns its values."""
-    rows = answer(run, params, run.sources["test"].records)
+    records = run.sources["test"].records
+    rows = answer(run, params, records)
+    drawn = answer(run, params, records, temperature=run.config.sampling.temperature, step=step)
     path = _path(run.folder, step)
     path.parent.mkdir(exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    values = summary(rows)
+    values = summary(rows) | {"reward_sampled": sum(row["reward"] for row in drawn) / len(drawn)}
     run.log.append("eval", step, values | run.phases.collect())
     return values
 
 
-def answer(run: runs.Run, params: Any, records: Sequence[Record]) -> list[dict]:
-    """One greedy completion for each record, with its extracted answer and its reward."""
+def answer(
+    run: runs.Run, params: Any, records: Sequence[Record], *, temperature: float = 0.0, step: int = 0
+) -> list[dict]:
+    """One completion for each record, greedy or drawn, with its extracted answer and its reward."""
     size = run.config.evaluation.batch
     parts = [records[i : i + size] for i in range(0, len(records), size)]
     padded = [[*part, *[part[0]] * (size - len(part))] for part in parts]  # one shape, one program
@@ -38,11 +46,11 @@ def answer(run: runs.Run, params: Any, records: Sequence[Record]) -> list[dict]:
                 rollouts = rollout.sample(
                     params,
                     run.put(batch.prompt),
-                    run.key("evaluation", 0),
+                    run.key("evaluation", step),
                     config=run.model,
                     num_rollouts=1,
                     max_new_tokens=run.config.sampling.max_new_tokens,
-                    temperature=0.0,
+                    temperature=temperature,
                 )
                 texts = [row[0] for row in rollout.texts(rollouts, run.tokenizer)][: len(part)]
             rewards = accuracy.exact(texts, [record.answer for record in part])

@@ -22,7 +22,7 @@ from rich.table import Table
 from fairgrpo_jax import commandline, config as options, mesh, report, sft, train
 
 
-WATCHED = ("reward", "f1", "worst_f1", "best_f1", "joint_f1_std")
+WATCHED = ("reward", "reward_sampled", "f1", "worst_f1", "best_f1", "joint_f1_std")
 
 
 @dataclasses.dataclass(frozen=True)

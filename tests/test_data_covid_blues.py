@@ -3,13 +3,12 @@
 from collections import Counter
 from pathlib import Path
 
-import av
-import numpy as np
 import pytest
 
 from fairgrpo_jax import data
 from fairgrpo_jax.data import covid_blues, demographics, media, splits
 from fairgrpo_jax.data.record import conversation
+from tests import covid_fixture
 
 
 REAL = Path(__file__).resolve().parent.parent.parent / "shared" / "covid-blues"
@@ -31,22 +30,13 @@ SEVERITY = (
 STEMS = ["patient_15_L2", "patient_15_L2_2", "patient_3_R1", "patient_20_R3", "patient_100_L1"]
 
 
-def write(path, frames=20):
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=25)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        for i in range(frames):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((48, 64, 3), 10 * i, np.uint8))))
-        container.mux(stream.encode())
-
-
 @pytest.fixture
 def root(tmp_path):
     (tmp_path / "clinical_variables.csv").write_bytes(b"\xef\xbb\xbf" + CLINICAL.encode())
     (tmp_path / "severity.csv").write_text(SEVERITY)
     (tmp_path / "lus_videos").mkdir()
     for stem in STEMS:
-        write(tmp_path / "lus_videos" / f"{stem}.mp4")
+        covid_fixture.video(tmp_path / "lus_videos" / f"{stem}.mp4")
     return tmp_path
 
 
@@ -111,8 +101,8 @@ def test_a_folder_that_is_not_there(tmp_path):
 
 
 def test_videos_nobody_described(root):
-    write(root / "lus_videos" / "patient_3_R2.mp4")
-    write(root / "lus_videos" / "patient_77_L1.mp4")
+    covid_fixture.video(root / "lus_videos" / "patient_3_R2.mp4")
+    covid_fixture.video(root / "lus_videos" / "patient_77_L1.mp4")
     with pytest.raises(ValueError, match=r"2 videos without a row .*patient_77_L1.*1 videos of patients not in"):
         covid_blues.load(root, split="train")
 

@@ -26,6 +26,7 @@ from fairgrpo_jax.report import plots, results, words
 _PANELS = (
     ("Training reward", "train", "reward/mean"),
     ("Held-out reward (greedy)", "eval", "reward"),
+    ("Held-out reward (sampled)", "eval", "reward_sampled"),
     ("Loss of the warm-up (supervised)", "warmup", "loss"),
     ("Loss of the policy", "train", "loss"),
 )

@@ -1,0 +1,113 @@
+"""The command line as a user meets it: help, list, and one line for everything that is wrong."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fairgrpo_jax import commandline, configs, runs, sft, study, train
+from tests import covid_fixture
+
+
+ROOT = Path(__file__).parent.parent
+
+
+def call(monkeypatch, capsys, *arguments, command=train.train):
+    """Exit status and what stood on standard error, in this process."""
+    monkeypatch.setattr(sys, "argv", ["train", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stopped:
+        commandline.run(command, prog="python -m fairgrpo_jax.train", description=train.__doc__)
+    return stopped.value.code, capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    "arguments, named",
+    [
+        (["--algorithm", "ppo"], "'ppo'.*Expected one of"),
+        (["chest"], "'chest'; wanted one of clinic, covid_blues"),
+        (["--optim.lrr", "1"], "Perhaps you meant: --optim.lr"),
+        (["--optim.lr", "0"], "optim.lr=0.0; wanted a positive"),
+        (["--mesh", "4by1"], "wanted FSDPxTENSOR"),
+        (["--mesh", "3x1"], "=64 on a mesh with 3 devices along fsdp; wanted a multiple of 3, e.g. 66"),
+        (["covid_blues", "--data.root", "nowhere"], "COVID-BLUES in nowhere: missing clinical_variables.csv.*github"),
+        (["--data.name", "mimic"], "no dataset 'mimic'; known are covid_blues, synthetic"),
+        (["--warmup.run", "nowhere"], "warmup.run=nowhere without a config.json; wanted a run folder"),
+        (["--data.prompt-length", "20"], "record .*/.* tokens .*data.prompt_length"),
+    ],
+)
+def test_one_line_says_what_is_wrong_and_what_to_do(monkeypatch, capsys, tmp_path, arguments, named):
+    workdir = [] if "nowhere" in arguments[-1:] and "covid_blues" in arguments else ["--workdir", tmp_path / "run"]
+    code, output = call(monkeypatch, capsys, *arguments, *workdir)
+    lines = [line for line in output.err.splitlines() if line.startswith("error: ")]
+    assert code == 2 and len(lines) == 1 and "Traceback" not in output.err
+    pytest.raises(ValueError, raise_it, lines[0]).match(named)
+
+
+def raise_it(text):
+    raise ValueError(text)
+
+
+def test_run_folder_that_cannot_be_written(monkeypatch, capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, output = call(monkeypatch, capsys, "--workdir", tmp_path / "file" / "run")
+    assert code == 2 and "cannot be written (Not a directory); wanted a writable one: --workdir DIR" in output.err
+
+
+def test_broken_video_names_dataset_record_and_file(monkeypatch, capsys, tmp_path):
+    root = covid_fixture.write(tmp_path / "data")
+    for video in (root / "lus_videos").glob("*.mp4"):
+        video.write_bytes(video.read_bytes()[:40])
+    small = ["--prompts", 2, "--warmup.batch", 2, "--evaluation.batch", 2, "--warmup.steps", 1, "--steps", 1]
+    code, output = call(monkeypatch, capsys, "covid_blues", "--data.root", root, "--workdir", tmp_path / "run", *small)
+    assert code == 2 and "covid" in output.err.lower() and ".mp4" in output.err and "download it again" in output.err
+
+
+def test_empty_split_is_refused(monkeypatch, capsys, tmp_path):
+    root = covid_fixture.write(tmp_path / "data", patients=1)
+    code, output = call(monkeypatch, capsys, "covid_blues", "--data.root", root, "--workdir", tmp_path / "run")
+    assert code == 2 and "split of covid_blues has no record" in output.err
+
+
+def test_interrupted_run_says_that_it_saved(monkeypatch, capsys, tmp_path):
+    def command(config, workdir):
+        with runs.open_run(config, workdir) as run:
+            raise runs.Interrupted(run, 7)
+
+    code, output = call(monkeypatch, capsys, "--workdir", tmp_path, command=command)
+    assert code == 130 and "stopped after saving update 7" in output.err and "the same command resumes" in output.err
+
+
+def test_help_teaches(monkeypatch, capsys):
+    code, output = call(monkeypatch, capsys, "covid_blues", "--help")
+    assert code == 0
+    for wanted in (
+        "One step, as data",
+        "Examples",
+        "Options of config 'covid_blues'",
+        "--algorithm",
+        "--mesh",
+        "--data.root",
+    ):
+        assert wanted in output.out
+
+
+def test_list_names_every_config_with_a_line(monkeypatch, capsys):
+    code, output = call(monkeypatch, capsys, "--list")
+    lines = output.out.splitlines()
+    assert code == 0 and [line.split()[0] for line in lines] == configs.names()
+    assert all(len(line.split()) > 4 for line in lines)
+
+
+@pytest.mark.parametrize("module", [train, sft, study])
+def test_every_command_has_help_without_starting_anything(module):
+    command = [sys.executable, "-m", module.__name__, "--help"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert (module.__doc__ or "").split("\n")[0].split(":")[0] in result.stdout
+
+
+def test_default_workdir_tells_configs_apart():
+    config = configs.get("clinic")
+    first, again = runs.default_workdir(config), runs.default_workdir(configs.get("clinic"))
+    assert first == again and first.parent.name == "outputs" and first.name.startswith("clinic-fair_grpo-1x1-")
+    assert runs.default_workdir(configs.get("covid_blues")) != first
