@@ -193,7 +193,10 @@ def _cluster_jax(
         best = jnp.argmin(inertias)
         return labels[best], inertias[best]
 
-    labels, inertias = jax.lax.map(fit, jnp.arange(1, k_max + 1))
+    # One cluster needs no search: all points, around their mean.
+    mean = jnp.matmul(w_merged, x, precision="highest") / jnp.maximum(jnp.sum(w_merged), 1e-30)
+    alone = jnp.zeros((1, x.shape[0]), jnp.int32), jnp.sum(w_merged * _distances(x, mean[None])[:, 0])[None]
+    labels, inertias = map(jnp.concatenate, zip(alone, jax.lax.map(fit, jnp.arange(2, k_max + 1)), strict=True))
     inertias = jnp.where(jnp.arange(k_max) < num_distinct, inertias, 0)
     k = _elbow(inertias, num_distinct, threshold)
     return jnp.where(w > 0, labels[jnp.maximum(k - 1, 0)][place], -1), k, inertias

@@ -10,7 +10,6 @@ Example::
 """
 
 import dataclasses
-import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +21,15 @@ from rich.table import Table
 from fairgrpo_jax import commandline, config as options, mesh, report, sft, train
 
 
-WATCHED = ("reward", "reward_sampled", "f1", "worst_f1", "best_f1", "joint_f1_std")
+# Metric of an evaluation and its heading: held-out reward of greedy and of sampled answers, F1 and its spread.
+WATCHED = {
+    "reward": "greedy",
+    "reward_sampled": "sampled",
+    "f1": "F1",
+    "worst_f1": "worst F1",
+    "best_f1": "best F1",
+    "joint_f1_std": "joint σF1",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,15 +68,18 @@ def study(
 
 
 def table(results: dict[tuple[str, int], dict[str, float]]) -> Table:
-    """Mean and standard deviation over seeds of the held-out metrics, a row for each algorithm."""
+    """Mean over seeds of the held-out metrics, a row for each algorithm; several seeds with standard deviation."""
     seeds = sorted({seed for _, seed in results})
-    drawn = Table(title=f"Held-out patients, {len(seeds)} seed(s): mean ± standard deviation", title_justify="left")
-    for column in ("", *WATCHED):
+    caption = f"mean ± standard deviation of {len(seeds)} seeds" if len(seeds) > 1 else "one seed"
+    drawn = Table(title=f"Held-out patients, {caption}", title_justify="left")
+    for column in ("", *WATCHED.values()):
         drawn.add_column(column)
     for algorithm in dict.fromkeys(name for name, _ in results):
-        values = np.array([[results[algorithm, seed][name] for name in WATCHED] for seed in seeds])
-        spread = values.std(0, ddof=1) if len(seeds) > 1 else np.full(len(WATCHED), np.nan)
-        drawn.add_row(algorithm, *(f"{m:.3f} ± {s:.3f}" for m, s in itertools.zip_longest(values.mean(0), spread)))
+        values = np.array([[results[algorithm, seed].get(name, np.nan) for name in WATCHED] for seed in seeds])
+        cells = [f"{mean:.3f}" for mean in values.mean(0)]
+        if len(seeds) > 1:
+            cells = [f"{cell} ± {spread:.3f}" for cell, spread in zip(cells, values.std(0, ddof=1), strict=True)]
+        drawn.add_row(algorithm, *cells)
     return drawn
 
 
