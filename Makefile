@@ -9,10 +9,10 @@ train: $(VENV)/installed            ## GRPO and FairGRPO on the embedded clinic,
 	$(RUN) -m fairgrpo_jax.study clinic --workdir outputs/clinic
 
 test: $(VENV)/installed             ## all tests that need neither torch nor minutes of training
-	$(RUN) -m pytest -m "not slow and not parity"
+	$(RUN) -m pytest --numprocesses 2 --dist loadfile -m "not slow and not parity"
 
 test-all: $(VENV)/installed         ## with the slow ones, and parity with torch (pip install .[parity])
-	$(RUN) -m pytest
+	$(RUN) -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(VENV)/installed             ## formatting, lint, types
 	$(RUN) -m ruff format --check .
