@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from fairgrpo_jax import config as options, configs, mesh
+from fairgrpo_jax import config as options, configs, mesh, runs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,5 +70,5 @@ class one_line_errors:  # noqa: N801
         if isinstance(error, ValueError | FloatingPointError):
             print(f"error: {error}", file=sys.stderr)
             raise SystemExit(2) from error
-        if isinstance(error, SystemExit) and hasattr(error, "message"):
+        if isinstance(error, runs.Interrupted):
             print(error.message, file=sys.stderr)

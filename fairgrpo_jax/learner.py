@@ -4,6 +4,7 @@ Both run a prompt once and its completions against its keys and values (``comple
 strided micro-batches under one global denominator, and apply AdamW to donated, sharded buffers.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -79,7 +80,7 @@ def completion_logprobs(
 def score(params: Any, batch: PolicyBatch, *, config: Any, temperature: float, remat: bool = False) -> PolicyBatch:
     """The batch with the learner's own log-probabilities before its first update as ``old_logprobs``."""
     logprobs = completion_logprobs(params, config, batch.prompt, batch.tokens, temperature=temperature, remat=remat)
-    return batch.replace(old_logprobs=logprobs)
+    return dataclasses.replace(batch, old_logprobs=logprobs)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "optim", "steps", "accumulation", "remat"), donate_argnums=0)
@@ -187,5 +188,5 @@ def _apply(
     grads = jax.tree.map(lambda g: g * jnp.minimum(1.0, optim.max_grad_norm / (norm + 1e-6)), grads)
     updates, moments = optimizer(optim, steps).update(grads, state.moments, state.params)
     params = mesh.keep_sharded(optax.apply_updates(state.params, updates))
-    state = state.replace(params=params, moments=mesh.keep_sharded(moments), step=state.step + 1)
+    state = dataclasses.replace(state, params=params, moments=mesh.keep_sharded(moments), step=state.step + 1)
     return state, metrics | {"optim/grad_norm": norm}

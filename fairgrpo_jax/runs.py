@@ -141,7 +141,7 @@ class Run:
             )
         trained = done - self.warmup_steps
         self.log.truncate_after(warmup=min(done, self.warmup_steps), train=trained, eval=trained - 1)
-        return like.replace(params=params, **training), host["data"]
+        return dataclasses.replace(like, params=params, **training), host["data"]
 
 
 @functools.partial(jax.jit, static_argnames="model")
@@ -194,8 +194,8 @@ def open_run(config: options.Config, workdir: Path | None) -> Iterator[Run]:
     mesh.require_divisible("evaluation.batch", config.evaluation.batch, devices)
     folder = open_folder(config, workdir)
     sources = {use: _load(config, split) for use, split in _splits(config).items()}
-    splits.check_leakage(sources["train"], sources["test"])
-    splits.check_leakage(sources["warmup"], sources["test"])
+    splits.check_leakage(sources["train"].records, sources["test"].records)
+    splits.check_leakage(sources["warmup"].records, sources["test"].records)
     known = [record for source in sources.values() for record in source.records]
     processor = models.Processor(
         tiny_tokenizer(), patch_size=4, min_pixels=config.data.min_pixels, max_pixels=config.data.max_pixels

@@ -290,9 +290,9 @@ def _listen() -> None:
         jax.monitoring.register_event_duration_secs_listener(_count_compilation)
 
 
-def _count_compilation(event: str, seconds: float, **_: Any) -> None:
+def _count_compilation(event: str, duration_secs: float, **kwargs: str | int) -> None:
     if event.startswith("/jax/core/compile/"):
-        _COMPILED[0] += seconds
+        _COMPILED[0] += duration_secs
 
 
 def held_out_table(

@@ -20,6 +20,7 @@ Examples:
     python -m fairgrpo_jax.train --list
 """
 
+import dataclasses
 import functools
 import json
 from collections.abc import Sequence
@@ -98,7 +99,7 @@ def reinforce(run: runs.Run, state: learner.TrainState, start: int, batches: Any
                 advantage, statistics, watched = jax.block_until_ready(estimate(run, rewards, batch, state.fairness))
             progress.phase("update")
             with phases("update"):
-                state = state.replace(fairness=statistics)
+                state = dataclasses.replace(state, fairness=statistics)
                 state, learned = update(run, state, prompt, rollouts, advantage)
             if step % config.evaluation.every == 0:
                 save_samples(run, step, batch, texts, rewards, np.asarray(advantage))

@@ -32,7 +32,7 @@ def test_unknown_key_is_refused():
 
 
 def test_difference_names_every_changed_option():
-    old = options.Config()
+    old = options.Config(optim=options.Optim(lr=1e-4))
     new = dataclasses.replace(old, mesh="4x1", seed=3, optim=options.Optim(lr=1e-3))
     lines = options.difference(options.to_dict(old), options.to_dict(new), ignore=("mesh",))
     assert lines == ["optim.lr: 0.0001 -> 0.001", "seed: 0 -> 3"]
@@ -41,7 +41,7 @@ def test_difference_names_every_changed_option():
 @pytest.mark.parametrize(
     "change, named",
     [
-        (lambda: options.Config(algorithm="ppo"), "'ppo'.*grpo, dr_grpo, rloo, fair_grpo, fair_grpo_nd"),
+        (lambda: options.from_dict({"algorithm": "ppo"}), "'ppo'.*grpo, dr_grpo, rloo, fair_grpo, fair_grpo_nd"),
         (lambda: options.Config(rollouts=1), "rollouts=1"),
         (lambda: options.Config(prompts=10, update=options.Update(mini_batches=4)), "multiple of 4"),
         (lambda: options.Config(rollouts=20), "history ring"),

@@ -36,8 +36,8 @@ def imported(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module == "fairgrpo_jax":
             yield from (alias.name for alias in node.names if not alias.name.startswith("__"))
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("fairgrpo_jax."):
-            yield node.module.split(".")[1]
+        elif isinstance(node, ast.ImportFrom) and (module := node.module or "").startswith("fairgrpo_jax."):
+            yield module.split(".")[1]
         elif isinstance(node, ast.Import):
             yield from (a.name.split(".")[1] for a in node.names if a.name.startswith("fairgrpo_jax."))
 

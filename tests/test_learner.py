@@ -2,6 +2,7 @@
 
 import dataclasses
 import operator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -213,8 +214,8 @@ def test_gradients_are_clipped_to_the_norm(recorded):
 def test_schedules():
     params = {"w": jnp.ones((2, 2))}
     for schedule, last in (("constant", 1.0), ("cosine", 0.5 * (1 + np.cos(np.pi * 7 / 8)))):
-        optim = options.Optim(lr=1.0, warmup_steps=2, schedule=schedule, weight_decay=0.0)
-        tx = learner.optimizer(optim, 10)
+        optim = options.from_dict(dict(lr=1.0, warmup_steps=2, schedule=schedule, weight_decay=0.0), options.Optim)
+        tx: Any = learner.optimizer(optim, 10)
         moments, rates = tx.init(params), []
         for _ in range(10):
             updates, moments = tx.update({"w": jnp.ones((2, 2))}, moments, params)

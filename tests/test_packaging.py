@@ -20,7 +20,7 @@ FOLDERS = ("models", "data", "configs")
 def test_folder_is_a_subpackage_of_the_checkout(name):
     assert (ROOT / "fairgrpo_jax" / name).is_symlink()
     module = importlib.import_module(f"fairgrpo_jax.{name}")
-    assert Path(module.__file__).resolve().parent == ROOT / name
+    assert Path(str(module.__file__)).resolve().parent == ROOT / name
 
 
 @pytest.mark.parametrize("name", FOLDERS)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fairgrpo_jax import learner, models, rollout
+from fairgrpo_jax import learner, mesh, models, rollout
 from fairgrpo_jax.models import qwen2_5_vl
 from fairgrpo_jax.rewards import accuracy
 from tests import tiny_batch
@@ -82,6 +82,17 @@ def test_a_row_samples_the_same_whatever_stands_beside_it(batch, sampled):
     swapped = jax.tree.map(lambda x: x.at[3:].set(x[:3]), prompt)
     got = rollout.sample(params, swapped, jax.random.key(0), **SAMPLE)
     np.testing.assert_array_equal(got.tokens[:3], sampled.tokens[:3])
+
+
+@pytest.mark.parametrize("spec", ["2x1", "2x2"])
+def test_a_mesh_changes_neither_samples_nor_their_logits(batch, sampled, spec):
+    _, params, prompt = batch
+    devices = mesh.make(spec)
+    with jax.set_mesh(devices):
+        placed = jax.device_put(params, mesh.shardings(params, devices))
+        got = jax.device_get(rollout.sample(placed, mesh.put(prompt, devices), jax.random.key(0), **SAMPLE))
+    np.testing.assert_array_equal(got.tokens, sampled.tokens)
+    np.testing.assert_allclose(got.logprobs, sampled.logprobs, atol=1e-5)
 
 
 def test_frequencies_are_the_softmax(batch):

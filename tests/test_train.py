@@ -226,25 +226,25 @@ def test_several_mini_batches_and_passes_update_as_often(whole, tmp_path):
         assert int(sft.begin(run)[0].step) == 4
 
 
-def command(folder, *more):
-    module = [sys.executable, "-m", "fairgrpo_jax.train", "clinic", *ARGUMENTS, "--workdir", str(folder), *more]
-    return subprocess.Popen(module, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def command(folder):
+    """The real command as a process of its own; what it prints goes to a file beside the run folder."""
+    module = [sys.executable, "-m", "fairgrpo_jax.train", "clinic", *ARGUMENTS, "--workdir", str(folder)]
+    with folder.with_suffix(".txt").open("w") as output:
+        return subprocess.Popen(module, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
 
 
 @pytest.mark.slow
 def test_kill_9_and_the_same_command_again(tmp_path):
-    """Real processes: one runs through, one is killed after its first step of reinforcement learning."""
-    through = command(tmp_path / "whole")
-    assert through.wait() == 0, through.stdout.read()
-    killed = command(tmp_path / "killed")
-    log = tmp_path / "killed" / "metrics.jsonl"
-    while killed.poll() is None and not (log.exists() and '"train", "step": 3' in log.read_text()):
+    """Real processes: one runs through, one is killed after its third step of reinforcement learning."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert command(whole).wait() == 0, whole.with_suffix(".txt").read_text()
+    process, log = command(killed), killed / "metrics.jsonl"
+    while process.poll() is None and not (log.exists() and '"train", "step": 3' in log.read_text()):
         time.sleep(0.02)
-    killed.kill()
-    assert killed.wait() == -signal.SIGKILL
-    again = command(tmp_path / "killed")
-    assert again.wait() == 0, again.stdout.read()
-    assert rows(tmp_path / "killed") == rows(tmp_path / "whole")
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert command(killed).wait() == 0, killed.with_suffix(".txt").read_text()
+    assert rows(killed) == rows(whole)
 
 
 @pytest.mark.slow
