@@ -208,8 +208,8 @@ def test_non_finite_loss_stops_the_run_naming_step_and_metric(whole, tmp_path, m
 def test_the_loop_computes_the_public_functions(algorithm):
     """The loop writes FairGRPO as temperatures and one rescaling, to log the weights: it must equal the function."""
     rng = np.random.default_rng(0)
-    rewards = rng.integers(0, 2, (8, 4)).astype(np.float32)
-    domains, groups = rng.integers(0, 2, 8).astype(np.int32), rng.integers(-1, 2, 8).astype(np.int32)
+    rewards = (rng.random((40, 4)) < rng.beta(0.5, 0.9, (40, 1))).astype(np.float32)
+    domains, groups = (np.arange(40) % 3 // 2).astype(np.int32), rng.integers(-1, 2, 40).astype(np.int32)
     state = fairness.init(2, 2, 4, history="binary")
     got, _, watched = train._estimate(rewards, domains, groups, state, algorithm=algorithm, settings=options.Fairness())
     function = getattr(fairness, algorithm, None) or getattr(train.advantages, algorithm)
