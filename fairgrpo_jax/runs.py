@@ -192,16 +192,24 @@ def open_run(config: options.Config, workdir: Path | None) -> Iterator[Run]:
     mesh.require_divisible("prompts / (update.mini_batches x update.accumulation)", part, devices)
     mesh.require_divisible("warmup.batch", config.warmup.batch, devices)
     mesh.require_divisible("evaluation.batch", config.evaluation.batch, devices)
-    folder = open_folder(config, workdir)
     sources = {use: _load(config, split) for use, split in _splits(config).items()}
     splits.check_leakage(sources["train"].records, sources["test"].records)
     splits.check_leakage(sources["warmup"].records, sources["test"].records)
+    folder = open_folder(config, workdir)
     known = [record for source in sources.values() for record in source.records]
     processor = models.Processor(
         tiny_tokenizer(), patch_size=4, min_pixels=config.data.min_pixels, max_pixels=config.data.max_pixels
     )
-    with Stop() as stop, tracking.MetricsLog(folder / "metrics.jsonl") as log, jax.set_mesh(devices):
-        run = Run(
+    supervised = 0 if config.warmup.run else config.warmup.steps
+    with (
+        Stop() as stop,
+        tracking.MetricsLog(folder / "metrics.jsonl") as log,
+        contextlib.closing(checkpoint.manager(folder / "checkpoints", always=[supervised])) as checkpoints,
+        jax.set_mesh(devices),
+    ):
+        done = checkpoints.latest_step()
+        print(f"run folder {folder}: {'new' if done is None else f'going on after update {done}'}", flush=True)
+        yield Run(
             config=config,
             folder=folder,
             mesh=devices,
@@ -211,13 +219,10 @@ def open_run(config: options.Config, workdir: Path | None) -> Iterator[Run]:
             domains=tuple(sorted({record.dataset for record in known})),
             vocabulary=grouping.vocabulary(demographics.attributes(r, edges=config.data.age_edges) for r in known),
             log=log,
-            checkpoints=None,
+            checkpoints=checkpoints,
             stop=stop,
             phases=tracking.Phases(),
         )
-        run.checkpoints = checkpoint.manager(folder / "checkpoints", always=[run.warmup_steps])
-        with contextlib.closing(run.checkpoints):
-            yield run
 
 
 def policy(model: options.Model) -> qwen2_5_vl.Config:

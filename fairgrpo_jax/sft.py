@@ -53,6 +53,7 @@ def warm_up(run: runs.Run) -> Any:
         return state.params
     batches = run.batches("warmup", spec.batch, run.encode_targets, start=place["next_index"])
     with tracking.Progress(spec.steps, "warm-up", start=start) as progress:
+        progress.note("the first step compiles its program")
         for step in range(start, spec.steps):
             with run.phases("data"):
                 batch, tokens, mask = next(batches)

@@ -77,6 +77,7 @@ def reinforce(run: runs.Run, state: learner.TrainState, start: int, batches: Any
     """THE loop: ``config.steps`` steps of reinforcement learning from step ``start`` on."""
     config, phases = run.config, run.phases
     with tracking.Progress(max(config.steps, 1), config.algorithm, start=start) as progress:
+        progress.note("the first evaluation and the first step compile their programs")
         for step in range(start, config.steps + 1):
             if run.stop:
                 run.save(run.warmup_steps + step, state, batches)
