@@ -83,7 +83,7 @@ def score(params: Any, batch: PolicyBatch, *, config: Any, temperature: float, r
     return dataclasses.replace(batch, old_logprobs=logprobs)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "optim", "steps", "accumulation", "remat"), donate_argnums=0)
+@functools.partial(jax.jit, static_argnames=("config", "optim", "steps", "remat"), donate_argnums=0)
 def supervised_step(
     state: TrainState,
     prompt: models.Prompt,
@@ -93,7 +93,6 @@ def supervised_step(
     config: Any,
     optim: options.Optim,
     steps: int,
-    accumulation: int = 1,
     remat: bool = False,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One update towards the reference completions ``tokens`` (P, 1, T): mean negative log-likelihood of a token."""
@@ -104,7 +103,7 @@ def supervised_step(
         logprobs = completion_logprobs(params, config, prompt, tokens, remat=remat)
         return -jnp.where(mask, logprobs, 0.0).sum() / total, {"tokens": mask.sum()}
 
-    grads, metrics = _gradients(loss, state.params, (prompt, tokens, mask), accumulation)
+    grads, metrics = _gradients(loss, state.params, (prompt, tokens, mask), parts=1)
     return _apply(state, grads, metrics, optim, steps)
 
 
