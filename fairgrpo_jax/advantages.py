@@ -3,61 +3,93 @@
 One estimator a function, arrays in, arrays out; all of them work under ``jax.jit`` and ``jax.vmap``.  They share these
 conventions:
 
-* a NaN reward means *not scored*: it enters no mean and no deviation, and its advantage is 0;
-* a prompt whose scored rewards are all equal, or with fewer than two of them, carries no signal: its advantages are
-  exactly 0 (decided by equality, because the rounded deviation of equal rewards need not be 0), and so is its gradient;
-* rewards are centred first and squared after, so a constant added to all rewards of a prompt costs no precision;
+* a NaN reward means *not scored*: it enters no mean and no deviation, and its advantage is 0.  Where lengths are asked
+  for, a rollout without a token counts as not scored;
+* a prompt without signal, whose scored rewards are all equal or fewer than two, gets exactly 0 from every estimator
+  that compares a prompt with itself: ``grpo``, ``dr_grpo``, ``rloo``, ``gpg``, ``opo``, ``pass_at_k``, and ``gdpo``
+  without lengths if it is so in every component.  This is decided by equality, because the rounded deviation of equal
+  rewards need not be 0, and these zeros have no gradient either;
+* ``reinforce_plus_plus``, ``reinforce_plus_plus_baseline`` and ``gdpo`` with lengths subtract a mean over the tokens of
+  the batch, so there a prompt without signal gets its distance from the others.  A batch whose scored rewards are all
+  equal gives exactly 0 from every estimator but ``remax``, which compares with the greedy answer alone;
+* rewards are centred first and squared after, so a constant added to all rewards costs no precision;
+* the statistics are those of the arrays given: hand over the whole batch of the step, not a micro-batch of it;
 * the result is float32, or float64 where float64 is given;
 * nothing is stopped: gradients flow to the rewards.  A score-function loss treats advantages as constants.
 
-The functions below the estimators measure how a batch of advantages is spread over prompts and groups.
+How a batch of advantages is spread over prompts and groups is measured in ``diagnostics``.
 """
 
-import math
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from numpy.typing import ArrayLike
 
 
-def grpo(rewards: ArrayLike, *, epsilon: float = 1e-6, ddof: int = 1, leave_one_out: bool = False) -> jax.Array:
+def grpo(
+    rewards: ArrayLike,
+    *,
+    epsilon: float = 1e-6,
+    ddof: int = 1,
+    leave_one_out: bool = False,
+    scale: Literal["prompt", "batch"] = "prompt",
+) -> jax.Array:
     """Z-score of each reward among the rollouts of its prompt.
 
     A_i = (r_i - mean(r)) / (std(r) + epsilon).
-
-    With ``leave_one_out``, mean and deviation are those of the *other* rollouts; where these are all equal the centred
-    reward is not divided.
 
     Args:
       rewards: (P, G), any real unit; NaN = not scored.
       epsilon: added to the deviation, in units of reward, >= 0.
       ddof: 1 divides the squares by G - 1 (the convention of most libraries), 0 by G.
-      leave_one_out: take the statistics of the other rollouts.
+      leave_one_out: mean and deviation are those of the *other* rollouts of the prompt; where these are all equal the
+        centred reward is not divided.
+      scale: the mean is the prompt's; ``"batch"`` takes the deviation of all scored rewards of the batch around *their*
+        mean, which does not blow up prompts whose rewards hardly differ.
 
     Returns:
       (P, G) advantages.  Without ``leave_one_out`` each prompt's advantages sum to 0.
 
     Raises:
-      ValueError: if rewards are not (P, G), or ddof is neither 0 nor 1.
+      ValueError: if rewards are not (P, G), ddof is neither 0 nor 1, or an option is unknown or combined with another.
 
-    Source: Shao et al. 2024, DeepSeekMath (arXiv 2402.03300), section 4.1.2.  The paper states neither ddof nor
-    epsilon; public trainers use ddof 1 and an epsilon between 1e-9 and 1e-4.  Some of them return the raw reward of a
-    prompt with a single rollout; here it is 0.
+    Source: Shao et al. 2024, DeepSeekMath (arXiv 2402.03300), section 4.1.2, which states neither ddof nor epsilon; for
+    the batch deviation Liu et al. 2025, Lite PPO (arXiv 2508.08221).  What trainers do, all with ddof 1:
+
+      ==============================  ================================  ======================================
+      trainer                         options                           what is different there
+      ==============================  ================================  ======================================
+      TRL, scale_rewards="group"      epsilon=1e-4                      -
+      TRL, scale_rewards="batch"      epsilon=1e-4, scale="batch"       -
+      ms-swift, VLM-R1                epsilon=1e-4                      -
+      OpenRLHF, "group_norm"          epsilon=1e-9                      -
+      verl                            (as here)                         a single rollout: r / (1 + epsilon)
+      EasyR1                          (as here)                         needs two rollouts
+      NeMo-RL                         leave_one_out=True                E[x^2] - E[x]^2 in float32, which cancels
+      ==============================  ================================  ======================================
+
+    They divide by the rounded deviation whatever it is (NeMo-RL where it is above 0), so rewards that are all equal can
+    give them something other than 0.
 
     >>> [[f"{x:.3f}" for x in row] for row in grpo([[1.0, 0.0], [1.0, 1.0]])]
     [['0.707', '-0.707'], ['0.000', '0.000']]
     """
     if ddof not in (0, 1):
         raise ValueError(f"got ddof={ddof!r}; wanted 0 (divide by G) or 1 (divide by G - 1)")
+    if scale not in ("prompt", "batch"):
+        raise ValueError(f"got scale={scale!r}; wanted 'prompt' or 'batch'")
     r, scored = _read(rewards)
     if leave_one_out:
+        if scale == "batch":
+            raise ValueError("got scale='batch' with leave_one_out=True; wanted one of the two")
         return _grpo_of_others(r, scored, epsilon, ddof)
+    axis = 1 if scale == "prompt" else None
     centred = _centre(r, scored)
-    signal = has_signal(r)[:, None]
-    freedom = jnp.maximum(_count(scored) - ddof, 1)
-    variance = jnp.sum(centred**2, axis=1, keepdims=True) / freedom
-    std = jnp.sqrt(jnp.where(signal, variance, 1))
-    return jnp.where(signal, centred / (std + epsilon), 0)
+    spread = centred if scale == "prompt" else _centre(r, scored, axis)
+    return centred / (jnp.sqrt(_variance(spread, scored, axis, ddof)) + epsilon)
 
 
 def dr_grpo(rewards: ArrayLike) -> jax.Array:
@@ -75,13 +107,14 @@ def dr_grpo(rewards: ArrayLike) -> jax.Array:
       ValueError: if rewards are not (P, G).
 
     Source: Liu et al. 2025, Understanding R1-Zero-like training (arXiv 2503.20783), section 3.2.  The other half of
-    the proposal, a constant length in the loss, is ``losses.policy_loss(aggregation="constant")``.
+    the proposal, a constant length in the loss, is ``losses.policy_loss(aggregation="constant")``.  The same as TRL's
+    scale_rewards="none" and verl's norm_adv_by_std_in_grpo=False, except that verl returns the raw reward of a prompt
+    with a single rollout.
 
     >>> dr_grpo([[1.0, 0.0, 0.5]]).tolist()
     [[0.5, -0.5, 0.0]]
     """
-    r, scored = _read(rewards)
-    return _centre(r, scored)
+    return _centre(*_read(rewards))
 
 
 def rloo(rewards: ArrayLike) -> jax.Array:
@@ -94,7 +127,7 @@ def rloo(rewards: ArrayLike) -> jax.Array:
 
     Returns:
       (P, G) advantages in units of reward; each prompt's sum to 0.  A single scored rollout has none to compare
-      with: 0 (some trainers return its raw reward).
+      with: 0 (verl's ``rloo`` returns its raw reward, its ``rloo_vectorized`` 0).
 
     Raises:
       ValueError: if rewards are not (P, G).
@@ -105,8 +138,227 @@ def rloo(rewards: ArrayLike) -> jax.Array:
     [[0.75, -0.75, 0.0]]
     """
     r, scored = _read(rewards)
-    n = _count(scored)
+    n = jnp.sum(scored, axis=1, keepdims=True)
     return _centre(r, scored) * (n / jnp.maximum(n - 1, 1))
+
+
+def gpg(rewards: ArrayLike, *, correction: Literal["rewards", "signal"] = "rewards") -> jax.Array:
+    """Reward minus the mean of its prompt, enlarged to make up for rollouts that teach nothing.
+
+    A_i = alpha (r_i - mean(r)),  alpha = n / max(m, 1), with n the scored rollouts of the batch.
+
+    Args:
+      rewards: (P, G), any real unit; NaN = not scored.
+      correction: what m counts.  ``"signal"``: scored rollouts of prompts with signal, so that alpha undoes the
+        dilution of the batch mean by prompts without.  ``"rewards"``: rollouts whose reward is not 0, whatever their
+        prompt; with rewards of 0 and 1 alpha is then one over the accuracy, and a batch of hard prompts is enlarged.
+
+    Returns:
+      (P, G) advantages in units of reward; each prompt's sum to 0.
+
+    Raises:
+      ValueError: if rewards are not (P, G), or for an unknown correction.
+
+    Source: Chu et al. 2025, GPG (arXiv 2504.02546).  ``"signal"`` is the paper's alpha = B / (B - M) with M of the B
+    samples in groups without gradient; the authors also resample until a share of the batch has signal (beta_th), which
+    is the sampler's business.  ``"rewards"`` is what verl's ``gpg`` computes instead; it ignores the alpha passed in,
+    and returns the raw reward times alpha for a prompt with a single rollout.
+
+    >>> gpg([[1.0, 0.0], [1.0, 1.0]], correction="signal")[0].tolist()
+    [1.0, -1.0]
+    >>> gpg([[1.0, 0.0], [0.0, 0.0]])[0].tolist()
+    [2.0, -2.0]
+    """
+    if correction not in ("rewards", "signal"):
+        raise ValueError(f"got correction={correction!r}; wanted 'rewards' or 'signal'")
+    r, scored = _read(rewards)
+    counted = scored & (has_signal(r)[:, None] if correction == "signal" else r != 0)
+    return _centre(r, scored) * (jnp.sum(scored) / jnp.maximum(jnp.sum(counted), 1))
+
+
+def reinforce_plus_plus(rewards: ArrayLike, lengths: ArrayLike, *, epsilon: float = 1e-8) -> jax.Array:
+    """Reward, whitened over the tokens of the batch: no comparison within the prompt.
+
+    A_i = (r_i - m) / sqrt(v + epsilon),  m = sum(L r) / sum(L),  v = sum(L (r - m)^2) / (sum(L) - 1),
+
+    that is, with discount 1 every token carries the reward of its rollout, and m and v are their mean and variance.
+
+    Args:
+      rewards: (P, G), any real unit; NaN = not scored.
+      lengths: (P, G) int, L, the tokens of each rollout that the loss counts, >= 0; 0 = as if not scored.
+      epsilon: added to the variance, in units of reward squared, >= 0.
+
+    Returns:
+      (P, G) advantages, of mean 0 and, but for epsilon, variance 1 over tokens.  A prompt without signal gets the
+      distance of its reward from the batch's.
+
+    Raises:
+      ValueError: if shapes do not fit, or lengths are not integers; and, outside of jit, for a negative length.
+
+    Source: Hu 2025, REINFORCE++ (arXiv 2501.03262), without its KL term inside of the reward; subtract that from the
+    rewards beforehand.  The whitening is verl's ``masked_whiten``.  OpenRLHF's variance divides by sum(L).
+
+    >>> [[f"{x:.3f}" for x in row] for row in reinforce_plus_plus([[1.0], [0.0]], [[1], [3]])]
+    [['1.500'], ['-0.500']]
+    """
+    return _whiten(*_read_tokens(rewards, lengths), epsilon)
+
+
+def reinforce_plus_plus_baseline(rewards: ArrayLike, lengths: ArrayLike, *, epsilon: float = 1e-8) -> jax.Array:
+    """Reward minus the mean of its prompt, whitened over the tokens of the batch.
+
+    A_i = (c_i - m) / sqrt(v + epsilon),  c_i = r_i - mean(r),  with the m and v of ``reinforce_plus_plus``, of c.
+
+    Args:
+      rewards: (P, G), any real unit; NaN = not scored.
+      lengths: (P, G) int, >= 0, as for ``reinforce_plus_plus``.
+      epsilon: added to the variance, in units of reward squared, >= 0.
+
+    Returns:
+      (P, G) advantages.  c sums to 0 over the rollouts of a prompt, but not over its tokens: where long rollouts score
+      less, m < 0.  A prompt without signal gets -m / sqrt(v + epsilon), in verl as here, and not 0.
+
+    Raises:
+      ValueError: as ``reinforce_plus_plus``.
+
+    Source: Hu 2025, REINFORCE++ (arXiv 2501.03262), the variant with a baseline, as verl has it; there a prompt with a
+    single rollout keeps its raw reward as c, here c = 0, and a rollout without a token counts in the prompt's mean.
+
+    >>> [[f"{x:.3f}" for x in row] for row in reinforce_plus_plus_baseline([[1.0, 0.0], [1.0, 1.0]], [[1, 3], [2, 2]])]
+    [['1.768', '-1.061'], ['0.354', '0.354']]
+    """
+    r, tokens = _read_tokens(rewards, lengths)
+    return _whiten(_centre(r, tokens > 0), tokens, epsilon)
+
+
+def opo(rewards: ArrayLike, lengths: ArrayLike) -> jax.Array:
+    """Reward minus the mean of its prompt in which each rollout counts by its length.
+
+    A_i = r_i - sum(L r) / sum(L).
+
+    Args:
+      rewards: (P, G), any real unit; NaN = not scored.
+      lengths: (P, G) int, L, the tokens of each rollout that the loss counts, >= 0; 0 = as if not scored.
+
+    Returns:
+      (P, G) advantages in units of reward; over the tokens of a prompt they sum to 0.
+
+    Raises:
+      ValueError: if shapes do not fit, or lengths are not integers; and, outside of jit, for a negative length.
+
+    Source: Hao et al. 2025, On-policy RL with optimal reward baseline (arXiv 2505.23585).  The baseline of least
+    variance weighs rewards by the squared norm of their score; the length stands for it, if the gradients of tokens are
+    alike and independent.  verl's ``opo`` is the same but for a prompt with a single rollout: there its raw reward.
+
+    >>> opo([[1.0, 0.0]], [[1, 3]]).tolist()
+    [[0.75, -0.25]]
+    """
+    return _centre(*_read_tokens(rewards, lengths))
+
+
+def remax(rewards: ArrayLike, greedy_rewards: ArrayLike) -> jax.Array:
+    """Reward minus that of the greedy answer to the same prompt.
+
+    A_i = r_i - b.
+
+    Args:
+      rewards: (P, G), any real unit; NaN = not scored.
+      greedy_rewards: (P,), b, in the same unit; NaN = not scored: all of the prompt gets 0.
+
+    Returns:
+      (P, G) advantages in units of reward.  Equal rewards that differ from b are a signal here.
+
+    Raises:
+      ValueError: if rewards are not (P, G), or there is not one greedy reward a prompt.
+
+    Source: Li et al. 2023, ReMax (arXiv 2310.10505).  The same as verl's ``remax`` with discount 1 and the reward
+    at the last token.
+
+    >>> remax([[1.0, 0.0], [1.0, 1.0]], [0.0, 0.75]).tolist()
+    [[1.0, 0.0], [0.25, 0.25]]
+    """
+    r, scored = _read(rewards)
+    b = _wide(jnp.asarray(greedy_rewards))
+    if b.shape != r.shape[:1]:
+        raise ValueError(f"got greedy rewards of shape {b.shape} for rewards {r.shape}; wanted one a prompt")
+    return jnp.where(scored & ~jnp.isnan(b)[:, None], r - b[:, None], 0)
+
+
+def pass_at_k(rewards: ArrayLike, *, epsilon: float = 1e-6, normalize: bool = True) -> jax.Array:
+    """What the best rollout of a prompt adds to the second best; 0 for all others.
+
+    A_best = (r_best - r_second) / (std(r) + epsilon).
+
+    Args:
+      rewards: (P, G), any real unit; NaN = not scored.
+      epsilon: added to the deviation (ddof 1), in units of reward, >= 0.
+      normalize: divide by the deviation; without, A_best = r_best - r_second.
+
+    Returns:
+      (P, G) advantages >= 0, at most one of a prompt's above 0; all 0 where the best rollouts tie.
+
+    Raises:
+      ValueError: if rewards are not (P, G).
+
+    Source: Tang et al. 2025 (arXiv 2503.19595): the gradient of the expected best of k rollouts credits only the best
+    one, with what would be lost without it.  The deviation is verl's (``grpo_passk``, which refuses single rollouts).
+
+    >>> pass_at_k([[1.0, 0.5, 0.0], [1.0, 1.0, 0.0]], normalize=False).tolist()
+    [[0.5, 0.0, 0.0], [0.0, 0.0, 0.0]]
+    """
+    r, scored = _read(rewards)
+    _, high = _bounds(r, scored, axis=1)
+    best = scored & (r == high)
+    single = best & (jnp.sum(best, axis=1, keepdims=True) == 1) & has_signal(r)[:, None]
+    _, second = _bounds(r, scored & ~best, axis=1)
+    lead = jnp.where(single, r - second, 0)
+    if not normalize:
+        return lead
+    return lead / (jnp.sqrt(_variance(_centre(r, scored), scored)) + epsilon)
+
+
+def gdpo(
+    component_rewards: ArrayLike, weights: ArrayLike, *, epsilon: float = 1e-4, lengths: ArrayLike | None = None
+) -> jax.Array:
+    """Weighted sum of the z-scores that each component of the reward has in its prompt, normalised over the batch.
+
+    A_i = s_i / (std of all s + epsilon),  s_i = sum_k w_k (r_ik - mean_k) / (std_k + epsilon),  every deviation ddof 1,
+
+    or, with lengths, s whitened over the tokens of the batch as in ``reinforce_plus_plus``.
+
+    Args:
+      component_rewards: (P, G, K), each component in its own unit; NaN = this component is not scored for this rollout
+        and left out of its sum.  A rollout without any scored component is not scored.
+      weights: (K,), w, relative importance; up to epsilon only ratios matter.
+      epsilon: added to the deviations, in units of reward for the components, without unit for the sum; >= 0.
+      lengths: (P, G) int, >= 0, as for ``reinforce_plus_plus``, whose 1e-8 then takes the place of the last epsilon.
+
+    Returns:
+      (P, G) advantages.  A component that is constant in a prompt adds 0 to all of it.
+
+    Raises:
+      ValueError: if shapes do not fit, or lengths are not integers; and, outside of jit, for a negative length.
+
+    Source: GDPO (arXiv 2601.05242).  Without lengths this is TRL's "normalize_then_sum", NaN included; TRL subtracts
+    the batch mean of s besides, which is 0 up to rounding, as every component sums to 0 in its prompt.  With lengths
+    and epsilon 1e-6 it is verl's ``gdpo``, which knows no NaN and takes the components of a single rollout raw.
+
+    >>> both = [[[1.0, 10.0], [0.0, 10.0]], [[1.0, 30.0], [1.0, 10.0]]]  # each prompt differs in one component
+    >>> [[f"{x:.3f}" for x in row] for row in gdpo(both, [1.0, 1.0])]
+    [['0.866', '-0.866'], ['0.866', '-0.866']]
+    """
+    c, scored = _read(component_rewards, ("prompts", "rollouts", "components"))
+    w = jnp.asarray(weights)
+    if w.shape != c.shape[2:]:
+        raise ValueError(f"got weights of shape {w.shape} for rewards {c.shape}; wanted one a component")
+    if lengths is not None:
+        tokens = _tokens(lengths, jnp.any(scored, axis=2), c.dtype)
+        c = jnp.where((tokens > 0)[:, :, None], c, jnp.nan)
+    scores = jax.vmap(lambda r: grpo(r, epsilon=epsilon), in_axes=2, out_axes=2)(c)
+    summed = jnp.sum(scores * w.astype(scores.dtype)[None, None, :], axis=2)
+    if lengths is not None:
+        return _whiten(summed, tokens, 1e-8)
+    return summed / (jnp.sqrt(_variance(summed, jnp.any(scored, axis=2), axis=None)) + epsilon)
 
 
 def has_signal(rewards: ArrayLike) -> jax.Array:
@@ -118,128 +370,78 @@ def has_signal(rewards: ArrayLike) -> jax.Array:
     >>> has_signal([[1.0, 0.0], [1.0, 1.0], [1.0, float("nan")]]).tolist()
     [True, False, False]
     """
-    r, scored = _read(rewards)
-    high = jnp.max(jnp.where(scored, r, -jnp.inf), axis=1)
-    low = jnp.min(jnp.where(scored, r, jnp.inf), axis=1)
-    return high > low
+    low, high = _bounds(*_read(rewards), axis=1)
+    return (high > low)[:, 0]
 
 
-def zero_variance_share(rewards: ArrayLike) -> jax.Array:
-    """Share of the P prompts that teach nothing, in [0, 1]: the mean of ``not has_signal(rewards)``.
-
-    >>> float(zero_variance_share([[1.0, 0.0], [1.0, 1.0]]))
-    0.5
-    """
-    return jnp.mean(~has_signal(rewards), dtype=jnp.float32)
-
-
-def effective_sample_size(weights: ArrayLike) -> jax.Array:
-    """How many equally weighted prompts these weights are worth: (sum w)^2 / sum w^2 (Kish), a count in [1, P].
-
-    Args:
-      weights: any shape, >= 0; a weight of 0 is an absent prompt.  All zero gives 0.
-
-    >>> float(effective_sample_size([2.0, 2.0, 0.0]))
-    2.0
-    """
-    w = jnp.asarray(weights)
-    w = w / _or_one(jnp.max(jnp.abs(w), initial=0))
-    return jnp.sum(w) ** 2 / _or_one(jnp.sum(w**2))
-
-
-def group_share(advantages: ArrayLike, groups: ArrayLike, num_groups: int) -> jax.Array:
-    """Each group's share of the batch's absolute advantage: sum of |A| in the group over sum of |A|.
-
-    Args:
-      advantages: (P, G).
-      groups: (P,) int ids; an id outside 0 .. num_groups - 1 belongs to no group but counts in the total.
-      num_groups: number of groups.
-
-    Returns:
-      (num_groups,) shares in [0, 1]; all 0 if every advantage is 0.
-
-    Raises:
-      ValueError: if the shapes do not fit.
-
-    >>> group_share([[1.0, -1.0], [3.0, -3.0]], [1, 0], 2).tolist()
-    [0.75, 0.25]
-    """
-    a, _ = _read(advantages)
-    g = jnp.asarray(groups)
-    if g.shape != a.shape[:1]:
-        raise ValueError(f"got groups of shape {g.shape} for advantages of shape {a.shape}; wanted one id a prompt")
-    mass = jnp.sum(jnp.abs(a), axis=1)
-    member = g[:, None] == jnp.arange(num_groups)[None, :]
-    return jnp.sum(jnp.where(member, mass[:, None], 0), axis=0) / _or_one(jnp.sum(mass))
-
-
-def top_prompt_share(advantages: ArrayLike) -> jax.Array:
-    """Share of the batch's absolute advantage that one prompt holds at most, in [0, 1]; (P, G) to a scalar.
-
-    >>> float(top_prompt_share([[1.0, -1.0], [3.0, -3.0]]))
-    0.75
-    """
-    a, _ = _read(advantages)
-    mass = jnp.sum(jnp.abs(a), axis=1)
-    return jnp.max(mass, initial=0) / _or_one(jnp.sum(mass))
-
-
-def ceiling(num_prompts: int, num_rollouts: int) -> float:
-    """The largest |A| a whitened batch can hold: sqrt((P G - 1)(G - 1) / G).
-
-    It is reached when one rollout of one prompt stands out and no other prompt has any advantage, so a batch whose
-    largest |A| is near it is governed by one prompt.  It holds for advantages that sum to 0 in every prompt and are
-    divided by the deviation (ddof 1) of the whole batch, as in ``fairness.fair_grpo``.
-
-    Raises:
-      ValueError: if there is no prompt, or fewer than two rollouts.
-
-    >>> round(ceiling(64, 8), 2)
-    21.15
-    """
-    if num_prompts < 1 or num_rollouts < 2:
-        raise ValueError(
-            f"got {num_prompts} prompts x {num_rollouts} rollouts; wanted at least one prompt and two rollouts"
-        )
-    return math.sqrt((num_prompts * num_rollouts - 1) * (num_rollouts - 1) / num_rollouts)
-
-
-def _read(rewards: ArrayLike) -> tuple[jax.Array, jax.Array]:
-    """Rewards as float32 or wider with 0 for the unscored, kept NaN; and which are scored."""
+def _read(rewards: ArrayLike, axes: tuple[str, ...] = ("prompts", "rollouts")) -> tuple[jax.Array, jax.Array]:
+    """Rewards as float32 or wider, NaN kept; and which are scored."""
     r = jnp.asarray(rewards)
-    if r.ndim != 2:
-        raise ValueError(f"got an array of shape {r.shape}; wanted (prompts, rollouts)")
-    r = r.astype(jnp.promote_types(r.dtype, jnp.float32))
+    if r.ndim != len(axes):
+        raise ValueError(f"got an array of shape {r.shape}; wanted ({', '.join(axes)})")
+    r = _wide(r)
     return r, ~jnp.isnan(r)
 
 
-def _count(scored: jax.Array) -> jax.Array:
-    return jnp.sum(scored, axis=1, keepdims=True)
+def _read_tokens(rewards: ArrayLike, lengths: ArrayLike) -> tuple[jax.Array, jax.Array]:
+    """Rewards, and the tokens by which each counts: 0 for the unscored."""
+    r, scored = _read(rewards)
+    return r, _tokens(lengths, scored, r.dtype)
 
 
-def _centre(r: jax.Array, scored: jax.Array) -> jax.Array:
-    """Reward minus its prompt's mean; exactly 0 for the unscored and where there is no signal."""
-    r0 = jnp.where(scored, r, 0)
-    mean = jnp.sum(r0, axis=1, keepdims=True) / jnp.maximum(_count(scored), 1)
-    return jnp.where(scored & has_signal(r)[:, None], r0 - mean, 0)
+def _tokens(lengths: ArrayLike, scored: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """Floating, because the tokens of a batch can be more than int32 counts."""
+    n = jnp.asarray(lengths)
+    if n.shape != scored.shape or not jnp.issubdtype(n.dtype, jnp.integer):
+        raise ValueError(
+            f"got lengths {n.shape} of {n.dtype} for rollouts {scored.shape}; wanted one integer a rollout"
+        )
+    if not isinstance(n, Tracer) and np.any(np.asarray(n) < 0):
+        raise ValueError(f"got lengths from {n.min()}; wanted counts of tokens, >= 0")
+    return jnp.where(scored, n, 0).astype(dtype)
+
+
+def _wide(x: jax.Array) -> jax.Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _bounds(r: jax.Array, counted: jax.Array, axis: int | None) -> tuple[jax.Array, jax.Array]:
+    """Smallest and largest of what is counted; inf and -inf if nothing is."""
+    low = jnp.min(jnp.where(counted, r, jnp.inf), axis=axis, keepdims=True, initial=jnp.inf)
+    return low, jnp.max(jnp.where(counted, r, -jnp.inf), axis=axis, keepdims=True, initial=-jnp.inf)
+
+
+def _centre(r: jax.Array, weights: jax.Array, axis: int | None = 1) -> jax.Array:
+    """Distance from the weighted mean; exactly 0, with its gradient, where the weight is 0 or all counted are equal."""
+    low, high = _bounds(r, weights > 0, axis)
+    varied = (weights > 0) & (high > low)
+    above = jnp.where(varied, r - jax.lax.stop_gradient(low), 0)  # a common offset must not round the mean
+    mean = jnp.sum(weights * above, axis=axis, keepdims=True) / _total(weights, axis)
+    return jnp.where(varied, above - mean, 0)
+
+
+def _variance(centred: jax.Array, weights: jax.Array, axis: int | None = 1, ddof: int = 1) -> jax.Array:
+    """Weighted variance, 1 where it would be 0: safe to divide by, and to differentiate its root."""
+    squares = jnp.sum(weights * centred**2, axis=axis, keepdims=True)
+    variance = squares / jnp.maximum(_total(weights, axis) - ddof, 1)
+    return jnp.where(variance > 0, variance, 1)
+
+
+def _total(weights: jax.Array, axis: int | None) -> jax.Array:
+    return jnp.maximum(jnp.sum(weights, axis=axis, keepdims=True), 1)
+
+
+def _whiten(values: jax.Array, tokens: jax.Array, epsilon: float) -> jax.Array:
+    """Mean 0 and variance 1 over all tokens of the batch, each of which carries the value of its rollout."""
+    centred = _centre(values, tokens, axis=None)
+    return centred * jax.lax.rsqrt(_variance(centred, tokens, axis=None) + epsilon)
 
 
 def _grpo_of_others(r: jax.Array, scored: jax.Array, epsilon: float, ddof: int) -> jax.Array:
     """Leave-one-out z-score from the (P, G, G) table of others: no difference of squares, so nothing cancels."""
     others = scored[:, None, :] & ~jnp.eye(r.shape[1], dtype=bool)[None]
-    centred = _centre(r, scored)
-    n = jnp.sum(others, axis=2)
-    table = jnp.broadcast_to(centred[:, None, :], others.shape)
-    mean = jnp.sum(jnp.where(others, table, 0), axis=2) / jnp.maximum(n, 1)
-    deviations = jnp.where(others, table - mean[:, :, None], 0)
-    high = jnp.max(jnp.where(others, table, -jnp.inf), axis=2)
-    low = jnp.min(jnp.where(others, table, jnp.inf), axis=2)
-    varied = high > low
-    std = jnp.sqrt(jnp.where(varied, jnp.sum(deviations**2, axis=2) / jnp.maximum(n - ddof, 1), 1))
-    against_others = jnp.where(scored, centred - mean, 0)
-    return jnp.where(varied, against_others / (std + epsilon), against_others)
-
-
-def _or_one(x: jax.Array) -> jax.Array:
-    """A denominator that is safe when it is 0."""
-    return jnp.where(x > 0, x, 1)
+    table = jnp.broadcast_to(r[:, None, :], others.shape)
+    low, high = _bounds(table, others, axis=2)
+    variance = _variance(_centre(table, others, axis=2), others, axis=2, ddof=ddof)
+    against_others = rloo(r)
+    return jnp.where((high > low)[:, :, 0], against_others / (jnp.sqrt(variance)[:, :, 0] + epsilon), against_others)
