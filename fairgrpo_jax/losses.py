@@ -1,4 +1,4 @@
-"""Policy losses over tokens: the clipped surrogate, its aggregation, and KL estimators.
+"""Policy losses over tokens: clipped surrogates, their aggregation, importance weights and KL estimators.
 
 Token arrays are (..., T), for instance (P, G, T); per-rollout arrays are (...), for instance (P, G).  Whatever stands
 at masked positions, infinities and NaN included, touches neither value nor gradient.
@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 
 
 Aggregation = Literal["token", "sequence", "constant"]
+Kind = Literal["clip", "gspo", "cispo"]
 MAX_LOG_RATIO = 20.0  # beyond it exp() overflows into a NaN gradient; a ratio of e^20 is long clipped
 
 
@@ -21,51 +22,54 @@ def policy_loss(
     advantages: ArrayLike,
     mask: ArrayLike,
     *,
-    kind: Literal["clip"] = "clip",
+    kind: Kind = "clip",
     clip_low: float = 0.2,
     clip_high: float = 0.2,
     dual_clip: float | None = None,
+    weights: ArrayLike | None = None,
     aggregation: Aggregation = "token",
     max_length: int | None = None,
     normalizer: ArrayLike | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Clipped surrogate loss of a batch of rollouts, to be minimised.
 
-    With ratio = exp(logprobs - old_logprobs), per token
-      l = -min(ratio A, clip(ratio, 1 - clip_low, 1 + clip_high) A),  and where A < 0: l = min(l, -dual_clip A).
-
-    Aggregation, with m the mask and N the ``normalizer``:
-      ``"token"``     sum of l m / N,                              N = number of tokens;
-      ``"sequence"``  sum over rollouts of (mean of l over its tokens) / N,      N = number of rollouts;
-      ``"constant"``  sum of l m / (max_length N),                 N = number of rollouts.
-    Rollouts without a token (padding) are not counted.
+    With d_t = logprobs - old_logprobs and c(ratio) = clip(ratio, 1 - clip_low, 1 + clip_high), per token
+      ``"clip"``   l = -min(ratio A, c(ratio) A),  ratio = exp(d_t),  and where A < 0: l = min(l, -dual_clip A);
+      ``"gspo"``   the same with ratio = exp(mean of d over the tokens of the rollout), one ratio for all of them;
+      ``"cispo"``  l = -stop_gradient(c(exp(d_t))) A logprobs: a bounded weight that stops the gradient of no token.
+    The loss is ``aggregate(weights * l, mask, ...)``.
 
     Args:
       logprobs: (..., T) natural log-probabilities of the sampled tokens under the policy being trained.
       old_logprobs: (..., T) the same under the policy that the ratio starts from; no gradient.
       advantages: (...) one advantage a rollout; no gradient.
       mask: (..., T) true or 1 for sampled tokens, the end token included; false or 0 for padding.
-      kind: ``"clip"``, the ratio of single tokens.
-      clip_low: in [0, 1]; how far the ratio may fall where A < 0 before the gradient stops.
-      clip_high: >= 0; how far it may rise where A > 0.
-      dual_clip: > 1, or None for no bound on the loss of A < 0.
-      aggregation: see above.
-      max_length: tokens; the constant length of ``"constant"``.
-      normalizer: N of the whole optimizer batch, from ``denominator``.  The losses of micro-batches that were given
-        the same N add up exactly to the loss of the whole.  None counts this batch alone.
+      kind: see above.  ``"gspo"`` is meant with aggregation ``"sequence"`` and, because a mean moves less than a token,
+        bounds near clip_low=3e-4, clip_high=4e-4; a rollout's tokens must come in one call.
+      clip_low: in [0, 1]; how far the ratio may fall where A < 0 before the gradient stops.  In ``"cispo"`` the lower
+        bound holds for any A; 1 is no lower bound, which is what its authors run.
+      clip_high: >= 0; how far it may rise where A > 0, in ``"cispo"`` for any A.
+      dual_clip: > 1, or None for no bound on the loss of A < 0.  Not with ``"cispo"``, whose weight is bounded.
+      weights: (..., T) or (...) constant factors >= 0, from ``importance_weights``; no gradient.  They do not change N,
+        so a weight of 0 still counts.
+      aggregation, max_length, normalizer: see ``aggregate``.
 
     Returns:
-      the scalar loss, and metrics over the tokens of this batch: ``clip_low``, ``clip_high`` and ``dual_clip``, the
-      shares of tokens whose gradient each bound stops; ``ratio_mean``, ``ratio_max``; ``kl``, the k3 estimate of
-      KL(old || new); ``tokens``, their number (weigh by it when averaging micro-batches).  Without tokens all are 0.
+      the scalar loss, and metrics over the tokens of this batch: ``clip_low`` and ``clip_high``, the shares of tokens
+      whose gradient (``"cispo"``: weight) that bound limits; ``dual_clip``, the share that it stops; ``ratio_mean``,
+      ``ratio_max``; ``kl``, the k3 estimate of KL(old || new) a token; ``tokens``, their number (weigh by it when
+      averaging micro-batches).  Without tokens all are 0.
 
     Raises:
       ValueError: if shapes disagree, or an option is out of range.
 
     Source: Schulman et al. 2017, PPO (arXiv 1707.06347), equation 7; asymmetric bounds: Yu et al. 2025, DAPO (arXiv
-    2503.14476), equation 8; dual clip: Ye et al. 2019 (arXiv 1912.09729), equation 5; constant length: Liu et al. 2025
-    (arXiv 2503.20783).  The FairGRPO paper writes ``"sequence"``; the authors' code runs ``"token"`` with dual_clip 3.
-    The log-ratio is limited to +-20, as that code does.
+    2503.14476), equation 8; dual clip: Ye et al. 2019 (arXiv 1912.09729), equation 5; GSPO: Zheng et al. 2025 (arXiv
+    2507.18071), equation 5; CISPO: MiniMax-M1 (arXiv 2506.13585), section 3.1.  The FairGRPO paper writes ``"clip"``
+    with ``"sequence"``; the authors' code runs ``"token"`` with dual_clip 3.  Log-ratios (GSPO: their mean) are limited
+    to +-20, as that code does.  verl gives each token of GSPO its own gradient, which differs from the formula only
+    under weights that vary within a rollout.  TRL's CISPO bounds the ratio by ``epsilon_high`` itself: its 5.0 is
+    clip_high=4.0 with clip_low=1.0 here.
 
     >>> loss, metrics = policy_loss(
     ...     jnp.log(jnp.array([[0.5, 0.9]])), jnp.log(jnp.array([[0.5, 0.6]])), jnp.array([1.0]), jnp.array([[1, 1]])
@@ -75,39 +79,245 @@ def policy_loss(
     """
     logprobs, old_logprobs, advantages, mask = map(jnp.asarray, (logprobs, old_logprobs, advantages, mask))
     _check(logprobs, old_logprobs, advantages, mask)
-    _check_options(kind, clip_low, clip_high, dual_clip, aggregation, max_length)
+    _check_options(kind, clip_low, clip_high, dual_clip)
     mask = mask.astype(bool)
-    advantage = jax.lax.stop_gradient(_wide(advantages))[..., None]
-    log_ratio = _masked(logprobs, mask) - jax.lax.stop_gradient(_masked(old_logprobs, mask))
-    log_ratio = jnp.clip(log_ratio, -MAX_LOG_RATIO, MAX_LOG_RATIO)
-    ratio = jnp.exp(log_ratio)
-    clipped = jnp.clip(ratio, 1 - clip_low, 1 + clip_high)
-    surrogate = -jnp.minimum(ratio * advantage, clipped * advantage)
+    advantage = _constant(advantages, mask)
+    logprobs = _masked(logprobs, mask)
+    log_ratio = logprobs - _constant(old_logprobs, mask)
+    ratio = jnp.exp(_limit(_rollout_mean(log_ratio, mask) if kind == "gspo" else log_ratio))
+    bounded = jnp.clip(ratio, 1 - clip_low, 1 + clip_high)
+    low, high = ratio < 1 - clip_low, ratio > 1 + clip_high
+    if kind == "cispo":
+        surrogate = -jax.lax.stop_gradient(bounded) * advantage * logprobs
+    else:
+        surrogate = -jnp.minimum(ratio * advantage, bounded * advantage)
+        low, high = low & (advantage < 0), high & (advantage > 0)
     loss = surrogate
     if dual_clip is not None:
         loss = jnp.where(advantage < 0, jnp.minimum(surrogate, -dual_clip * advantage), surrogate)
 
     metrics = _metrics(ratio, log_ratio, mask)
     metrics |= {
-        "clip_low": _mean((advantage < 0) & (ratio < 1 - clip_low), mask),
-        "clip_high": _mean((advantage > 0) & (ratio > 1 + clip_high), mask),
+        "clip_low": _mean(low, mask),
+        "clip_high": _mean(high, mask),
         "dual_clip": _mean(loss < surrogate, mask),
     }
-    return _aggregate(loss, mask, aggregation, max_length, normalizer), metrics
+    if weights is not None:
+        loss = loss * _constant(jnp.asarray(weights), mask)
+    return aggregate(loss, mask, aggregation=aggregation, max_length=max_length, normalizer=normalizer), metrics
+
+
+def aggregate(
+    values: ArrayLike,
+    mask: ArrayLike,
+    *,
+    aggregation: Aggregation = "token",
+    max_length: int | None = None,
+    normalizer: ArrayLike | None = None,
+) -> jax.Array:
+    """One number from values of tokens: the mean over tokens, or over rollouts.
+
+    With m the mask and N the ``normalizer``
+      ``"token"``     sum of v m / N,                                            N = number of tokens;
+      ``"sequence"``  sum over rollouts of (mean of v over its tokens) / N,      N = number of rollouts;
+      ``"constant"``  sum of v m / (max_length N),                               N = number of rollouts.
+    Rollouts without a token (padding, ``mask_truncated``) are not counted.
+
+    Args:
+      values: (..., T); ignored where the mask is false.
+      mask: (..., T) true or 1 for sampled tokens.
+      aggregation: see above.
+      max_length: tokens; the constant length of ``"constant"``, and given with no other.
+      normalizer: N of the whole optimizer batch, from ``denominator``.  The results of micro-batches that were given
+        the same N add up exactly to that of the whole.  None counts this batch alone.
+
+    Returns:
+      a scalar in the unit of the values; 0 without tokens.
+
+    Raises:
+      ValueError: if shapes disagree, or an option is out of range.
+
+    Source: ``"token"`` is DAPO's (arXiv 2503.14476, equation 8), ``"sequence"`` GRPO's (arXiv 2402.03300, equation 3),
+    ``"constant"`` Dr. GRPO's (arXiv 2503.20783).  verl names them token-mean, seq-mean-token-mean and
+    seq-mean-token-sum-norm; TRL dapo, grpo and dr_grpo, of which the last two count rollouts without a token in N.
+
+    A KL term gets the denominators of the loss, so that both add up over micro-batches:
+
+    >>> new, reference = jnp.log(jnp.array([[0.5, 0.5, 1.0]])), jnp.log(jnp.array([[0.5, 0.25, 1.0]]))
+    >>> advantages, mask, options = jnp.array([1.0]), jnp.array([[1, 1, 0]]), {"aggregation": "sequence"}
+    >>> loss, _ = policy_loss(new, new, advantages, mask, **options)
+    >>> loss += 0.04 * aggregate(kl(new, reference, mask=mask), mask, **options)
+    >>> round(float(loss), 4)
+    -0.9961
+    """
+    values, mask = jnp.asarray(values), jnp.asarray(mask).astype(bool)
+    if values.shape != mask.shape:
+        raise ValueError(f"got values {values.shape}, mask {mask.shape}; wanted both (..., T)")
+    _check_aggregation(aggregation)
+    if (aggregation == "constant") != (max_length is not None):
+        raise ValueError(
+            f"got aggregation={aggregation!r} with max_length={max_length}; wanted max_length with 'constant' only"
+        )
+    values = _masked(values, mask)
+    total = denominator(mask, aggregation) if normalizer is None else normalizer
+    total = jnp.maximum(jnp.asarray(total, values.dtype), 1)
+    sums = jnp.sum(values, axis=-1)
+    if aggregation == "sequence":
+        sums = sums / jnp.maximum(jnp.sum(mask, axis=-1), 1)
+    if max_length is not None:
+        total = total * max_length
+    return jnp.sum(sums) / total
 
 
 def denominator(mask: ArrayLike, aggregation: Aggregation = "token") -> jax.Array:
-    """What a batch adds to the ``normalizer`` of ``policy_loss``: its tokens, or its rollouts that have any.
+    """What a batch adds to the ``normalizer`` of ``aggregate``: its tokens, or its rollouts that have any.
 
     Sum it over all micro-batches (and processes) of an optimizer step.  (..., T) mask to a float32 scalar.
+
+    Raises:
+      ValueError: if the aggregation is unknown.
 
     >>> mask = jnp.array([[1, 1, 0], [1, 0, 0], [0, 0, 0]])
     >>> float(denominator(mask)), float(denominator(mask, "sequence"))
     (3.0, 2.0)
     """
+    _check_aggregation(aggregation)
     mask = jnp.asarray(mask).astype(bool)
     counted = mask if aggregation == "token" else jnp.any(mask, axis=-1)
     return jnp.sum(counted, dtype=jnp.float32)
+
+
+def importance_weights(
+    old_logprobs: ArrayLike,
+    sampler_logprobs: ArrayLike,
+    mask: ArrayLike,
+    *,
+    cap: float = 2.0,
+    level: Literal["token", "sequence"] = "token",
+    mode: Literal["truncate", "mask"] = "truncate",
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Weights that correct for tokens having been sampled by another program than the one that learns from them.
+
+    With d = old_logprobs - sampler_logprobs, w = exp(d) of each token, or at level ``"sequence"`` w = exp(sum of d over
+    the rollout) for all of its tokens (unbiased, but its spread grows with length).  Then
+      ``"truncate"``  min(w, cap);        ``"mask"``  w where w <= cap, 0 beyond.
+
+    ==========  ================================================  ===========  ============  ======
+    peer        option                                            level        mode          cap
+    ==========  ================================================  ===========  ============  ======
+    verl        rollout_is: token (off by default)                token        truncate      2.0
+    verl        rollout_is: sequence                              sequence     truncate      2.0
+    verl        rollout_is_threshold: "low_high" (IcePop)         either       mask          high
+    TRL         vllm_importance_sampling_mode: sequence_mask      sequence     mask          3.0
+    TRL         ... token_truncate, token_mask                    token        the same      3.0
+    ==========  ================================================  ===========  ============  ======
+
+    Both know a lower bound too (IcePop's, TRL's ``clip_min``, None by default), which is not offered here.
+
+    Args:
+      old_logprobs: (..., T) natural log-probabilities of the sampled tokens as the learner computes them before its
+        first update, at the temperature of the sampler.
+      sampler_logprobs: (..., T) the same as the sampler reported them.
+      mask: (..., T) true or 1 for sampled tokens.
+      cap: >= 1, largest weight.
+      level: see above.
+      mode: see above.  What is masked gives no gradient but stays in the ``normalizer``; to leave it out of that as
+        well, use ``mask & (weights > 0)`` as the mask.
+
+    Returns:
+      (..., T) weights >= 0 without gradient, 0 where masked; and metrics, means over tokens: ``weight_mean``;
+      ``weight_max``, the largest before the cap; ``weight_capped``, the share of tokens it truncated or masked;
+      ``mismatch``, the mean of |d|; ``mismatch_kl``, the k3 estimate of KL(sampler || learner).
+
+    Raises:
+      ValueError: if shapes disagree, or an option is out of range.
+
+    Source: Ionides 2008, Truncated Importance Sampling; for this mismatch: Yao et al. 2025, Your Efficient RL Framework
+    Secretly Brings You Off-Policy RL Training, fengyao.notion.site/off-policy-rl.  Log-ratios, also their sums, are
+    limited to +-20 (verl does; TRL does not).  TRL gives a token without a sampler value (NaN) the weight 1; here the
+    NaN stays and shows.
+
+    >>> old, sampler = jnp.log(jnp.array([[0.5, 0.6, 1.0]])), jnp.log(jnp.array([[0.5, 0.2, 1.0]]))
+    >>> weights, metrics = importance_weights(old, sampler, jnp.array([[1, 1, 0]]))
+    >>> print(weights.round(4), metrics["weight_capped"])
+    [[1. 2. 0.]] 0.5
+    """
+    old, sampler, mask = jnp.asarray(old_logprobs), jnp.asarray(sampler_logprobs), jnp.asarray(mask).astype(bool)
+    if not old.shape == sampler.shape == mask.shape:
+        raise ValueError(
+            f"got old_logprobs {old.shape}, sampler_logprobs {sampler.shape}, mask {mask.shape}; wanted all (..., T)"
+        )
+    if level not in ("token", "sequence") or mode not in ("truncate", "mask") or cap < 1:
+        raise ValueError(
+            f"got level={level!r}, mode={mode!r}, cap={cap}; wanted level 'token' or 'sequence', mode 'truncate' or "
+            "'mask', cap >= 1"
+        )
+    d = _constant(old, mask) - _constant(sampler, mask)
+    whole = d if level == "token" else jnp.broadcast_to(jnp.sum(d, axis=-1, keepdims=True), d.shape)
+    raw = _masked(jnp.exp(_limit(whole)), mask)
+    weights = jnp.where(raw > cap, cap if mode == "truncate" else 0, raw)
+    return weights, {
+        "weight_mean": _mean(weights, mask),
+        "weight_max": jnp.max(raw, initial=0),
+        "weight_capped": _mean(raw > cap, mask),
+        "mismatch": _mean(jnp.abs(d), mask),
+        "mismatch_kl": _mean(_k3(-_limit(d)), mask),
+    }
+
+
+def mask_truncated(mask: ArrayLike, finished: ArrayLike) -> jax.Array:
+    """The mask without the rollouts that were cut off before their end token.
+
+    Such a rollout teaches nothing and is not counted in the ``normalizer``.  Its reward still enters the statistics of
+    its prompt unless it is set to NaN (not scored).  The share taken out is ``mean(~finished)``.
+
+    Args:
+      mask: (..., T) true or 1 for sampled tokens.
+      finished: (...) whether the rollout ended by itself.
+
+    Returns:
+      (..., T) bool.
+
+    Raises:
+      ValueError: if shapes disagree.
+
+    Source: Yu et al. 2025, DAPO (arXiv 2503.14476), section 3.4, overlong filtering; TRL's
+    ``mask_truncated_completions``.
+
+    >>> mask_truncated([[1, 1, 0], [1, 1, 1]], [True, False]).astype(int).tolist()
+    [[1, 1, 0], [0, 0, 0]]
+    """
+    mask, finished = jnp.asarray(mask).astype(bool), jnp.asarray(finished).astype(bool)
+    if finished.shape != mask.shape[:-1]:
+        raise ValueError(f"got mask {mask.shape}, finished {finished.shape}; wanted (..., T) and (...)")
+    return mask & finished[..., None]
+
+
+def overlong_penalty(lengths: ArrayLike, *, max_length: int, buffer: int) -> jax.Array:
+    """Soft penalty for completions that come close to the limit, to be added to their reward.
+
+    clip((max_length - buffer - L) / buffer, -1, 0):  0 up to max_length - buffer, then down to -1 at max_length.
+
+    Args:
+      lengths: L, any shape, tokens.
+      max_length: tokens, the limit.
+      buffer: tokens, in 1 .. max_length; over which the penalty grows.
+
+    Returns:
+      the shape of the lengths, in [-1, 0].  Rewards with it can be negative: the functions of ``fairness`` then need
+      their ``shift``.
+
+    Raises:
+      ValueError: if the buffer is not in 1 .. max_length.
+
+    Source: Yu et al. 2025, DAPO (arXiv 2503.14476), equation 13; there max_length 20480, buffer 4096.
+
+    >>> overlong_penalty(jnp.array([70, 90, 100, 120]), max_length=100, buffer=20).tolist()
+    [0.0, -0.5, -1.0, -1.0]
+    """
+    if not 1 <= buffer <= max_length:
+        raise ValueError(f"got buffer={buffer}, max_length={max_length}; wanted 1 <= buffer <= max_length")
+    return jnp.clip((max_length - buffer - _wide(jnp.asarray(lengths))) / buffer, -1, 0)
 
 
 def kl(
@@ -137,7 +347,8 @@ def kl(
     Raises:
       ValueError: if shapes disagree or the estimator is unknown.
 
-    Source: Schulman 2020, Approximating KL Divergence, joschu.net/blog/kl-approx.html.  d is limited to +-20.
+    Source: Schulman 2020, Approximating KL Divergence, joschu.net/blog/kl-approx.html.  d is limited to +-20; verl also
+    limits k3 to 10.  As a term of the loss: see ``aggregate``.
 
     >>> print(kl(jnp.log(jnp.array([0.5])), jnp.log(jnp.array([0.25])), estimator="k1").round(4))
     [0.6931]
@@ -146,34 +357,16 @@ def kl(
     everywhere = jnp.ones(logprobs.shape, bool) if mask is None else jnp.asarray(mask).astype(bool)
     if not logprobs.shape == reference.shape == everywhere.shape:
         raise ValueError(f"got logprobs {logprobs.shape}, reference {reference.shape}; wanted equal shapes, mask too")
-    d = _masked(logprobs, everywhere) - jax.lax.stop_gradient(_masked(reference, everywhere))
-    d = jnp.clip(d, -MAX_LOG_RATIO, MAX_LOG_RATIO)
+    d = _limit(_masked(logprobs, everywhere) - _constant(reference, everywhere))
     match estimator:
         case "k1":
             return d
         case "k2":
             return d**2 / 2
         case "k3":
-            return jnp.expm1(-d) + d
+            return _k3(d)
         case _:
             raise ValueError(f"got estimator={estimator!r}; wanted 'k1', 'k2' or 'k3'")
-
-
-def _aggregate(
-    loss: jax.Array,
-    mask: jax.Array,
-    aggregation: Aggregation,
-    max_length: int | None,
-    normalizer: ArrayLike | None,
-) -> jax.Array:
-    total = denominator(mask, aggregation) if normalizer is None else normalizer
-    total = jnp.maximum(jnp.asarray(total, loss.dtype), 1)
-    sums = jnp.sum(jnp.where(mask, loss, 0), axis=-1)
-    if aggregation == "sequence":
-        sums = sums / jnp.maximum(jnp.sum(mask, axis=-1), 1)
-    if max_length is not None:
-        total = total * max_length
-    return jnp.sum(sums) / total
 
 
 def _metrics(ratio: jax.Array, log_ratio: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
@@ -181,13 +374,27 @@ def _metrics(ratio: jax.Array, log_ratio: jax.Array, mask: jax.Array) -> dict[st
     return {
         "ratio_mean": _mean(ratio, mask),
         "ratio_max": jnp.max(jnp.where(mask, ratio, 0), initial=0),
-        "kl": _mean(ratio - 1 - log_ratio, mask),
+        "kl": _mean(_k3(-_limit(log_ratio)), mask),
         "tokens": denominator(mask),
     }
 
 
+def _k3(d: jax.Array) -> jax.Array:
+    return jnp.expm1(-d) + d
+
+
+def _limit(log_ratio: jax.Array) -> jax.Array:
+    return jnp.clip(log_ratio, -MAX_LOG_RATIO, MAX_LOG_RATIO)
+
+
 def _mean(x: jax.Array, mask: jax.Array) -> jax.Array:
     return jnp.sum(jnp.where(mask, x, 0)) / jnp.maximum(jnp.sum(mask), 1)
+
+
+def _rollout_mean(x: jax.Array, mask: jax.Array) -> jax.Array:
+    """The mean over each rollout's tokens, at every one of them; x is 0 where masked."""
+    mean = jnp.sum(x, axis=-1, keepdims=True) / jnp.maximum(jnp.sum(mask, axis=-1, keepdims=True), 1)
+    return jnp.broadcast_to(mean, x.shape)
 
 
 def _wide(x: jax.Array) -> jax.Array:
@@ -199,6 +406,15 @@ def _masked(x: jax.Array, mask: jax.Array) -> jax.Array:
     return jnp.where(mask, _wide(x), 0)
 
 
+def _constant(x: jax.Array, mask: jax.Array) -> jax.Array:
+    """(..., T) or (...) as masked (..., T) without gradient."""
+    if x.shape == mask.shape[:-1]:
+        x = jnp.broadcast_to(x[..., None], mask.shape)
+    if x.shape != mask.shape:
+        raise ValueError(f"got weights {x.shape} for mask {mask.shape}; wanted (..., T) or (...)")
+    return jax.lax.stop_gradient(_masked(x, mask))
+
+
 def _check(logprobs: jax.Array, old_logprobs: jax.Array, advantages: jax.Array, mask: jax.Array) -> None:
     if not logprobs.shape == old_logprobs.shape == mask.shape or advantages.shape != logprobs.shape[:-1]:
         raise ValueError(
@@ -207,18 +423,17 @@ def _check(logprobs: jax.Array, old_logprobs: jax.Array, advantages: jax.Array, 
         )
 
 
-def _check_options(
-    kind: str, clip_low: float, clip_high: float, dual_clip: float | None, aggregation: str, max_length: int | None
-) -> None:
-    if kind != "clip":
-        raise ValueError(f"got kind={kind!r}; wanted 'clip'")
+def _check_options(kind: str, clip_low: float, clip_high: float, dual_clip: float | None) -> None:
+    if kind not in ("clip", "gspo", "cispo"):
+        raise ValueError(f"got kind={kind!r}; wanted 'clip', 'gspo' or 'cispo'")
     if not 0 <= clip_low <= 1 or clip_high < 0:
         raise ValueError(f"got clip_low={clip_low}, clip_high={clip_high}; wanted 0 <= clip_low <= 1, clip_high >= 0")
-    if dual_clip is not None and dual_clip <= 1:
-        raise ValueError(f"got dual_clip={dual_clip}; wanted more than 1, or None")
+    if dual_clip is not None and (dual_clip <= 1 or kind == "cispo"):
+        raise ValueError(
+            f"got dual_clip={dual_clip} with kind={kind!r}; wanted more than 1, or None; None with 'cispo'"
+        )
+
+
+def _check_aggregation(aggregation: str) -> None:
     if aggregation not in ("token", "sequence", "constant"):
         raise ValueError(f"got aggregation={aggregation!r}; wanted 'token', 'sequence' or 'constant'")
-    if (aggregation == "constant") != (max_length is not None):
-        raise ValueError(
-            f"got aggregation={aggregation!r} with max_length={max_length}; wanted max_length with 'constant' only"
-        )

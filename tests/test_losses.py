@@ -2,11 +2,14 @@
 
 import doctest
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.test_util import check_grads
+from absl.testing import parameterized
+from hypothesis import given, settings, strategies as st
+from hypothesis.extra.numpy import arrays
 
 from fairgrpo_jax import losses
 
@@ -18,7 +21,17 @@ MASK = (np.arange(T) < LENGTHS[..., None]).astype(np.int32)
 OLD = np.log(RNG.uniform(0.1, 0.9, (P, G, T))).astype(np.float32)
 NEW = (OLD + RNG.normal(0, 0.4, (P, G, T))).astype(np.float32)
 ADVANTAGES = RNG.normal(size=(P, G)).astype(np.float32)
+WEIGHTS = RNG.uniform(0, 2, (P, G, T)).astype(np.float32)
 AGGREGATIONS = {"token": {}, "sequence": {}, "constant": {"max_length": 16}}
+KINDS = {
+    "clip": {},
+    "clip, asymmetric": {"clip_low": 0.1, "clip_high": 0.3},
+    "clip, dual": {"dual_clip": 1.1},
+    "gspo": {"kind": "gspo", "clip_low": 0.1, "clip_high": 0.05},
+    "gspo, dual": {"kind": "gspo", "dual_clip": 1.05},
+    "cispo": {"kind": "cispo", "clip_low": 0.3, "clip_high": 0.2},
+    "cispo, no lower bound": {"kind": "cispo", "clip_low": 1.0, "clip_high": 0.5},
+}
 
 
 @pytest.fixture(params=AGGREGATIONS)
@@ -26,36 +39,94 @@ def aggregation(request):
     return {"aggregation": request.param, **AGGREGATIONS[request.param]}
 
 
-def by_loop(new, old, advantages, mask, low=0.2, high=0.2, dual=None, aggregation="token", max_length=None):
-    """The definition, token by token."""
-    rows = []
-    for p in range(P):
-        for g in range(G):
-            a, row = float(advantages[p, g]), []
-            for t in np.flatnonzero(mask[p, g]):
-                ratio = np.exp(float(new[p, g, t]) - float(old[p, g, t]))
-                gain = min(ratio * a, min(max(ratio, 1 - low), 1 + high) * a)
-                row.append(-max(gain, dual * a) if dual is not None and a < 0 else -gain)
-            rows.append(row)
+@pytest.fixture(params=KINDS)
+def kind(request):
+    return KINDS[request.param]
+
+
+def by_loop(
+    new, old, advantages, mask, *, kind="clip", clip_low=0.2, clip_high=0.2, dual_clip=None, weights=None,
+    aggregation="token", max_length=None, held=None,
+):  # fmt: skip
+    """The definition, token by token, in float64; ``held`` is the policy inside the stop-gradient of CISPO."""
+    held, rows = new if held is None else held, []
+    for p, g in np.ndindex(mask.shape[:2]):
+        a, row, tokens = float(advantages[p, g]), [], np.flatnonzero(mask[p, g])
+        d = np.clip([float(new[p, g, t]) - float(old[p, g, t]) for t in tokens], -20, 20)
+        for i, t in enumerate(tokens):
+            if kind == "cispo":
+                ratio = np.exp(np.clip(float(held[p, g, t]) - float(old[p, g, t]), -20, 20))
+                value = -min(max(ratio, 1 - clip_low), 1 + clip_high) * a * float(new[p, g, t])
+            else:
+                ratio = np.exp(sum(d) / len(d)) if kind == "gspo" else np.exp(d[i])
+                value = -min(ratio * a, min(max(ratio, 1 - clip_low), 1 + clip_high) * a)
+                if dual_clip is not None and a < 0:
+                    value = min(value, -dual_clip * a)
+            row.append(value * (1.0 if weights is None else float(weights[p, g, t])))
+        rows.append(row)
     if aggregation == "token":
         return sum(map(sum, rows)) / sum(map(len, rows))
     if aggregation == "sequence":
-        return np.mean([np.mean(row) for row in rows])
+        return np.mean([np.mean(row) for row in rows if row])
     assert max_length is not None
-    return np.mean([sum(row) / max_length for row in rows])
+    return np.mean([sum(row) / max_length for row in rows if row])
+
+
+def by_differences(new, *args, step=1e-6, **options):
+    """The gradient of ``by_loop`` at the tokens."""
+    gradient = np.zeros(new.shape)
+    for place in zip(*np.nonzero(args[2]), strict=True):
+        shift = np.zeros(new.shape)
+        shift[place] = step
+        high, low = (by_loop(new + s, *args, held=new, **options) for s in (shift, -shift))
+        gradient[place] = (high - low) / (2 * step)
+    return gradient
 
 
 def test_examples_in_docstrings():
     assert doctest.testmod(losses).failed == 0
 
 
-@pytest.mark.parametrize("options", [{}, {"low": 0.1, "high": 0.3}, {"dual": 1.1}])
-@pytest.mark.parametrize("transform", [lambda f: f, jax.jit], ids=["eager", "jit"])
-def test_loss_by_loop(aggregation, options, transform):
-    names = {"low": "clip_low", "high": "clip_high", "dual": "dual_clip"}
-    ours = {names[k]: v for k, v in options.items()}
-    got = transform(lambda *a: losses.policy_loss(*a, **ours, **aggregation)[0])(NEW, OLD, ADVANTAGES, MASK)
-    np.testing.assert_allclose(got, by_loop(NEW, OLD, ADVANTAGES, MASK, **options, **aggregation), rtol=1e-5)
+class ByLoop(chex.TestCase):
+    @chex.variants(with_jit=True, without_jit=True)  # pyright: ignore[reportCallIssue]
+    @parameterized.product(kind=list(KINDS), aggregation=list(AGGREGATIONS))
+    def test_loss(self, kind, aggregation):
+        options = {**KINDS[kind], "aggregation": aggregation, **AGGREGATIONS[aggregation]}
+        got = self.variant(lambda *a: losses.policy_loss(*a, **options)[0])(NEW, OLD, ADVANTAGES, MASK)
+        np.testing.assert_allclose(got, by_loop(NEW, OLD, ADVANTAGES, MASK, **options), rtol=1e-5)
+
+
+def test_gradient_by_differences(kind, aggregation):
+    """Weighted, against finite differences of the loop; CISPO's weight stands still in them."""
+    options = {**kind, **aggregation}
+    with jax.enable_x64(True):
+        new, old, a, w = (jnp.asarray(x, jnp.float64) for x in (NEW, OLD, ADVANTAGES, WEIGHTS))
+        got = jax.grad(lambda x: losses.policy_loss(x, old, a, MASK, weights=w, **options)[0])(new)
+        assert got.dtype == jnp.float64
+    wanted = by_differences(np.float64(NEW), OLD, ADVANTAGES, MASK, weights=WEIGHTS, **options)
+    np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-8)
+
+
+finite = st.floats(-2, 2, width=32)
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(
+    arrays(np.float32, (P, G, T), elements=st.floats(-30, 0, width=32)),
+    arrays(np.float32, (P, G, T), elements=st.floats(-30, 0, width=32)),
+    arrays(np.float32, (P, G), elements=finite),
+    arrays(np.bool_, (P, G, T)),
+    st.sampled_from(list(KINDS)),
+)
+def test_loss_on_any_values(new, old, advantages, mask, kind):
+    """Ratios far out, equal advantages, empty rollouts, masks with holes."""
+    mask[0, 0, 0] = True
+    with jax.enable_x64(True):
+        args = (new.astype(np.float64), old.astype(np.float64), advantages.astype(np.float64), mask)
+        got, metrics = jax.tree.map(float, losses.policy_loss(*args, aggregation="sequence", **KINDS[kind]))
+    np.testing.assert_allclose(got, by_loop(*args, aggregation="sequence", **KINDS[kind]), rtol=1e-9, atol=1e-12)
+    assert all(np.isfinite(value) for value in metrics.values())
+    assert all(0 <= metrics[name] <= 1 for name in ("clip_low", "clip_high", "dual_clip"))
 
 
 def test_on_policy_gradient_is_the_score_function(aggregation):
@@ -69,57 +140,92 @@ def test_on_policy_gradient_is_the_score_function(aggregation):
     np.testing.assert_allclose(gradient, -ADVANTAGES[..., None] * MASK * share, rtol=1e-5)
 
 
-def test_gradient_numerically(aggregation):
+@pytest.mark.parametrize("kind", ["clip", "gspo"])
+def test_gradient_numerically(kind, aggregation):
     with jax.enable_x64(True):
         new, old, a = (jnp.asarray(x, jnp.float64) for x in (NEW, OLD, ADVANTAGES))
-        check_grads(lambda x: losses.policy_loss(x, old, a, MASK, **aggregation)[0], (new,), order=1, modes=["rev"])
+        function = lambda x: losses.policy_loss(x, old, a, MASK, kind=kind, **aggregation)[0]
+        chex.assert_numerical_grads(function, (new,), order=1)
+
+
+def test_gspo_gradient_by_hand():
+    """Two tokens, log-ratios 0.1 and 0.3: s = e^0.2, and each token takes half of -s A."""
+    new, old = jnp.array([[-0.4, -0.2, -1.0], [-1.0, -1.0, -1.0]]), jnp.array([[-0.5, -0.5, -1.0], [-1.0, -1.0, -1.0]])
+    mask = jnp.array([[1, 1, 0], [0, 0, 0]])
+    for clip_high, wanted in ((0.3, -2 * np.exp(0.2) / 2), (0.2, 0.0)):  # e^0.2 = 1.221
+        value, gradient = jax.value_and_grad(
+            lambda x, high=clip_high: losses.policy_loss(
+                x, old, jnp.array([2.0, 9.0]), mask, kind="gspo", clip_high=high, aggregation="sequence"
+            )[0]
+        )(new)
+        np.testing.assert_allclose(value, -2 * min(np.exp(0.2), 1 + clip_high), rtol=1e-6)
+        np.testing.assert_allclose(gradient, [[wanted, wanted, 0], [0, 0, 0]], rtol=1e-6)
+
+
+def test_cispo_stops_no_token():
+    """Ratios 0.5, 1, 4 at either sign of A: the gradient is minus the bounded ratio times A, and never 0."""
+    new = jnp.log(jnp.array([[0.5, 1.0, 4.0]]))
+    for a in (2.0, -2.0):
+        for low, wanted in ((0.2, [0.8, 1.0, 1.3]), (1.0, [0.5, 1.0, 1.3])):
+            gradient = jax.grad(
+                lambda x, a=a, low=low: losses.policy_loss(
+                    x, 0 * new, jnp.array([a]), jnp.ones((1, 3)), kind="cispo", clip_low=low, clip_high=0.3
+                )[0]
+            )(new)
+            np.testing.assert_allclose(gradient[0], -a * np.array(wanted) / 3, rtol=1e-6)
 
 
 @pytest.mark.parametrize("garbage", [np.nan, np.inf, -np.inf, 1e30])
-def test_garbage_behind_the_mask_touches_nothing(aggregation, garbage):
-    value_and_grad = jax.value_and_grad(lambda x, o: losses.policy_loss(x, o, ADVANTAGES, MASK, **aggregation)[0])
-    clean = value_and_grad(jnp.asarray(NEW), OLD)
-    new, old = np.where(MASK, NEW, garbage), np.where(MASK, OLD, -garbage)
-    dirty = value_and_grad(jnp.asarray(new), old)
-    np.testing.assert_array_equal(clean[0], dirty[0])
-    np.testing.assert_array_equal(clean[1], dirty[1])
-    assert np.all(np.asarray(dirty[1])[MASK == 0] == 0)
-    metrics = [losses.policy_loss(x, o, ADVANTAGES, MASK, **aggregation)[1] for x, o in ((NEW, OLD), (new, old))]
-    assert jax.tree.map(float, metrics[0]) == jax.tree.map(float, metrics[1])
+def test_garbage_behind_the_mask_touches_nothing(kind, garbage):
+    mask = MASK.copy()
+    mask[1, 2] = 0
+    dirty_advantages = np.where(mask.any(-1), ADVANTAGES, garbage)
+
+    def value_and_grad(new, old, advantages, weights):
+        function = lambda x: losses.policy_loss(x, old, advantages, mask, weights=weights, **kind)
+        return jax.value_and_grad(function, has_aux=True)(jnp.asarray(new))
+
+    (clean, metrics), gradient = value_and_grad(NEW, OLD, ADVANTAGES, WEIGHTS)
+    new, old, weights = np.where(mask, NEW, garbage), np.where(mask, OLD, -garbage), np.where(mask, WEIGHTS, garbage)
+    (dirty, dirty_metrics), dirty_gradient = value_and_grad(new, old, dirty_advantages, weights)
+    assert clean == dirty and jax.tree.map(float, metrics) == jax.tree.map(float, dirty_metrics)
+    np.testing.assert_array_equal(gradient, dirty_gradient)
+    assert np.all(np.asarray(dirty_gradient)[mask == 0] == 0)
 
 
-def test_micro_batches_add_up(aggregation):
-    whole, gradient = jax.value_and_grad(lambda x: losses.policy_loss(x, OLD, ADVANTAGES, MASK, **aggregation)[0])(
-        jnp.asarray(NEW)
-    )
+def test_micro_batches_add_up(kind, aggregation):
+    def value_and_grad(new, *rows, **options):
+        old, advantages, mask, weights = rows
+        function = lambda x: losses.policy_loss(x, old, advantages, mask, weights=weights, **options)[0]
+        return jax.value_and_grad(function)(jnp.asarray(new))
+
+    options = {**kind, **aggregation}
+    rows = (NEW, OLD, ADVANTAGES, MASK, WEIGHTS)
+    whole, gradient = value_and_grad(*rows, **options)
     total = sum(losses.denominator(MASK[p], aggregation["aggregation"]) for p in range(P))
-    parts = [
-        jax.value_and_grad(
-            lambda x, p=p: losses.policy_loss(x, OLD[p], ADVANTAGES[p], MASK[p], normalizer=total, **aggregation)[0]
-        )(jnp.asarray(NEW[p]))
-        for p in range(P)
-    ]
-    np.testing.assert_allclose(sum(value for value, _ in parts), whole, rtol=1e-5)
+    parts = [value_and_grad(*(x[p] for x in rows), normalizer=total, **options) for p in range(P)]
+    np.testing.assert_allclose(sum(value for value, _ in parts), whole, rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(np.stack([g for _, g in parts]), gradient, rtol=1e-5, atol=1e-8)
 
 
-def test_padding_rollouts_and_tokens_change_nothing(aggregation):
+def test_padding_rollouts_and_tokens_change_nothing(kind, aggregation):
     wide = ((0, 1), (0, 0), (0, 3))
     new, old, mask = (np.pad(x, wide) for x in (NEW, OLD, MASK))
-    got, metrics = losses.policy_loss(new, old, np.pad(ADVANTAGES, ((0, 1), (0, 0))), mask, **aggregation)
-    wanted, wanted_metrics = losses.policy_loss(NEW, OLD, ADVANTAGES, MASK, **aggregation)
-    np.testing.assert_allclose(got, wanted, rtol=1e-6)
+    got, metrics = losses.policy_loss(new, old, np.pad(ADVANTAGES, ((0, 1), (0, 0))), mask, **kind, **aggregation)
+    wanted, wanted_metrics = losses.policy_loss(NEW, OLD, ADVANTAGES, MASK, **kind, **aggregation)
+    np.testing.assert_allclose(got, wanted, rtol=1e-5)
     for name in metrics:
-        np.testing.assert_allclose(metrics[name], wanted_metrics[name], rtol=1e-6)
+        np.testing.assert_allclose(metrics[name], wanted_metrics[name], rtol=1e-5)
 
 
-def test_nothing_to_learn_from_is_zero(aggregation):
-    loss, metrics = losses.policy_loss(NEW, OLD, ADVANTAGES, 0 * MASK, **aggregation)
+def test_nothing_to_learn_from_is_zero(kind, aggregation):
+    loss, metrics = losses.policy_loss(NEW, OLD, ADVANTAGES, 0 * MASK, **kind, **aggregation)
     assert loss == 0 and all(value == 0 for value in metrics.values())
 
 
-def test_no_gradient_to_advantages_and_old_policy():
-    gradients = jax.grad(lambda o, a: losses.policy_loss(NEW, o, a, MASK)[0], (0, 1))(OLD, ADVANTAGES)
+def test_no_gradient_to_advantages_old_policy_and_weights(kind):
+    function = lambda o, a, w: losses.policy_loss(NEW, o, a, MASK, weights=w, **kind)[0]
+    gradients = jax.grad(function, (0, 1, 2))(OLD, ADVANTAGES, WEIGHTS)
     assert all(np.all(np.asarray(g) == 0) for g in gradients)
 
 
@@ -146,6 +252,44 @@ def test_metrics_by_hand():
         "tokens": 5,
     }
     assert {name: float(value) for name, value in metrics.items()} == pytest.approx(wanted, rel=1e-5)
+
+
+def test_weights_of_rollouts_are_those_of_their_tokens(kind):
+    of_rollouts = WEIGHTS[..., 0]
+    of_tokens = np.repeat(of_rollouts[..., None], T, axis=2)
+    got = [losses.policy_loss(NEW, OLD, ADVANTAGES, MASK, weights=w, **kind) for w in (of_rollouts, of_tokens)]
+    np.testing.assert_array_equal(got[0][0], got[1][0])
+    np.testing.assert_allclose(got[0][0], by_loop(NEW, OLD, ADVANTAGES, MASK, weights=of_tokens, **kind), rtol=1e-5)
+    ones, none = (losses.policy_loss(NEW, OLD, ADVANTAGES, MASK, weights=w, **kind) for w in (np.ones((P, G)), None))
+    assert jax.tree.map(float, ones) == jax.tree.map(float, none)
+
+
+@pytest.mark.parametrize("kind, clip_high", [("gspo", 0), ("cispo", 2 / 5)])
+def test_metrics_of_other_kinds_by_hand(kind, clip_high):
+    """Two rollouts with A < 0: GSPO clips the whole first one, below; CISPO bounds single weights on either side."""
+    ratios, mask = np.array([[[0.5, 0.6, 0.4], [1.8, 0.9, 1.7]]]), np.array([[[1, 1, 1], [1, 0, 1]]])
+    _, metrics = losses.policy_loss(
+        np.log(ratios), 0 * ratios, -np.ones((1, 2)), mask, kind=kind, clip_low=0.3, clip_high=0.2
+    )
+    tokens = np.array([0.5, 0.6, 0.4, 1.8, 1.7])
+    used = np.repeat([0.12 ** (1 / 3), 3.06 ** (1 / 2)], [3, 2]) if kind == "gspo" else tokens
+    wanted = {
+        "clip_low": 3 / 5,
+        "clip_high": clip_high,
+        "dual_clip": 0,
+        "ratio_mean": used.mean(),
+        "ratio_max": used.max(),
+        "kl": np.mean(tokens - 1 - np.log(tokens)),
+        "tokens": 5,
+    }
+    assert {name: float(value) for name, value in metrics.items()} == pytest.approx(wanted, rel=1e-5)
+
+
+def test_vmap_is_a_loop(kind):
+    got = jax.vmap(lambda *a: losses.policy_loss(*a[:4], weights=a[4], **kind))(NEW, OLD, ADVANTAGES, MASK, WEIGHTS)
+    wanted = [losses.policy_loss(NEW[p], OLD[p], ADVANTAGES[p], MASK[p], weights=WEIGHTS[p], **kind) for p in range(P)]
+    wanted = jax.tree.map(lambda *leaves: np.stack(leaves), *wanted)
+    chex.assert_trees_all_close(jax.tree.map(np.asarray, got), wanted, rtol=1e-5)
 
 
 def test_far_off_policy_stays_finite():
@@ -195,10 +339,13 @@ def test_kl_mask(estimator):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"kind": "gspo"}, "kind='gspo'"),
+        ({"kind": "ppo"}, "kind='ppo'"),
         ({"clip_low": 1.5}, "clip_low=1.5"),
         ({"clip_high": -0.1}, "clip_high=-0.1"),
         ({"dual_clip": 1.0}, "dual_clip=1.0"),
+        ({"dual_clip": 3.0, "kind": "cispo"}, "dual_clip=3.0 with kind='cispo'"),
+        ({"weights": np.ones(P)}, r"weights \(3,\)"),
+        ({"aggregation": "mean", "normalizer": 4.0}, "aggregation='mean'"),
         ({"aggregation": "mean"}, "aggregation='mean'"),
         ({"aggregation": "constant"}, "max_length=None"),
         ({"max_length": 4}, "max_length=4"),
