@@ -1,24 +1,25 @@
 """Who belongs together: explicit groups from demographics, implicit groups from clusters of reward vectors.
 
 Explicit groups are made on the host, once per run: ``vocabulary`` lists the joint cells that occur, ``explicit_groups``
-looks rows up in it.  ``cluster`` runs on the device with fixed shapes, or in scikit-learn on the host.
+looks rows up in it.  ``cluster`` runs on the device with fixed shapes, or in scikit-learn on the host;
+``cluster_successes`` is exact.  Balancing and agreement are for studies, on the host.
 """
 
-import functools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from numpy.typing import ArrayLike
+
+from fairgrpo_jax import kmeans
 
 
 UNKNOWN = "?"
 SEPARATOR = ", "
-MIN_STARTS, MAX_STARTS = 4, 32  # k-means++ starts, the best inertia wins: as many as keep
-STARTED_POINTS = 2**10  # starts x points below this
-NUM_ITERATIONS = 100  # steps of a start at most
 
 Attributes = Mapping[str, str | None]
 
@@ -134,9 +135,10 @@ def cluster(
     With I_k the inertia (weighted sum of squared distances to the nearest of k centres) and K = min(k_max, number of
     distinct points), k is the smallest 2 <= k < K with I_k - I_{k+1} < threshold (I_{k-1} - I_k), else K.
 
-    ``method="jax"`` is jitted, of fixed shape and deterministic in ``key``: 4 to 32 k-means++ starts (more where
-    points are few), each followed by Lloyd's steps and moves of single points (100 in all at most), an empty cluster
-    restarts at the worst served point, the lowest inertia wins.
+    ``method="jax"`` is jitted, of fixed shape and deterministic in ``key``.  Equal points are one point of their joint
+    weight.  For each k, 32 k-means++ starts (up to 64 where points are few) make 2, 4 and 8 of Lloyd's steps, the worse
+    half dropping out after each round; the rest move points between clusters until no move lowers the inertia, 100
+    steps at most; the lowest inertia wins.
     ``method="sklearn"`` runs on the host: ``KMeans(n_init="auto", random_state=0)``.
 
     Args:
@@ -149,11 +151,12 @@ def cluster(
 
     Returns:
       labels (n,) int32 in 0 .. k - 1, -1 for absent points; k, int32; inertias (k_max,), of which only the first K
-      are fitted and the rest are 0.  All points equal: k = 1.  No point: k = 0.  With two or more distinct points the
-      elbow never returns 1.
+      are fitted and the rest are 0; their gradients are those of fixed labels.  All points equal: k = 1.  No point:
+      k = 0.  With two or more distinct points the elbow never returns 1.
 
     Raises:
-      ValueError: if the shapes do not fit, k_max < 1, or the method is unknown.
+      ValueError: if the shapes do not fit, k_max < 1, or the method is unknown; and, outside of jit, for a negative
+        weight, or a present point that is not finite.
 
     Source: the elbow of QoQ-Med (arXiv 2506.00711) and FairGRPO (arXiv 2510.19893) as in the authors' code, which runs
     scikit-learn with one start; where the best clustering is ambiguous the two methods may label differently.
@@ -162,143 +165,165 @@ def cluster(
     >>> int(k), bool(labels[0] == labels[1] != labels[2])
     (2, True)
     """
-    x = jnp.asarray(vectors, jnp.float32)
+    x, w = _read_points(vectors, weights, k_max)
+    if method == "sklearn":
+        return _cluster_sklearn(np.asarray(vectors, np.float64), np.asarray(w, np.float64), k_max, threshold, x.dtype)
+    if method != "jax":
+        raise ValueError(f"got method={method!r}; wanted 'jax' or 'sklearn'")
+    if x.shape[0] == 0:
+        return jnp.zeros(0, jnp.int32), jnp.zeros((), jnp.int32), jnp.zeros(k_max, x.dtype)
+    return kmeans.fit(x, w, jax.random.key(0) if key is None else key, threshold, k_max=k_max)
+
+
+def cluster_successes(
+    counts: ArrayLike, *, k_max: int, threshold: float = 0.1
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The best clusters of binary reward vectors of which only the number of ones matters: exact, without any start.
+
+    The vectors of G rollouts are taken as sorted, s ones and then G - s zeros.  Two of them are |s - t| apart, squared,
+    so the inertia of a cluster is sum_{i < j} w_i w_j |s_i - s_j| / sum_i w_i, the best clusters are runs of s, and a
+    dynamic programme over where to cut finds them in O(k_max G^2).
+
+    Args:
+      counts: (G + 1,) how many vectors have 0, 1, .., G ones, >= 0.
+      k_max: most clusters, >= 1.
+      threshold: of the elbow, in [0, 1], see ``cluster``.
+
+    Returns:
+      labels (G + 1,) int32, rising with s from 0 to k - 1, -1 where the count is 0; k, int32; inertias (k_max,), as
+      ``cluster`` returns them, but each the least there is.  Of equally good partitions the last cut is the lowest
+      possible, then the one before it, and so on.
+
+    Raises:
+      ValueError: if counts are not (G + 1,), or k_max < 1; and, outside of jit, if a count is negative or not finite.
+
+    Source: the clusters of QoQ-Med and FairGRPO, whose authors' code does not sort: there [1, 0] and [0, 1] are as far
+    apart as two vectors that differ in one success, though the order of rollouts means nothing.
+
+    >>> labels, k, inertias = cluster_successes([4, 1, 0, 0, 3], k_max=3, threshold=0.2)
+    >>> labels.tolist(), int(k), [round(float(x), 3) for x in inertias]
+    ([0, 0, -1, -1, 1], 2, [7.625, 0.8, 0.0])
+    """
+    w = jnp.asarray(counts)
+    if w.ndim != 1 or w.shape[0] == 0 or k_max < 1:
+        raise ValueError(f"got counts of shape {w.shape} and k_max={k_max}; wanted (rollouts + 1,) and k_max >= 1")
+    _check_weights(w, "counts")
+    return kmeans.fit_successes(w.astype(jnp.promote_types(w.dtype, jnp.float32)), threshold, k_max=k_max)
+
+
+def agreement(labels: ArrayLike, attributes: Sequence[Any] | np.ndarray) -> dict[str, float]:
+    """How well implicit groups agree with hidden attributes: adjusted Rand index and normalised mutual information.
+
+    Args:
+      labels: (N,) int, the clusters; -1 = none.  Clusters of several domains need ids that tell domains apart.
+      attributes: (N,) text or ids, say of ``explicit_groups``; None, ``""``, NaN or -1 = unknown.
+
+    Returns:
+      ``ari`` in [-0.5, 1], 0 = no better than chance; ``nmi`` in [0, 1], by the arithmetic mean of the entropies; both
+      NaN where no row is left; ``n``, the rows compared, and ``left_out``, those without a label or an attribute.
+
+    Raises:
+      ValueError: if there is not one attribute a label.
+
+    Source: scikit-learn's ``adjusted_rand_score`` and ``normalized_mutual_info_score``, as in the authors' ND code.
+
+    >>> agreement([0, 0, 1, 1, -1], ["F", "F", "M", "M", "M"])
+    {'ari': 1.0, 'nmi': 1.0, 'n': 4, 'left_out': 1}
+    """
+    from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+
+    ids = np.asarray(labels)
+    if ids.ndim != 1 or len(attributes) != len(ids):
+        raise ValueError(f"got labels of shape {ids.shape} and {len(attributes)} attributes; wanted one a label")
+    known = np.asarray([a is not None and a == a and a not in ("", -1) for a in attributes], bool)
+    kept = (ids >= 0) & known
+    names = [str(a) for a, keep in zip(attributes, kept, strict=True) if keep]
+    ari, nmi = (
+        float(score(names, ids[kept])) if names else math.nan
+        for score in (adjusted_rand_score, normalized_mutual_info_score)
+    )
+    return {"ari": ari, "nmi": nmi, "n": len(names), "left_out": len(ids) - len(names)}
+
+
+def balanced_weights(groups: ArrayLike, domains: ArrayLike | None = None) -> np.ndarray:
+    """Expected copies of each row when every group is brought up to the largest group of its domain.
+
+    w = max_g(n_{d, g}) / n_{d, g}, with n the rows of domain d and group g.
+
+    Args:
+      groups: (N,) ids or text; the unlabelled, -1, are a group like any other.
+      domains: (N,) ids or text; None = all rows are in one.
+
+    Returns:
+      (N,) float64, >= 1.
+
+    Raises:
+      ValueError: if the shapes do not fit.
+
+    Source: the resampling baseline, GRPO+RS, of FairGRPO (arXiv 2510.19893); the authors' ``balance_demographics``
+    also takes any text, "UNK" included, for a group.  ``balanced_rows`` draws such a sample.
+
+    >>> balanced_weights([0, 0, 1, 0], domains=[0, 0, 0, 1]).tolist()
+    [1.0, 1.0, 2.0, 1.0]
+    """
+    cell, size, target = _cells(groups, domains)
+    return (target / size)[cell]
+
+
+def balanced_rows(groups: ArrayLike, domains: ArrayLike | None = None, *, seed: int) -> np.ndarray:
+    """Shuffled rows in which all groups of a domain are equally many, none of them less often than it occurs.
+
+    Each row occurs floor(w) times, w = ``balanced_weights``; which rows of a group occur once more is drawn at random.
+
+    Args:
+      groups: (N,) ids or text; the unlabelled, -1, are a group like any other.
+      domains: (N,) ids or text; None = all rows are in one.
+      seed: of the draw and of the order, for NumPy's ``default_rng``.
+
+    Returns:
+      (M,) int64 in 0 .. N - 1, M = sum over domains of groups times the rows of the largest group.
+
+    Raises:
+      ValueError: if the shapes do not fit.
+
+    Source: as ``balanced_weights``.
+
+    >>> sorted(balanced_rows([0, 0, 1], seed=0).tolist())
+    [0, 1, 2, 2]
+    """
+    cell, size, target = _cells(groups, domains)
+    rng = np.random.default_rng(seed)
+    rows = [
+        np.concatenate([np.tile(members, target[c] // size[c]), rng.permutation(members)[: target[c] % size[c]]])
+        for c, members in ((c, np.flatnonzero(cell == c)) for c in range(len(size)))
+    ]
+    return rng.permutation(np.concatenate([np.zeros(0, np.int64), *rows]))
+
+
+def _read_points(vectors: ArrayLike, weights: ArrayLike | None, k_max: int) -> tuple[jax.Array, jax.Array]:
+    """Checked points and weights, float32 or float64."""
+    x = jnp.asarray(vectors)
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     if x.ndim != 2 or k_max < 1:
         raise ValueError(
             f"got vectors of shape {x.shape} and k_max={k_max}; wanted (points, dimensions) and k_max >= 1"
         )
-    w = jnp.ones(x.shape[0]) if weights is None else jnp.asarray(weights, jnp.float32)
+    w = jnp.ones(x.shape[0], x.dtype) if weights is None else jnp.asarray(weights, x.dtype)
     if w.shape != x.shape[:1]:
         raise ValueError(f"got weights of shape {w.shape} for {x.shape[0]} points; wanted one a point")
-    if method == "sklearn":
-        return _cluster_sklearn(np.asarray(vectors, np.float64), np.asarray(w, np.float64), k_max, threshold)
-    if method != "jax":
-        raise ValueError(f"got method={method!r}; wanted 'jax' or 'sklearn'")
-    return _cluster_jax(x, w, jax.random.key(0) if key is None else key, k_max, threshold)
+    _check_weights(w, "weights")
+    if not isinstance(x, Tracer) and not isinstance(w, Tracer) and not np.all(np.isfinite(x) | (w == 0)[:, None]):
+        raise ValueError("got a point that is not finite; wanted finite vectors; give absent points the weight 0")
+    return x, w
 
 
-@functools.partial(jax.jit, static_argnames=("k_max",))
-def _cluster_jax(
-    x: jax.Array, w: jax.Array, key: jax.Array, k_max: int, threshold: float
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    if x.shape[0] == 0:
-        return jnp.zeros(0, jnp.int32), jnp.zeros((), jnp.int32), jnp.zeros(k_max)
-    x, w_merged, place = _merge(jnp.where(w[:, None] > 0, x, 0), w)  # an absent point may hold anything
-    num_distinct = jnp.minimum(jnp.sum(w_merged > 0), k_max)
-    num_starts = min(max(STARTED_POINTS // x.shape[0], MIN_STARTS), MAX_STARTS)
-    seeds = jax.vmap(lambda one: _plus_plus(x, w_merged, k_max, one))(jax.random.split(key, num_starts))
-
-    def fit(k: jax.Array) -> tuple[jax.Array, jax.Array]:
-        labels, inertias = jax.vmap(lambda centres: _descend(x, w_merged, centres, k))(seeds)
-        best = jnp.argmin(inertias)
-        return labels[best], inertias[best]
-
-    # One cluster needs no search: all points, around their mean.
-    mean = jnp.matmul(w_merged, x, precision="highest") / jnp.maximum(jnp.sum(w_merged), 1e-30)
-    alone = jnp.zeros((1, x.shape[0]), jnp.int32), jnp.sum(w_merged * _distances(x, mean[None])[:, 0])[None]
-    labels, inertias = map(jnp.concatenate, zip(alone, jax.lax.map(fit, jnp.arange(2, k_max + 1)), strict=True))
-    inertias = jnp.where(jnp.arange(k_max) < num_distinct, inertias, 0)
-    k = _elbow(inertias, num_distinct, threshold)
-    return jnp.where(w > 0, labels[jnp.maximum(k - 1, 0)][place], -1), k, inertias
-
-
-def _merge(x: jax.Array, w: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Equal points made one of their joint weight, in as many rows, and the row where each point went.
-
-    What moves between clusters is then the whole stack of a reward vector, which is what leaves a local optimum.
-    """
-    order = jnp.lexsort(x.T)
-    ordered = x[order]
-    row = jnp.cumsum(jnp.any(ordered != jnp.roll(ordered, 1, axis=0), axis=1).at[0].set(False))
-    weights = jnp.zeros_like(w).at[row].add(w[order])
-    return jnp.zeros_like(x).at[row].set(ordered), weights, jnp.zeros_like(row).at[order].set(row)
-
-
-def _elbow(inertias: jax.Array, num_distinct: jax.Array, threshold: float) -> jax.Array:
-    """The smallest k in 2 .. K - 1 after which the inertia falls by less than a share of its last fall, else K."""
-    falls = inertias[:-1] - inertias[1:]
-    flat = falls[1:] < threshold * falls[:-1]
-    candidates = jnp.arange(2, 2 + flat.shape[0], dtype=jnp.int32)
-    passing = jnp.where(flat & (candidates < num_distinct), candidates, num_distinct)
-    return jnp.min(passing, initial=num_distinct).astype(jnp.int32)
-
-
-def _plus_plus(x: jax.Array, w: jax.Array, k_max: int, key: jax.Array) -> jax.Array:
-    """K-means++: each next centre is a point drawn with probability proportional to w times squared distance.
-
-    The first k rows are such a start for k clusters, whatever k is.
-    """
-    keys = jax.random.split(key, k_max)
-    first = x[jax.random.categorical(keys[0], jnp.log(w))]
-
-    def place(i: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        centres, nearest = carry
-        # With fewer distinct points than clusters nothing is left to draw from: any present point will do.
-        mass = jnp.where(jnp.any(w * nearest > 0), w * nearest, w)
-        centre = x[jax.random.categorical(keys[i], jnp.log(mass))]
-        return centres.at[i].set(centre), jnp.minimum(nearest, _distances(x, centre[None])[:, 0])
-
-    centres = jnp.tile(first[None], (k_max, 1))
-    return jax.lax.fori_loop(1, k_max, place, (centres, _distances(x, first[None])[:, 0]))[0]
-
-
-def _descend(x: jax.Array, w: jax.Array, seeds: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Lloyd's steps on the first k centres until they stand still, then the best move of one point; until none helps.
-
-    The moves (Hartigan and Wong 1979) leave most of the local optima that Lloyd's steps are stuck in.
-    """
-    used = jnp.arange(seeds.shape[0]) < k
-
-    def distances(centres: jax.Array) -> jax.Array:
-        return jnp.where(used[None, :], _distances(x, centres), jnp.inf)
-
-    def step(carry: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
-        centres, _, i = carry
-        apart = distances(centres)
-        own = jnp.argmin(apart, axis=1)
-        member = w[:, None] * jax.nn.one_hot(own, used.shape[0])
-        size = jnp.sum(member, axis=0)[:, None]
-        means = jnp.matmul(member.T, x, precision="highest") / jnp.where(size > 0, size, 1)
-        worst_served = x[jnp.argmax(w * jnp.min(apart, axis=1))]
-        means = jnp.where(size > 0, means, worst_served[None])
-        settled = jnp.all(~used[:, None] | (means == centres))
-        return jnp.where(settled, _best_move(x, w, means, size[:, 0], apart, own), means), centres, i + 1
-
-    def moving(carry: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
-        centres, previous, i = carry
-        return (i < NUM_ITERATIONS) & jnp.any(used[:, None] & (centres != previous))
-
-    start = (seeds, jnp.full_like(seeds, jnp.nan), jnp.zeros((), jnp.int32))
-    centres, _, _ = jax.lax.while_loop(moving, step, start)
-    apart = distances(centres)
-    return jnp.argmin(apart, axis=1).astype(jnp.int32), jnp.sum(w * jnp.min(apart, axis=1))
-
-
-def _best_move(
-    x: jax.Array, w: jax.Array, centres: jax.Array, size: jax.Array, apart: jax.Array, own: jax.Array
-) -> jax.Array:
-    """The centres after the move of one point that lowers the inertia most; the same centres if none lowers it."""
-    rest = size[own] - w
-    saved = jnp.where(rest > 0, w * size[own] / jnp.where(rest > 0, rest, 1), 0) * jnp.min(apart, axis=1)
-    grown = size[None, :] + w[:, None]
-    elsewhere = jnp.isfinite(apart) & (jnp.arange(size.shape[0])[None, :] != own[:, None])
-    paid = w[:, None] * size[None, :] / jnp.where(grown > 0, grown, 1) * apart
-    change = jnp.where(elsewhere, paid, jnp.inf) - saved[:, None]
-    point, to = jnp.unravel_index(jnp.argmin(change), change.shape)
-    source = own[point]
-    left = (size[source] * centres[source] - w[point] * x[point]) / jnp.where(rest[point] > 0, rest[point], 1)
-    joined = (size[to] * centres[to] + w[point] * x[point]) / jnp.where(grown[point, to] > 0, grown[point, to], 1)
-    helps = change[point, to] < -1e-5 * saved[point]  # more than rounding
-    return jnp.where(helps, centres.at[source].set(left).at[to].set(joined), centres)
-
-
-def _distances(x: jax.Array, centres: jax.Array) -> jax.Array:
-    """(n, k) squared distances; differences first, for the expanded square would cancel."""
-    return jnp.sum((x[:, None, :] - centres[None, :, :]) ** 2, axis=2)
+def _check_weights(w: jax.Array, name: str) -> None:
+    if not isinstance(w, Tracer) and not np.all((w >= 0) & np.isfinite(w)):
+        raise ValueError(f"got {name} from {np.min(w)} to {np.max(w)}; wanted finite multiplicities >= 0")
 
 
 def _cluster_sklearn(
-    x: np.ndarray, w: np.ndarray, k_max: int, threshold: float
+    x: np.ndarray, w: np.ndarray, k_max: int, threshold: float, dtype: np.dtype
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     from sklearn.cluster import KMeans
 
@@ -312,10 +337,23 @@ def _cluster_sklearn(
         for k in range(1, num_distinct + 1)
     ]
     inertias[:num_distinct] = [fit.inertia_ for fit in fits]
-    k = int(_elbow(jnp.asarray(inertias), jnp.asarray(num_distinct), threshold))
+    k = int(kmeans.elbow(jnp.asarray(inertias), jnp.asarray(num_distinct), threshold))
     if fits:
         labels[present] = fits[k - 1].labels_
-    return jnp.asarray(labels, jnp.int32), jnp.asarray(k, jnp.int32), jnp.asarray(inertias)
+    return jnp.asarray(labels, jnp.int32), jnp.asarray(k, jnp.int32), jnp.asarray(inertias, dtype)
+
+
+def _cells(groups: ArrayLike, domains: ArrayLike | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The cell of each row (N,); and the rows of each cell and of the largest cell in its domain (cells,)."""
+    g = np.asarray(groups)
+    d = np.zeros(g.shape, np.int64) if domains is None else np.asarray(domains)
+    if g.ndim != 1 or d.shape != g.shape:
+        raise ValueError(f"got groups of shape {g.shape} and domains of shape {d.shape}; wanted (N,) and (N,)")
+    d, g = np.unique(d, return_inverse=True)[1], np.unique(g, return_inverse=True)[1]
+    pairs, cell, size = np.unique(np.stack([d, g], axis=1), axis=0, return_inverse=True, return_counts=True)
+    largest = np.zeros(len(pairs), np.int64)
+    np.maximum.at(largest, pairs[:, 0], size)
+    return cell, size, largest[pairs[:, 0]]
 
 
 def _cell(row: Attributes, names: Sequence[str]) -> str | None:

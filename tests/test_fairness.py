@@ -5,17 +5,22 @@ import json
 from pathlib import Path
 
 import chex
+import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from jax.test_util import check_grads
 
-from fairgrpo_jax import advantages, fairness, fairness_state
+from fairgrpo_jax import advantages, diagnostics, fairness
 
 
 CASES = json.loads((Path(__file__).parent / "golden" / "advantages.json").read_text())["cases"]
 NAN = float("nan")
 D, GROUPS, G = 2, 3, 4
+fuzz = hypothesis.settings(deadline=None, derandomize=True, max_examples=30, database=None)
 
 
 def batch(seed, prompts=10, binary=True, unlabelled=False):
@@ -30,27 +35,56 @@ def fresh(history=None, capacity=64):
     return fairness.init(D, GROUPS, G, history=history, capacity=capacity)
 
 
-def restated(batches, clamp="code", max_weight=None):
-    """The definition in plain NumPy on the concatenated batches; the advantages of the last one. Labelled only."""
-    r, d, g = (np.concatenate(x) for x in zip(*batches, strict=True))
-    size = len(batches[-1][0])
-    weights = []
-    for i in range(len(r) - size, len(r)):
-        in_domain = d == d[i]
-        in_group = in_domain & (g == g[i])
-        t_d, t_g = (np.sqrt(m.sum()) * r[m].mean() for m in (in_domain, in_group))
+def restated(
+    batches,
+    statistics="cumulative",
+    decay=0.99,
+    clamp="code",
+    max_weight=None,
+    size_exponent=0.5,
+    mean_exponent=1.0,
+    levels="both",
+    shift=0.0,
+    epsilon=1e-6,
+):
+    """The definition in plain loops, labelled prompts only: the weights and advantages of the last batch."""
+    seen, ema = {}, {}
+    for r, d, g in batches:
+        new = {}
+        for row, domain, group in zip(np.asarray(r, np.float64), d, g, strict=True):
+            if not np.isnan(row).all():
+                for cell in ((domain,), (domain, group)):
+                    new.setdefault(cell, []).append(np.nanmean(row) + shift)
+        seen = {} if statistics == "batch" else seen
+        for cell, means in new.items():
+            seen[cell] = seen.get(cell, []) + means
+            pace = max(len(means) / len(seen[cell]), 1 - decay)
+            ema[cell] = ema.get(cell, 0) * (1 - pace) + pace * np.mean(means)
+
+    def temperature(cell):
+        mean = (ema.get(cell, 0) if statistics == "ema" else np.mean(seen.get(cell, [0]))) * (cell in seen)
+        return len(seen.get(cell, [])) ** size_exponent * mean**mean_exponent
+
+    weights, scores = np.ones(len(r)), np.zeros(r.shape)
+    for i, (row, domain, group) in enumerate(zip(np.asarray(r, np.float64), d, g, strict=True)):
+        t_d = 1 if levels == "group" else temperature((domain,))
+        t_g = 1 if levels == "domain" else temperature((domain, group))
         product = {
-            "code": max(t_d, 1e-6) * t_g,
-            "product": max(t_d * t_g, 1e-6),
-            "factor": max(t_d, 1e-6) * max(t_g, 1e-6),
+            "code": max(t_d, epsilon) * t_g,
+            "product": max(t_d * t_g, epsilon),
+            "factor": max(t_d, epsilon) * max(t_g, epsilon),
         }[clamp]
-        weights.append(1 / product if product > 0 else 1)
-    weights, r = np.array(weights), r[-size:]
-    if max_weight is not None:
-        median = np.median(weights[r.std(1) > 0])
+        weights[i] = 1 / product if product > 0 else 1
+        scored = row[~np.isnan(row)]
+        if len(set(scored)) > 1:
+            scores[i] = np.nan_to_num((row - scored.mean()) / (scored.std(ddof=1) + epsilon))
+    active = np.any(scores != 0, axis=1)
+    if max_weight is not None and active.any():
+        median = np.median(weights[active])
         weights = np.clip(weights, median / max_weight, median * max_weight)
-    scores = (r - r.mean(1, keepdims=True)) / (r.std(1, ddof=1, keepdims=True) + 1e-6) * weights[:, None]
-    return scores / (scores.std(ddof=1) + 1e-6)
+    scores *= weights[:, None]
+    deviation = np.sqrt(np.sum(scores**2) / max(np.sum(~np.isnan(r)) - 1, 1))
+    return weights[active], scores / (deviation + epsilon)
 
 
 def run_case(case, history, clustering):
@@ -71,7 +105,6 @@ def run_case(case, history, clustering):
 
 def test_examples_in_docstrings():
     assert doctest.testmod(fairness).failed == 0
-    assert doctest.testmod(fairness_state).failed == 0
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c['name']}-{c['method']}")
@@ -88,43 +121,50 @@ def test_golden_with_jax(case, history):
         np.testing.assert_allclose(got, wanted, atol=2e-6)
 
 
-@pytest.mark.parametrize("clamp", ["code", "product", "factor"])
-@pytest.mark.parametrize("max_weight", [None, 1.5])
+REWARDS = arrays(np.int8, (2, 6, 4), elements=st.integers(-1, 8))  # eighths, -1 = not scored
+IDS = arrays(np.int32, (2, 6), elements=st.integers(0, 1))
+
+
+@pytest.mark.parametrize("statistics", ["cumulative", "batch", "ema"])
+@fuzz
+@hypothesis.given(
+    eighths=REWARDS,
+    domains=IDS,
+    groups=IDS,
+    scale=st.sampled_from([1e-5, 0.1, 1.0, 1e4]),
+    clamp=st.sampled_from(["code", "product", "factor"]),
+    levels=st.sampled_from(["both", "group", "domain"]),
+    max_weight=st.sampled_from([None, 1.0, 1.7]),
+    size_exponent=st.sampled_from([0.0, 0.5, 1.0]),
+    mean_exponent=st.sampled_from([0.0, 0.6, 1.0, 2.0]),
+    shift=st.sampled_from([0.0, 0.25]),
+    epsilon=st.sampled_from([1e-6, 1e-2]),
+    decay=st.sampled_from([0.0, 0.3, 0.9]),
+)
+def test_every_switch_in_64_bit(statistics, eighths, domains, groups, scale, shift, **options):
+    """Two steps from an empty state; with a shift the rewards go down to minus it."""
+    options |= {"statistics": statistics, "shift": scale * shift}
+    rewards = scale * (np.where(eighths < 0, np.nan, eighths / 8) - shift)
+    batches = list(zip(rewards, domains, groups, strict=True))
+    with jax.enable_x64(True):
+        state = fairness.init(2, 2, 4, history=None)
+        for i, one in enumerate(batches):
+            weights, _, _ = fairness.temperatures(*one, state, **options)
+            got, state = fairness.fair_grpo(*one, state, **options)
+            wanted_weights, wanted = restated(batches[: i + 1], **options)
+            active = np.asarray(advantages.has_signal(one[0]))
+            np.testing.assert_allclose(np.asarray(weights)[active], wanted_weights, rtol=1e-9)
+            np.testing.assert_allclose(got, wanted, rtol=1e-9, atol=1e-9)
+            assert got.dtype == weights.dtype == state.domain_mean.dtype == np.float64
+
+
 @pytest.mark.parametrize("binary", [True, False])
-def test_cumulative_is_the_concatenation(clamp, max_weight, binary):
+def test_every_step_in_32_bit(binary):
     state, batches = fresh(), [batch(seed, binary=binary) for seed in range(3)]
     for i, one in enumerate(batches):
-        got, state = fairness.fair_grpo(*one, state, clamp=clamp, max_weight=max_weight)
-        np.testing.assert_allclose(got, restated(batches[: i + 1], clamp, max_weight), rtol=2e-4, atol=2e-5)
-    r, d, _ = (np.concatenate(x) for x in zip(*batches, strict=True))
-    np.testing.assert_array_equal(state.domain_count, np.bincount(d, minlength=D))
-    np.testing.assert_allclose(state.domain_mean, [r[d == i].mean() for i in range(D)], rtol=1e-5)
-    assert state.group_count.sum() == len(r)
-
-
-def test_batch_statistics_ignore_the_past():
-    _, state = fairness.fair_grpo(*batch(0), fresh())
-    got, after = fairness.fair_grpo(*batch(1), state, statistics="batch")
-    np.testing.assert_allclose(got, restated([batch(1)]), rtol=2e-4, atol=2e-5)
-    assert after.domain_count.sum() == len(batch(1)[0])
-
-
-def test_ema_by_hand():
-    state = fairness.init(1, 1, 2, history=None)
-    zero, one = np.zeros(1, np.int32), np.zeros(1, np.int32)
-    means = []
-    for rewards in ([[1.0, 1.0]], [[0.0, 0.0]], [[0.0, 0.0]], [[0.0, 0.0]]):
-        _, state = fairness.fair_grpo(rewards, zero, one, state, statistics="ema", decay=0.6)
-        means.append(float(state.domain_mean[0]))
-    # paces 1, max(1/2, 0.4), max(1/3, 0.4), max(1/4, 0.4)
-    np.testing.assert_allclose(means, [1, 0.5, 0.3, 0.18], rtol=1e-6)
-    assert state.domain_count[0] == 4
-
-
-def test_absent_groups_keep_their_statistics():
-    _, state = fairness.fair_grpo([[1.0, 0.0]], [0], [1], fairness.init(2, 2, 2, history=None))
-    _, after = fairness.fair_grpo([[1.0, 1.0]], [1], [0], state, statistics="ema", decay=0.1)
-    assert after.domain_mean.tolist() == [0.5, 1.0] and after.group_mean[0, 1] == 0.5
+        got, state = fairness.fair_grpo(*one, state, max_weight=1.5)
+        np.testing.assert_allclose(got, restated(batches[: i + 1], max_weight=1.5)[1], rtol=2e-4, atol=2e-5)
+        assert got.dtype == state.domain_mean.dtype == np.float32
 
 
 @pytest.mark.parametrize("method", ["fair_grpo", "fair_grpo_nd", "drpo"])
@@ -136,12 +176,16 @@ def test_rows_sum_to_zero_and_the_batch_has_deviation_one(method):
     np.testing.assert_allclose(got.sum(1), 0, atol=1e-5)
     np.testing.assert_allclose(got.std(ddof=1), 1, rtol=1e-4)
     assert np.array_equal(np.sign(got), np.sign(np.round(np.asarray(advantages.grpo(rewards)), 6)))
-    assert np.abs(got).max() <= advantages.ceiling(*rewards.shape) * (1 + 1e-5)
+    assert np.abs(got).max() <= diagnostics.ceiling(*rewards.shape) * (1 + 1e-5)
 
 
-def test_one_domain_and_one_group_is_grpo_over_its_deviation():
+@pytest.mark.parametrize("exponents", [{}, {"size_exponent": 0.0, "mean_exponent": 0.0}])
+def test_without_differences_it_is_grpo_over_its_deviation(exponents):
+    """One domain and one group; or temperatures that are all 1, even of a group that was never rewarded."""
     rewards, d, g = batch(0)
-    got, _ = fairness.fair_grpo(rewards, 0 * d, 0 * g, fresh())
+    rewards[g == 1] = 0
+    d, g = (d, g) if exponents else (0 * d, 0 * g)
+    got, _ = fairness.fair_grpo(rewards, d, g, fresh(), **exponents)
     scores = np.asarray(advantages.grpo(rewards))
     np.testing.assert_allclose(got, scores / scores.std(ddof=1), rtol=1e-4)
 
@@ -192,7 +236,7 @@ def test_max_weight_bounds_the_weights_of_active_prompts():
     median = np.median(np.asarray(free)[active])
     assert np.asarray(free)[active].max() > 1.5 * median
     np.testing.assert_allclose(held, np.clip(free, median / 1.5, median * 1.5), rtol=1e-5)
-    assert advantages.effective_sample_size(held[active]) > advantages.effective_sample_size(free[active])
+    assert diagnostics.effective_sample_size(held[active]) > diagnostics.effective_sample_size(free[active])
 
 
 def test_nan_is_excluded():
@@ -243,37 +287,7 @@ def test_clusters_give_count_and_mean():
 def test_without_history_the_unlabelled_are_one_group():
     rewards, d, g = batch(5, unlabelled=True)
     got, _ = fairness.fair_grpo(rewards, d, g, fresh(None))
-    np.testing.assert_allclose(got, restated([(rewards, d, g)]), rtol=2e-4, atol=2e-5)
-
-
-def test_table_and_ring_agree():
-    """Vectors near two opposite corners: the clusters are unambiguous whatever the starts."""
-    rng = np.random.default_rng(0)
-    rewards = np.array([[0, 0, 0, 1], [0, 1, 1, 1]], np.float32)[rng.integers(0, 2, 20)]
-    d, g = rng.integers(0, D, 20), np.where(rng.random(20) < 0.7, -1, 0)
-    ring, table = fresh("ring"), fresh("binary")
-    for half in (slice(0, 10), slice(10, 20)):
-        a, ring = fairness.fair_grpo(rewards[half], d[half], g[half], ring)
-        b, table = fairness.fair_grpo(rewards[half], d[half], g[half], table)
-        np.testing.assert_allclose(a, b, rtol=1e-4)
-    assert table.history is not None and table.history.sum() == ring.cursor.sum() == np.sum(g < 0)
-
-
-def test_ring_forgets_the_oldest_and_counts_all():
-    state = fairness.init(1, 0, 2, history="ring", capacity=3)
-    for i in range(5):
-        _, _, state = fairness.temperatures([[float(i), 0.0], [float(i), 9.0]], [0, 0], [-1, -1], state)
-    assert state.history is not None
-    kept = {tuple(v) for v in np.asarray(state.history[0]).tolist()}
-    assert kept == {(3.0, 9.0), (4.0, 0.0), (4.0, 9.0)} and state.cursor[0] == 10
-
-
-def test_overflowed_ring_scales_its_clusters_to_all_seen():
-    state = fairness.init(1, 0, 2, history="ring", capacity=4)
-    same = [[1.0, 0.0]] * 4
-    for _ in range(3):
-        weights, _, state = fairness.temperatures(same, [0] * 4, [-1] * 4, state)
-    np.testing.assert_allclose(weights, 1 / (np.sqrt(12) * 0.5) ** 2, rtol=1e-5)
+    np.testing.assert_allclose(got, restated([(rewards, d, g)])[1], rtol=2e-4, atol=2e-5)
 
 
 @pytest.mark.parametrize("history", ["ring", "binary"])
@@ -289,26 +303,126 @@ def test_one_trace_serves_every_make_up(history):
     chex.assert_trees_all_close(state, eager, rtol=1e-5)
 
 
-def test_no_host_callback_in_the_compiled_step():
-    text = jax.jit(fairness.fair_grpo).lower(*map(jnp.asarray, batch(0)), fresh("ring")).as_text()
-    assert "callback" not in text and "stablehlo.case" in text
+class TestCompilation(chex.TestCase):
+    """The same numbers compiled, not compiled, and for many states at once."""
+
+    @chex.variants(with_jit=True, without_jit=True)  # pyright: ignore[reportCallIssue]
+    def test_variants(self):
+        rewards, d, g = batch(1, unlabelled=True)
+        got = self.variant(fairness.fair_grpo)(rewards, d, g, fresh())[0]
+        np.testing.assert_allclose(got, restated([(rewards, d, g)])[1], rtol=2e-4, atol=2e-5)
+        got = self.variant(fairness.group_dro)(rewards, d, g, fresh())
+        chex.assert_trees_all_close(got, fairness.group_dro(rewards, d, g, fresh()), rtol=1e-5)
+
+    def test_states_under_vmap(self):
+        options = {"max_weight": 2.0, "levels": "group", "statistics": "ema"}
+        states = [fairness.fair_grpo(*batch(seed, unlabelled=True), fresh("binary"))[1] for seed in (1, 2)]
+        rewards, d, g = batch(3, unlabelled=True)
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+        got = jax.vmap(lambda state: fairness.fair_grpo(rewards, d, g, state, **options))(stacked)
+        wanted = [fairness.fair_grpo(rewards, d, g, state, **options) for state in states]
+        wanted = jax.tree.map(lambda *leaves: jnp.stack(leaves), *wanted)
+        chex.assert_trees_all_close(got, wanted, rtol=1e-4, atol=1e-5)
+
+    def test_no_host_callback(self):
+        text = jax.jit(fairness.fair_grpo).lower(*map(jnp.asarray, batch(0)), fresh("ring")).as_text()
+        assert "callback" not in text and "stablehlo.case" in text
 
 
-def test_means_do_not_freeze():
-    """A float32 sum of 2^25 prompts would ignore the next one; the mean still moves."""
-    state = fairness.init(1, 1, 2, history=None)
-    state = fairness.FairnessState(**{**vars(state), "domain_count": jnp.array([2**25], jnp.int32)})
-    for _ in range(50):
-        _, state = fairness.fair_grpo(np.ones((64, 2)), [0] * 64, [0] * 64, state)
-    assert state.domain_count[0] == 2**25 + 3200
-    np.testing.assert_allclose(state.domain_mean[0], 3200 / (2**25 + 3200), rtol=1e-4)
+def test_derivatives_of_soft_rewards():
+    """First order forward and backward, second order backward, against differences; and with respect to exponents."""
+    with jax.enable_x64(True):
+        rewards = np.random.default_rng(0).uniform(0.1, 0.9, (6, 3))
+        d, g, state = np.array([0, 0, 0, 1, 1, 1]), np.array([0, 0, 1, 0, -1, -1]), fairness.init(2, 2, 3, history=None)
+        fair = jax.jit(lambda r: fairness.fair_grpo(r, d, g, state, max_weight=1.5, mean_exponent=0.7)[0])
+        chex.assert_numerical_grads(fair, (rewards,), order=1, atol=1e-5, modes=("fwd", "rev"))
+        check_grads(fair, (rewards,), order=2, modes=("rev",), atol=1e-3, rtol=1e-3)
+        dro = jax.jit(lambda r: fairness.group_dro(r, d, g, state, step_size=0.5)[0])
+        check_grads(dro, (rewards,), order=1, modes=("rev",), atol=1e-5, rtol=1e-5)
+        rewards[d == 1] = 0  # never rewarded: the exponents still have a derivative
+        of_exponents = jax.jit(
+            lambda a, b: fairness.fair_grpo(rewards, d, g, state, size_exponent=a, mean_exponent=b)[0]
+        )
+        check_grads(of_exponents, (0.5, 1.0), order=1, modes=("fwd",), atol=1e-5, rtol=1e-5)
 
 
-def test_gradients_are_finite():
+@pytest.mark.parametrize("sort_vectors", [False, True])
+def test_gradients_through_clusters_are_those_of_fixed_labels(sort_vectors):
+    low, high = np.array([0.1, 0.2, 0.15, 0.3]), np.array([0.9, 0.7, 0.8, 0.95])
+    rewards = np.stack([low, low + 0.02, high, high - 0.03, low - 0.01]).astype(np.float32)
+    weigh = jax.jit(
+        lambda r: fairness.temperatures(r, [0] * 5, [-1] * 5, fresh("ring"), k_max=2, sort_vectors=sort_vectors)[0]
+    )
+
+    def by_hand(r):
+        mean = jnp.array([r[jnp.array([0, 1, 4])].mean(), r[2:4].mean()])[jnp.array([0, 0, 1, 1, 0])]
+        return 1 / (jnp.sqrt(5) * r.mean() * jnp.sqrt(jnp.array([3, 3, 2, 2, 3])) * mean)
+
+    np.testing.assert_allclose(jax.jacrev(weigh)(rewards), jax.jacrev(by_hand)(rewards), rtol=1e-4)
+
+
+@pytest.mark.parametrize("history", [None, "ring"])
+def test_rows_without_signal_have_no_gradient(history):
+    rewards, d, g = batch(0, binary=False, unlabelled=True)
+    rewards[0], rewards[1], rewards[2, 1:], rewards[3, 0] = 0.5, 0.0, NAN, NAN
+
+    def spread(r):
+        return jnp.sum(fairness.fair_grpo(r, d, g, fresh(history), max_weight=1.3)[0] ** 3)
+
+    got, gradient = fairness.fair_grpo(rewards, d, g, fresh(history))[0], jax.jit(jax.grad(spread))(rewards)
+    assert np.all(np.isfinite(gradient)) and np.any(gradient != 0)
+    assert np.all(np.asarray(got)[:3] == 0) and got[3, 0] == 0
+
+
+@pytest.mark.parametrize("clamp", ["code", "product", "factor"])
+def test_a_negative_mean_never_turns_the_sign(clamp):
+    """Under jit nobody refuses negative rewards."""
     rewards, d, g = batch(0, binary=False)
-    rewards[0] = 0.5
-    gradient = jax.grad(lambda r: jnp.sum(fairness.fair_grpo(r, d, g, fresh())[0] ** 3))(jnp.asarray(rewards))
-    assert np.all(np.isfinite(gradient))
+    rewards -= 0.6
+    got, _ = jax.jit(lambda r: fairness.fair_grpo(r, d, g, fresh(), clamp=clamp, mean_exponent=2.0))(rewards)
+    assert np.all(np.asarray(got) * np.asarray(advantages.grpo(rewards)) >= 0) and np.any(got != 0)
+
+
+def test_shift_moves_means_and_vectors_but_not_scores():
+    """Two clusters, near 0 and near 0.8 when shifted; without, all vectors would be nearest to the lower."""
+    rewards, d, _ = batch(2, binary=False)
+    g = np.full(10, -1)
+    rewards = rewards / 10 - np.where(np.arange(10) % 2, 0.2, 1).astype(np.float32)[:, None]
+    weights, _, state = fairness.temperatures(rewards, d, g, fresh("ring"), shift=1.0)
+    wanted, _, wanted_state = fairness.temperatures(rewards + 1, d, g, fresh("ring"))
+    np.testing.assert_allclose(weights, wanted, rtol=1e-5)
+    chex.assert_trees_all_close(state, wanted_state, atol=1e-6)
+    got, _ = fairness.fair_grpo(rewards, d, g, fresh("ring"), shift=1.0)
+    np.testing.assert_allclose(got, fairness.rescale(rewards, weights), rtol=1e-5)
+    fairness.fair_grpo([[np.float32(-0.3), 0.0]], [0], [0], fairness.init(1, 1, 2), shift=0.3)  # the bound itself
+
+
+@pytest.mark.parametrize("method", ["fair_grpo_nd", "drpo"])
+def test_variants_without_demographics_take_the_options(method):
+    """Rewards so small that the clamp of T_g matters, which is what tells the two apart."""
+    rewards, d, _ = batch(5, prompts=16)
+    rewards *= np.geomspace(1e-4, 1, 16, dtype=np.float32)[:, None]
+    options = {"size_exponent": 0.25, "mean_exponent": 2.0, "levels": "group", "max_weight": 30.0, "epsilon": 1e-3,
+               "sort_vectors": True, "statistics": "batch", "k_max": 2}  # fmt: skip
+    got, _ = getattr(fairness, method)(rewards, d, fresh("ring"), **options)
+    clamps = ("factor", "code") if method == "fair_grpo_nd" else ("code", "factor")
+    wanted, other = (
+        fairness.temperatures(rewards, d, 0 * d - 1, fresh("ring"), clamp=c, domain_mean="inverse_size", **options)[0]
+        for c in clamps
+    )
+    np.testing.assert_allclose(got, fairness.rescale(rewards, wanted, epsilon=1e-3), rtol=1e-5)
+    assert np.abs(np.asarray(wanted) / np.asarray(other) - 1).max() > 0.1
+
+
+def test_drpo_has_up_to_ten_clusters():
+    corners = 10 * np.eye(4, dtype=np.float32)
+    rewards = np.repeat(np.array([1, 2, 3, 4], np.float32)[:, None] * corners, 3, axis=0)
+    got, _ = fairness.drpo(rewards, [0] * 12, fresh("ring"))
+    few, _ = fairness.drpo(rewards, [0] * 12, fresh("ring"), k_max=3)
+    # Each corner is its own cluster, all of one size: the domain's mean is 6.25 / 4 x 4.
+    t = np.sqrt(12) * 6.25 * np.sqrt(3) * np.repeat([2.5, 5, 7.5, 10], 3)
+    np.testing.assert_allclose(got, fairness.rescale(rewards, 1 / t), rtol=1e-4)
+    assert np.abs(np.asarray(got) - np.asarray(few)).max() > 0.01
 
 
 @pytest.mark.parametrize(
@@ -330,6 +444,12 @@ def test_gradients_are_finite():
         ({"decay": 1.0}, "decay=1.0"),
         ({"max_weight": 0.5}, "max_weight=0.5"),
         ({"epsilon": 0.0}, "epsilon=0.0"),
+        ({"levels": "cell"}, "levels='cell'"),
+        ({"size_exponent": -0.5}, "size_exponent=-0.5"),
+        ({"mean_exponent": -1.0}, "mean_exponent=-1.0"),
+        ({"shift": -1.0}, "shift >= 0"),
+        ({"shift": 0.5}, "got shift=0.5 with history='binary'"),
+        ({"rewards": [[-0.5, 1.0]], "shift": 0.25, "state": fairness.init(2, 3, 2)}, ">= -shift = -0.25; raise shift"),
     ],
 )
 def test_bad_input_is_refused(change, message):
@@ -338,12 +458,15 @@ def test_bad_input_is_refused(change, message):
         fairness.fair_grpo(**{**good, **change})
 
 
-def test_bad_sizes_are_refused():
-    with pytest.raises(ValueError, match="0 domains"):
-        fairness.init(0, 1, 4)
-    with pytest.raises(ValueError, match="20 rollouts"):
-        fairness.init(1, 1, 20, history="binary")
-    with pytest.raises(ValueError, match="history='list'"):
-        fairness.init(1, 1, 4, history="list")  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ValueError, match="capacity >= prompts"):
-        fairness.fair_grpo([[1.0, 0.0]] * 3, [0] * 3, [0] * 3, fairness.init(1, 1, 2, capacity=2))
+def test_more_bad_input_is_refused():
+    state = fairness.init(2, 3, 2, history="binary")
+    with pytest.raises(ValueError, match="got shift=0.5"):
+        jax.jit(lambda r: fairness.fair_grpo(r, [0], [0], state, shift=0.5))(jnp.ones((1, 2)))
+    with pytest.raises(ValueError, match="'sklearn' under jit"):
+        jax.jit(lambda r: fairness.fair_grpo(r, [0], [0], state, clustering="sklearn"))(jnp.ones((1, 2)))
+    with pytest.raises(ValueError, match="one a prompt"):
+        fairness.rescale([[1.0, 0.0]], [1.0, 1.0])
+    with pytest.raises(ValueError, match="got rewards from 0.0 to 1.5; wanted 0 <= rewards <= 1"):
+        fairness.group_dro([[0.0, 1.5]], [0], [0], fairness.init(1, 1, 2))
+    with pytest.raises(ValueError, match="step_size=0.0"):
+        fairness.group_dro([[0.0, 0.5]], [0], [0], fairness.init(1, 1, 2), step_size=0.0)
