@@ -1,0 +1,144 @@
+"""The pure functions for PyTorch and NumPy programs: arrays in, arrays out.
+
+    >>> from fairgrpo_jax import advantages
+    >>> grpo = on_numpy(advantages.grpo)
+    >>> type(grpo(np.array([[1.0, 0.0]]))).__name__
+    'ndarray'
+
+``on_numpy`` and ``on_torch`` wrap any function of ``advantages``, ``fairness``, ``losses`` or ``normalization``.
+Trainers whose batch is flat, one row a completion, go through ``layout``, ``by_prompt`` and ``by_sample``:
+
+    >>> rows = layout(["a", "b", "a", "b"])  # which prompt each completion answers
+    >>> print(by_sample(grpo(by_prompt([1.0, 0.0, 0.0, 0.0], rows)), rows).round(3))
+    [ 0.707  0.    -0.707  0.   ]
+
+The arithmetic runs on the CPU.  On a machine with a GPU set ``JAX_PLATFORMS=cpu`` before the first import of JAX, or it
+reserves memory that the other framework wants.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from numpy.typing import ArrayLike
+
+
+def on_numpy(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function with NumPy arrays as results; a ``FairnessState`` passes through as it is.
+
+    Args:
+      function: takes and returns arrays, alone or in tuples and dicts.
+
+    Returns:
+      a function of the same arguments.  Its results are copies and can be written to.
+    """
+
+    @functools.wraps(function)
+    def wrapped(*args: Any, **options: Any) -> Any:
+        with _on_cpu():
+            return _map_arrays(np.array, function(*args, **options))
+
+    return wrapped
+
+
+def on_torch(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function with ``torch.Tensor`` arguments and results; a ``FairnessState`` passes through as it is.
+
+    Args:
+      function: takes and returns arrays, alone or in tuples and dicts.
+
+    Returns:
+      a function of the same arguments.  Tensors may lie on any device and be of any type (bfloat16 goes through
+      float32).  Results lie on the device of the first tensor that was passed, and carry no gradient: advantages are
+      constants of the loss.
+
+    Raises:
+      ImportError: without torch.
+    """
+    import torch  # pyright: ignore[reportMissingImports]
+
+    def to_array(x: Any) -> Any:
+        if not isinstance(x, torch.Tensor):
+            return x
+        x = x.detach().cpu()
+        return (x.float() if x.dtype in (torch.bfloat16, torch.float16) else x).numpy()
+
+    @functools.wraps(function)
+    def wrapped(*args: Any, **options: Any) -> Any:
+        leaves = jax.tree.leaves((args, options))
+        device = next((x.device for x in leaves if isinstance(x, torch.Tensor)), torch.device("cpu"))
+        args, options = jax.tree.map(to_array, (args, options))
+        with _on_cpu():
+            results = function(*args, **options)
+        return _map_arrays(lambda x: torch.from_numpy(np.array(x)).to(device), results)
+
+    return wrapped
+
+
+def layout(prompt_ids: Sequence[Hashable] | np.ndarray) -> np.ndarray:
+    """Where the rollouts of each prompt stand in a flat batch.
+
+    Args:
+      prompt_ids: (N,) ids of any kind, one a completion: verl's ``uid``, or the repeated index of the prompt.
+
+    Returns:
+      (P, G) int64 row numbers, prompts and rollouts in order of appearance; -1 where a prompt has fewer than G.
+
+    Raises:
+      ValueError: without any completion.
+
+    >>> layout([7, 8, 7, 7]).tolist()
+    [[0, 2, 3], [1, -1, -1]]
+    """
+    rows: dict[Hashable, list[int]] = {}
+    for row, prompt in enumerate(prompt_ids):
+        rows.setdefault(prompt, []).append(row)
+    if not rows:
+        raise ValueError("got no prompt ids; wanted one for every completion of the batch")
+    table = np.full((len(rows), max(map(len, rows.values()))), -1)
+    for i, places in enumerate(rows.values()):
+        table[i, : len(places)] = places
+    return table
+
+
+def by_prompt(scores: ArrayLike, rows: np.ndarray) -> np.ndarray:
+    """Flat scores (N,) to rewards (P, G), NaN (not scored) where a prompt has fewer than G rollouts.
+
+    >>> by_prompt([1.0, 0.0, 0.5], layout(["a", "b", "a"])).tolist()
+    [[1.0, 0.5], [0.0, nan]]
+    """
+    flat = np.asarray(scores, np.float32)
+    _check(flat, rows)
+    return np.where(rows < 0, np.float32(np.nan), flat[rows])
+
+
+def by_sample(values: ArrayLike, rows: np.ndarray) -> np.ndarray:
+    """Values (P, G), advantages for instance, back to the order (N,) of the flat batch.
+
+    >>> by_sample([[1.0, -1.0], [2.0, 0.0]], layout(["a", "b", "a"])).tolist()
+    [1.0, 2.0, -1.0]
+    """
+    table = np.asarray(values)
+    if table.shape != rows.shape:
+        raise ValueError(f"got values of shape {table.shape} for a layout of {rows.shape}; wanted the same shape")
+    flat = np.zeros(np.count_nonzero(rows >= 0), table.dtype)
+    flat[rows[rows >= 0]] = table[rows >= 0]
+    return flat
+
+
+def _check(flat: np.ndarray, rows: np.ndarray) -> None:
+    wanted = rows[rows >= 0].shape
+    if flat.shape != wanted:
+        raise ValueError(f"got scores of shape {flat.shape}; wanted {wanted}, one a completion")
+
+
+def _on_cpu():
+    return jax.default_device(jax.local_devices(backend="cpu")[0])
+
+
+def _map_arrays(convert: Callable[[Any], Any], tree: Any) -> Any:
+    """Converts the arrays of a result but leaves states, which belong to JAX, alone."""
+    return jax.tree.map(lambda x: convert(x) if isinstance(x, jax.Array) else x, tree, is_leaf=dataclasses.is_dataclass)

@@ -1,0 +1,82 @@
+"""The recipe of docs/torch.md in a real TRL trainer: it trains on our advantages, unchanged."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fairgrpo_jax import fairness, interop
+
+
+pytest.importorskip("torch")
+pytest.importorskip("trl")
+pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]
+
+TOKENIZER = Path(__file__).parents[2] / "models" / "tiny_tokenizer"
+PROMPTS, GENERATIONS, STEPS = 6, 4, 2
+
+
+def test_trl_trains_on_our_advantages(tmp_path, monkeypatch):
+    monkeypatch.setitem(os.environ, "HF_HUB_OFFLINE", "1")
+    from datasets import Dataset  # pyright: ignore[reportMissingImports]
+    from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+    from trl import GRPOConfig, GRPOTrainer  # pyright: ignore[reportMissingImports]
+
+    fair_grpo = interop.on_numpy(fairness.fair_grpo)
+    batches, trained = [], []
+    state = fairness.init(2, 2, GENERATIONS, history=None)
+
+    def fair_reward(completions, domain, group, answer, log_metric, **_):
+        nonlocal state
+        ids = np.arange(len(completions)) // GENERATIONS
+        scores = np.array([len(text) % answer[i] == 0 for i, text in enumerate(completions)], np.float32)
+        rows = interop.layout(ids)
+        rewards = interop.by_prompt(scores, rows)
+        arrays = rewards, np.array(domain)[rows[:, 0]], np.array(group)[rows[:, 0]]
+        values, state = fair_grpo(*arrays, state, max_weight=4.0)
+        batches.append(values)
+        log_metric("score", float(scores.mean()))
+        return interop.by_sample(values, rows).tolist()
+
+    class Watched(GRPOTrainer):
+        def _generate_and_score_completions(self, inputs):
+            outputs = super()._generate_and_score_completions(inputs)
+            trained.append(outputs["advantages"].cpu().numpy().reshape(-1, GENERATIONS))
+            return outputs
+
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
+    model = Qwen2ForCausalLM(
+        Qwen2Config(vocab_size=len(tokenizer), num_attention_heads=2, num_key_value_heads=1, **small)
+    )
+    arguments = GRPOConfig(
+        output_dir=str(tmp_path),
+        scale_rewards="none",
+        num_generations=GENERATIONS,
+        per_device_train_batch_size=PROMPTS * GENERATIONS,
+        max_completion_length=6,
+        max_steps=STEPS,
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+    )
+    columns = [
+        {"prompt": f"case {i}", "domain": i % 2, "group": i % 3 - 1, "answer": 2 + i % 3} for i in range(PROMPTS)
+    ]
+    Watched(
+        model=model,
+        reward_funcs=fair_reward,
+        args=arguments,
+        train_dataset=Dataset.from_list(columns),
+        processing_class=tokenizer,
+    ).train()
+
+    assert len(trained) == len(batches) == STEPS
+    for got, wanted in zip(trained, batches, strict=True):
+        assert np.abs(wanted).max() > 0.5
+        np.testing.assert_allclose(got, wanted, atol=1e-6)
+    assert int(state.domain_count.sum()) == PROMPTS * STEPS
