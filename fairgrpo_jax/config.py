@@ -12,7 +12,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 
-Algorithm = Literal["grpo", "dr_grpo", "rloo", "fair_grpo", "fair_grpo_nd"]
+Algorithm = Literal[
+    "grpo",
+    "dr_grpo",
+    "rloo",
+    "gpg",
+    "opo",
+    "pass_at_k",
+    "reinforce_plus_plus",
+    "reinforce_plus_plus_baseline",
+    "fair_grpo",
+    "fair_grpo_nd",
+    "drpo",
+    "group_dro",
+]
 
 
 def _require(condition: bool, got: str, wanted: str) -> None:
@@ -44,6 +57,8 @@ class Data:
     """Larger images are reduced to this many pixels."""
     age_edges: tuple[int, ...] = (25, 50, 75)
     """Upper edges, in years and inclusive, of the age groups."""
+    resample: bool = False
+    """Repeat training records until every demographic group of a dataset is as large as its largest (GRPO+RS)."""
     workers: int = 2
     """Threads that decode and prepare prompts while the device computes."""
 
@@ -165,6 +180,9 @@ class Update:
     """Times that the rollout batch is gone through."""
     accumulation: int = 1
     """Parts of a mini-batch whose gradients are summed before the update; saves memory, changes nothing else."""
+    kind: Literal["clip", "gspo", "cispo"] = "clip"
+    """Ratio of single tokens, clipped (PPO, GRPO); of whole completions (GSPO, with clips of about 3e-4); or clipped
+    without stopping the gradient (CISPO)."""
     clip_low: float = 0.2
     """The probability ratio is clipped below at 1 - clip_low."""
     clip_high: float = 0.2
@@ -179,6 +197,11 @@ class Update:
     def __post_init__(self):
         for name in ("mini_batches", "passes", "accumulation"):
             _require(getattr(self, name) > 0, f"update.{name}={getattr(self, name)}", "at least 1")
+        _require(
+            self.kind != "cispo" or self.dual_clip is None,
+            f"update.kind='cispo' with update.dual_clip={self.dual_clip}",
+            "no dual clip, which bounds what cispo does not have",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,16 +213,35 @@ class Fairness:
     decay: float = 0.99
     """Decay per step where statistics are "ema"."""
     clamp: Literal["code", "product", "factor"] = "code"
-    """Which part of the temperature is kept from zero: as in the authors' code, the product, or each factor."""
+    """Which part of the temperature is kept from zero: as in the authors' code, the product, or each factor
+    (fair_grpo_nd always keeps each factor)."""
+    levels: Literal["both", "group", "domain"] = "both"
+    """Which temperatures are used: of the domain and of the group in it, or one of them alone."""
+    size_exponent: float = 0.5
+    """Power of a group's size in its temperature."""
+    mean_exponent: float = 1.0
+    """Power of a group's mean reward in its temperature."""
     max_weight: float | None = None
     """Bounds a prompt's weight to [1/max_weight, max_weight] times the median; none in the paper."""
     k_max: int = 3
-    """Largest number of implicit groups in a domain."""
+    """Largest number of implicit groups in a domain (10 in DRPO's paper)."""
+    sort_vectors: bool = False
+    """Sort a prompt's rewards before clustering, so that only how often it succeeds counts, not which rollout."""
     history: Literal["ring", "binary"] | None = "binary"
     """How reward vectors of unlabelled prompts are kept for clustering: the last ones, an exact table of
     binary ones, or not at all (then the unlabelled prompts of a domain are one group)."""
     capacity: int = 8192
     """Reward vectors kept for each domain where history is "ring"."""
+    step_size: float = 0.01
+    """Of group_dro's weights; larger ones let one hopeless group take them all."""
+
+    def __post_init__(self):
+        _require(
+            self.size_exponent >= 0 and self.mean_exponent >= 0,
+            f"fairness.size_exponent={self.size_exponent}, fairness.mean_exponent={self.mean_exponent}",
+            "powers >= 0",
+        )
+        _require(self.step_size > 0, f"fairness.step_size={self.step_size}", "a positive step size")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,7 +270,8 @@ class Config:
     name: str = "clinic"
     """Preset from which this config was made."""
     algorithm: Algorithm = "fair_grpo"
-    """Advantage estimator; fair_grpo uses explicit groups, fair_grpo_nd groups found by clustering."""
+    """Advantage estimator; fair_grpo and group_dro use explicit groups, fair_grpo_nd and drpo groups found by
+    clustering.  docs/advantages.md says which one when."""
     mesh: str = "1x1"
     """Devices as FSDPxTENSOR, e.g. 4x1; on a CPU they are simulated."""
     seed: int = 0

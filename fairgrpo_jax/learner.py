@@ -133,6 +133,7 @@ def policy_step(
             old,
             part.advantages,
             part.mask,
+            kind=update.kind,
             clip_low=update.clip_low,
             clip_high=update.clip_high,
             dual_clip=update.dual_clip,

@@ -89,13 +89,19 @@ class Run:
 
     def batches(self, split: str, size: int, encode: Any, start: int) -> Any:
         """An endless, resumable iterator over encoded batches of a split."""
-        by_domain = [
-            RecordList(tuple(r for r in self.sources[split].records if r.dataset == name)) for name in self.domains
-        ]
+        by_domain = [[r for r in self.sources[split].records if r.dataset == name] for name in self.domains]
+        if split == "train" and self.config.data.resample:
+            by_domain = [self._balanced(records) for records in by_domain]
         dataset = mixture.mixture(
-            [source for source in by_domain if len(source)], batch_size=size, seed=self.config.seed
+            [RecordList(tuple(records)) for records in by_domain if records], batch_size=size, seed=self.config.seed
         )
         return mixture.iterate(dataset, start=start, encode=encode, threads=self.config.data.workers)
+
+    def _balanced(self, records: list[Record]) -> list[Record]:
+        """The records of a domain, each demographic group repeated to the size of the largest."""
+        attributes = [demographics.attributes(r, edges=self.config.data.age_edges) for r in records]
+        groups = grouping.explicit_groups(attributes, self.vocabulary)
+        return [records[row] for row in grouping.balanced_rows(groups, seed=self.config.seed)]
 
     def put(self, batch: Any) -> Any:
         """A host batch to the devices, prompts split along ``fsdp``."""

@@ -37,6 +37,7 @@ from fairgrpo_jax import (
     advantages,
     commandline,
     config as options,
+    diagnostics,
     evaluate,
     fairness,
     learner,
@@ -97,7 +98,7 @@ def reinforce(run: runs.Run, state: learner.TrainState, start: int, batches: Any
                 texts = rollout.texts(rollouts, run.tokenizer)
                 rewards = score(texts, batch)
             with phases("advantage"):
-                advantage, statistics, watched = jax.block_until_ready(estimate(run, rewards, batch, state.fairness))
+                advantage, statistics, watched = jax.block_until_ready(estimate(run, rewards, rollouts, batch, state.fairness))
             progress.phase("update")
             with phases("update"):
                 state = dataclasses.replace(state, fairness=statistics)
@@ -138,45 +139,56 @@ def score(texts: Sequence[Sequence[str]], batch: runs.PromptBatch) -> np.ndarray
     return np.stack([accuracy.exact(row, [answer] * len(row)) for row, answer in zip(texts, answers, strict=True)])
 
 
-def estimate(run: runs.Run, rewards: np.ndarray, batch: runs.PromptBatch, state: fairness.FairnessState) -> tuple:
+def estimate(
+    run: runs.Run,
+    rewards: np.ndarray,
+    rollouts: rollout.RolloutBatch,
+    batch: runs.PromptBatch,
+    state: fairness.FairnessState,
+) -> tuple:
     """Advantages (P, G) of the whole rollout batch, the new statistics, and the diagnostics of the weights."""
+    lengths = np.asarray(rollouts.mask).sum(-1, dtype=np.int32)
     whole = jax.sharding.NamedSharding(run.mesh, jax.sharding.PartitionSpec())
-    arrays = jax.device_put((rewards.astype(np.float32), batch.domains, batch.groups), whole)
+    arrays = jax.device_put((rewards.astype(np.float32), lengths, batch.domains, batch.groups), whole)
     return _estimate(*arrays, state, algorithm=run.config.algorithm, settings=run.config.fairness)
 
 
 @functools.partial(jax.jit, static_argnames=("algorithm", "settings"))
-def _estimate(rewards, domains, groups, state, *, algorithm: str, settings: options.Fairness):
+def _estimate(rewards, lengths, domains, groups, state, *, algorithm: str, settings: options.Fairness):
     """One estimator; FairGRPO is written as its temperatures and one rescaling, so that the weights can be watched."""
     weights = jnp.ones(rewards.shape[0])
     match algorithm:
-        case "grpo":
-            values = advantages.grpo(rewards)
-        case "dr_grpo":
-            values = advantages.dr_grpo(rewards)
-        case "rloo":
-            values = advantages.rloo(rewards)
-        case _:
-            hidden = algorithm == "fair_grpo_nd"
+        case "fair_grpo" | "fair_grpo_nd" | "drpo":
+            hidden = algorithm != "fair_grpo"
             weights, _, state = fairness.temperatures(
                 rewards,
                 domains,
                 jnp.full_like(groups, -1) if hidden else groups,
                 state,
-                domain_mean="inverse_size" if hidden else "plain",
                 statistics=settings.statistics,
                 decay=settings.decay,
-                clamp=settings.clamp,
+                clamp="factor" if algorithm == "fair_grpo_nd" else settings.clamp,
+                levels=settings.levels,
+                size_exponent=settings.size_exponent,
+                mean_exponent=settings.mean_exponent,
                 max_weight=settings.max_weight,
                 k_max=settings.k_max,
+                sort_vectors=settings.sort_vectors,
+                domain_mean="inverse_size" if hidden else "plain",
             )
             values = fairness.rescale(rewards, weights)
+        case "group_dro":
+            values, state = fairness.group_dro(rewards, domains, groups, state, step_size=settings.step_size)
+        case "opo" | "reinforce_plus_plus" | "reinforce_plus_plus_baseline":
+            values = getattr(advantages, algorithm)(rewards, lengths)
+        case _:
+            values = getattr(advantages, algorithm)(rewards)
     active = jnp.where(advantages.has_signal(rewards), weights, 0.0)
     watched = {
-        "fairness/effective_sample_size": advantages.effective_sample_size(active),
+        "fairness/effective_sample_size": diagnostics.effective_sample_size(active),
         "advantage/max_abs": jnp.abs(values).max(),
-        "advantage/top_prompt_share": advantages.top_prompt_share(values),
-        "reward/zero_variance_share": advantages.zero_variance_share(rewards),
+        "advantage/top_prompt_share": diagnostics.top_prompt_share(values),
+        "reward/zero_variance_share": diagnostics.zero_variance_share(rewards),
     }
     return values, state, watched
 

@@ -41,7 +41,7 @@ def test_difference_names_every_changed_option():
 @pytest.mark.parametrize(
     "change, named",
     [
-        (lambda: options.from_dict({"algorithm": "ppo"}), "'ppo'.*grpo, dr_grpo, rloo, fair_grpo, fair_grpo_nd"),
+        (lambda: options.from_dict({"algorithm": "ppo"}), "'ppo'.*grpo, dr_grpo, rloo, .*fair_grpo, fair_grpo_nd"),
         (lambda: options.Config(rollouts=1), "rollouts=1"),
         (lambda: options.Config(prompts=10, update=options.Update(mini_batches=4)), "multiple of 4"),
         (lambda: options.Config(rollouts=20), "history ring"),
@@ -54,6 +54,8 @@ def test_difference_names_every_changed_option():
         (lambda: options.Sampling(top_p=1.5), "top_p=1.5"),
         (lambda: options.Update(passes=0), "passes=0"),
         (lambda: options.Evaluation(every=0), "every=0"),
+        (lambda: options.Fairness(size_exponent=-0.5), "size_exponent=-0.5"),
+        (lambda: options.Fairness(step_size=0.0), "step_size=0.0"),
     ],
 )
 def test_bad_values_are_refused_with_what_was_wanted(change, named):

@@ -8,13 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+import typing
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from fairgrpo_jax import config as options, configs, fairness, learner, runs, sft, tracking, train
+from fairgrpo_jax import advantages, config as options, configs, fairness, learner, runs, sft, tracking, train
 from fairgrpo_jax.tracking import read_metrics
 from tests.report_page import Page
 
@@ -204,18 +205,28 @@ def test_non_finite_loss_stops_the_run_naming_step_and_metric(whole, tmp_path, m
         go(after_warmup(whole), tmp_path)
 
 
-@pytest.mark.parametrize("algorithm", ["grpo", "dr_grpo", "rloo", "fair_grpo", "fair_grpo_nd"])
+@pytest.mark.parametrize("algorithm", typing.get_args(options.Algorithm))
 def test_the_loop_computes_the_public_functions(algorithm):
     """The loop writes FairGRPO as temperatures and one rescaling, to log the weights: it must equal the function."""
     rng = np.random.default_rng(0)
     rewards = (rng.random((40, 4)) < rng.beta(0.5, 0.9, (40, 1))).astype(np.float32)
+    lengths = rng.integers(1, 20, rewards.shape).astype(np.int32)
     domains, groups = (np.arange(40) % 3 // 2).astype(np.int32), rng.integers(-1, 2, 40).astype(np.int32)
     state = fairness.init(2, 2, 4, history="binary")
-    got, _, watched = train._estimate(rewards, domains, groups, state, algorithm=algorithm, settings=options.Fairness())
-    function = getattr(fairness, algorithm, None) or getattr(train.advantages, algorithm)
-    arguments = {"fair_grpo": (rewards, domains, groups, state), "fair_grpo_nd": (rewards, domains, state)}
-    wanted = function(*arguments.get(algorithm, (rewards,)))
-    np.testing.assert_allclose(got, wanted[0] if isinstance(wanted, tuple) else wanted, atol=1e-6)
+    settings = options.Fairness(max_weight=5.0)
+    got, _, watched = train._estimate(
+        rewards, lengths, domains, groups, state, algorithm=algorithm, settings=settings
+    )
+    wanted = {
+        "fair_grpo": lambda: fairness.fair_grpo(rewards, domains, groups, state, max_weight=5.0)[0],
+        "fair_grpo_nd": lambda: fairness.fair_grpo_nd(rewards, domains, state, max_weight=5.0)[0],
+        "drpo": lambda: fairness.drpo(rewards, domains, state, max_weight=5.0, k_max=settings.k_max)[0],
+        "group_dro": lambda: fairness.group_dro(rewards, domains, groups, state)[0],
+        "opo": lambda: advantages.opo(rewards, lengths),
+        "reinforce_plus_plus": lambda: advantages.reinforce_plus_plus(rewards, lengths),
+        "reinforce_plus_plus_baseline": lambda: advantages.reinforce_plus_plus_baseline(rewards, lengths),
+    }.get(algorithm, lambda: getattr(advantages, algorithm)(rewards))()
+    np.testing.assert_allclose(got, wanted, atol=1e-6)
     assert watched["advantage/max_abs"] == np.abs(got).max()
 
 

@@ -19,7 +19,7 @@ import jinja2
 import numpy as np
 from PIL import Image
 
-from fairgrpo_jax import __version__, advantages, config as options
+from fairgrpo_jax import __version__, config as options, diagnostics
 from fairgrpo_jax.report import plots, results, words
 
 
@@ -147,8 +147,8 @@ def _ceiling(config: Mapping[str, Any]) -> float | None:
     prompts, rollouts = config.get("prompts"), config.get("rollouts")
     if not prompts or not rollouts:
         return None
-    if config.get("algorithm") in ("fair_grpo", "fair_grpo_nd"):
-        return advantages.ceiling(prompts, rollouts)
+    if config.get("algorithm") in ("fair_grpo", "fair_grpo_nd", "drpo"):
+        return diagnostics.ceiling(prompts, rollouts)
     return (rollouts - 1) / math.sqrt(rollouts) if config.get("algorithm") == "grpo" else None
 
 
