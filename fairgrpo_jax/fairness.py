@@ -228,7 +228,7 @@ def temperatures(
         or a reward other than 0 and 1 with a binary history.  Under jit a mean below 0 counts as 0, so that no
         advantage turns its sign.
 
-    Source: FairGRPO (arXiv 2510.19893), stage 2 and 3; a = 1/2, b = 1, both levels, unsorted and unshifted, there and
+    Source: FairGRPO (arXiv 2510.19893), stages 2 and 3; a = 1/2, b = 1, both levels, unsorted and unshifted, there and
     in the authors' code.
 
     >>> weights, labels, _ = temperatures([[1.0, 0.0]] * 3, [0, 0, 0], [0, 0, 1], init(1, 2, 2, history=None))

@@ -226,7 +226,7 @@ def _fit(needed: jax.Array, state: FairnessState, k_max: int, sort_vectors: bool
         if sort_vectors and is_table(history):
             labels, _, _ = grouping.cluster_successes(multiplicities, k_max=k_max)
         else:
-            labels, _, _ = grouping.cluster(jax.lax.stop_gradient(points), k_max=k_max, weights=multiplicities)
+            labels, _, _ = grouping.cluster(points, k_max=k_max, weights=multiplicities)
         return _summarise(points, multiplicities, labels, k_max)
 
     nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(fit, jnp.zeros((), jnp.int32)))

@@ -137,7 +137,7 @@ def _plus_plus(x: jax.Array, w: jax.Array, uniform: jax.Array) -> jax.Array:
     """
 
     def draw(mass: jax.Array, u: jax.Array) -> jax.Array:
-        below = jnp.cumsum(mass)
+        below = jnp.cumsum(mass)  # by rounding it may also rise, or fall, where there is no mass
         # With fewer distinct points than clusters nothing is left to draw from: then the first, which is present.
         return x[:, jnp.argmax((mass > 0) & (below > u * below[-1]))]
 

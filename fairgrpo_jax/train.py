@@ -98,7 +98,9 @@ def reinforce(run: runs.Run, state: learner.TrainState, start: int, batches: Any
                 texts = rollout.texts(rollouts, run.tokenizer)
                 rewards = score(texts, batch)
             with phases("advantage"):
-                advantage, statistics, watched = jax.block_until_ready(estimate(run, rewards, rollouts, batch, state.fairness))
+                advantage, statistics, watched = jax.block_until_ready(
+                    estimate(run, rewards, rollouts, batch, state.fairness)
+                )
             progress.phase("update")
             with phases("update"):
                 state = dataclasses.replace(state, fairness=statistics)

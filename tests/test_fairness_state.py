@@ -1,5 +1,6 @@
 """The state of FairGRPO: its statistics, its history and clusters, Group DRO, and that it survives."""
 
+import dataclasses
 import doctest
 
 import chex
@@ -212,6 +213,13 @@ def test_group_dro_is_the_multiplicative_update(eighths, domains, groups, step_s
             np.testing.assert_allclose(got, wanted, rtol=1e-9, atol=1e-200)
 
 
+def test_group_weights_do_not_overflow():
+    _, state = fairness.group_dro(*batch(0), fresh())
+    later = dataclasses.replace(state, dro_log_weight=state.dro_log_weight + 1000)
+    np.testing.assert_allclose(fairness.group_weights(later), fairness.group_weights(state), rtol=1e-3)
+    np.testing.assert_allclose(fairness.group_weights(later).sum(), 1, rtol=1e-6)
+
+
 def test_fair_grpo_passes_the_weights_of_group_dro_on():
     _, state = fairness.group_dro(*batch(0), fresh())
     assert np.any(state.dro_log_weight != 0)
@@ -235,16 +243,14 @@ def test_state_survives(history, tmp_path):
 
 def test_types_of_the_state_stay():
     """Float32 states carry 64-bit rewards and the other way round; results have the type of the rewards."""
-    narrow = fresh("ring")
+    r, d, g = batch(0, binary=False)
+    narrow = fresh()
     with jax.enable_x64(True):
-        wide = fresh("ring")
-        for state in (narrow, wide):
-            for dtype in (np.float32, np.float64):
-                r, d, g = batch(0, binary=False)
-                g = np.maximum(g, 0)
-                got, after = fairness.fair_grpo(jnp.asarray(r, dtype), d, g, state, statistics="ema", shift=0.1)
-                other, later = fairness.group_dro(jnp.asarray(r, dtype), d, g, state)
-                assert got.dtype == other.dtype == dtype
-                chex.assert_trees_all_equal_shapes_and_dtypes(state, after, later)
-        assert wide.domain_mean.dtype == wide.dro_log_weight.dtype == np.float64 and wide.history is not None
-        assert wide.history.dtype == np.float64 and narrow.domain_mean.dtype == np.float32
+        wide, ring = fresh(), fresh("ring")
+        for state, dtype in ((narrow, np.float32), (narrow, np.float64), (wide, np.float32), (ring, np.float64)):
+            got, after = fairness.fair_grpo(jnp.asarray(r, dtype), d, g, state, statistics="ema", shift=0.1)
+            other, later = fairness.group_dro(jnp.asarray(r, dtype), d, g, state)
+            assert got.dtype == other.dtype == dtype
+            chex.assert_trees_all_equal_shapes_and_dtypes(state, after, later)
+        assert wide.domain_mean.dtype == wide.dro_log_weight.dtype == np.float64 and ring.history is not None
+        assert ring.history.dtype == np.float64 and narrow.domain_mean.dtype == np.float32

@@ -88,6 +88,23 @@ def test_a_move_weighs_the_points():
     assert descend([[0.0], [2.9], [6.0]], [9, 1, 9], [[-3.0], [3.0]], [True, True])[0].tolist() == [0, 0, 1]
 
 
+def test_no_finalist_is_left_with_a_move_that_helps():
+    """From 200 random starts, most of which need many moves, some of which would spoil each other if all were made."""
+    rng = np.random.default_rng(8)
+    x, w = rng.random((12, 1)).astype(np.float32), rng.integers(1, 6, 12).astype(np.float32)
+    x -= np.average(x, axis=0, weights=w).astype(np.float32)
+    mass = jnp.asarray(np.concatenate([w[:, None] * x, w[:, None]], axis=1).T)
+    starts = jnp.asarray(rng.normal(0, 0.3, (200, 3, 1)), jnp.float32)
+    descend_all = jax.jit(jax.vmap(kmeans._descend, (None, None, 0, None)))
+    labels, inertias = map(np.asarray, descend_all(jnp.asarray(x.T), mass, starts, jnp.ones(3, bool)))
+    for own, inertia in {tuple(own): inertia for own, inertia in zip(labels, inertias, strict=True)}.items():
+        np.testing.assert_allclose(inertia, inertia_of(x, np.array(own), w), rtol=1e-4)
+        for point, to in itertools.product(range(12), range(3)):
+            moved = np.array(own)
+            moved[point] = to
+            assert inertia_of(x, moved, w) > inertia * (1 - 1e-4)
+
+
 def test_an_empty_cluster_is_given_the_worst_served_point():
     x = [[0.0], [0.1], [0.2], [9.0]]
     labels, _ = descend(x, [1, 1, 1, 1], [[0.0], [50.0]], [True, True])
@@ -96,12 +113,19 @@ def test_an_empty_cluster_is_given_the_worst_served_point():
     assert labels.tolist() == [0, 0, 0, 0]
 
 
-def test_finalists_are_the_best_of_the_race():
-    """Six Lloyd's steps from a bad start are those of scikit-learn from the same start."""
+def test_the_first_single_move_is_the_one_that_pays_most(monkeypatch):
+    """Worst served counts the weight: 4 points at -8 before one at 9."""
+    monkeypatch.setattr(kmeans, "NUM_ITERATIONS", 1)
+    labels, _ = descend([[0.0], [0.1], [9.0], [-8.0]], [5, 5, 1, 4], [[0.0], [50.0]], [True, True])
+    assert labels.tolist() == [0, 0, 0, 1]
+
+
+def test_the_race_is_lloyds_steps():
+    """Six of them by hand."""
     rng = np.random.default_rng(1)
     x, w = rng.random((50, 3)).astype(np.float32), rng.integers(1, 4, 50).astype(np.float32)
     x -= np.average(x, axis=0, weights=w).astype(np.float32)
-    start = np.concatenate([x[:3], np.full((1, 3), 9, np.float32)])  # the fourth is not used
+    start = np.concatenate([x[:3], np.zeros((1, 3), np.float32)])  # the fourth would attract, but is not used
     mass = np.concatenate([w[:, None] * x, w[:, None]], axis=1).T
     used = jnp.array([True, True, True, False])
     centres, explained = kmeans._race(jnp.asarray(x.T), jnp.asarray(mass), jnp.asarray(start), used, 6)
@@ -115,13 +139,23 @@ def test_finalists_are_the_best_of_the_race():
 def test_starts_are_drawn_by_weight_times_squared_distance():
     x, w = np.array([[0.0], [1.0], [3.0], [7.0]]), np.array([2.0, 1.0, 1.0, 0.0])
     x, w = jnp.asarray(x.T, jnp.float32), jnp.asarray(w, jnp.float32)
-    drawn = jax.vmap(kmeans._plus_plus, (None, None, 0))(x, w, jax.random.uniform(jax.random.key(0), (20_000, 2)))
+    drawn = jax.vmap(kmeans._plus_plus, (None, None, 0))(x, w, jax.random.uniform(jax.random.key(0), (20_000, 3)))
     first, second = drawn[:, 0, 0], drawn[:, 1, 0]
     np.testing.assert_allclose([np.mean(first == place) for place in (0, 1, 3, 7)], [0.5, 0.25, 0.25, 0], atol=0.015)
     after_0 = second[first == 0]  # masses 1 x 1 and 1 x 9
     np.testing.assert_allclose([np.mean(after_0 == place) for place in (0, 1, 3)], [0, 0.1, 0.9], atol=0.015)
     after_3 = second[first == 3]  # 2 x 9 and 1 x 4
     np.testing.assert_allclose([np.mean(after_3 == place) for place in (0, 1, 3)], [18 / 22, 4 / 22, 0], atol=0.02)
+    assert np.all(np.sort(drawn[:, :, 0], axis=1) == np.array([[0, 1, 3]]))  # none is left for a second time
+
+
+def test_no_absent_point_is_drawn_where_cumulative_sums_round():
+    rng = np.random.default_rng(9)
+    w = jnp.asarray(rng.random(2048) * (rng.random(2048) < 0.5), jnp.float32).at[0].set(1)
+    x = jnp.arange(2048, dtype=jnp.float32)[None]
+    below = np.asarray(jnp.cumsum(w))
+    drawn = jax.vmap(kmeans._plus_plus, (None, None, 0))(x, w, jnp.asarray(below / below[-1])[:, None])
+    assert np.all(np.asarray(w)[np.asarray(drawn).astype(int)] > 0)
 
 
 def test_equal_points_are_one_of_their_joint_weight():

@@ -214,9 +214,7 @@ def test_the_loop_computes_the_public_functions(algorithm):
     domains, groups = (np.arange(40) % 3 // 2).astype(np.int32), rng.integers(-1, 2, 40).astype(np.int32)
     state = fairness.init(2, 2, 4, history="binary")
     settings = options.Fairness(max_weight=5.0)
-    got, _, watched = train._estimate(
-        rewards, lengths, domains, groups, state, algorithm=algorithm, settings=settings
-    )
+    got, _, watched = train._estimate(rewards, lengths, domains, groups, state, algorithm=algorithm, settings=settings)
     wanted = {
         "fair_grpo": lambda: fairness.fair_grpo(rewards, domains, groups, state, max_weight=5.0)[0],
         "fair_grpo_nd": lambda: fairness.fair_grpo_nd(rewards, domains, state, max_weight=5.0)[0],

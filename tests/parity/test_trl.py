@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,7 +46,7 @@ def test_trl_trains_on_our_advantages(tmp_path, monkeypatch):
             trained.append(outputs["advantages"].cpu().numpy().reshape(-1, GENERATIONS))
             return outputs
 
-    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    small: Any = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
     tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
     model = Qwen2ForCausalLM(
         Qwen2Config(vocab_size=len(tokenizer), num_attention_heads=2, num_key_value_heads=1, **small)
