@@ -20,7 +20,12 @@ def manager(folder: Path, *, keep: int = 2, always: Sequence[int] = ()) -> ocp.C
         [checkpoint_managers.LatestN(keep), checkpoint_managers.preservation_policy.CustomSteps(always)]
     )
     options = ocp.CheckpointManagerOptions(preservation_policy=policy, enable_async_checkpointing=False)
-    return ocp.CheckpointManager(folder.absolute(), options=options)
+    handlers = {
+        "params": ocp.StandardCheckpointHandler(),
+        "training": ocp.StandardCheckpointHandler(),
+        "host": ocp.JsonCheckpointHandler(),
+    }
+    return ocp.CheckpointManager(folder.absolute(), item_handlers=handlers, options=options)
 
 
 def save(checkpoints: ocp.CheckpointManager, step: int, params: Any, training: Any, host: dict) -> None:
@@ -48,6 +53,15 @@ def restore_params(checkpoints: ocp.CheckpointManager, step: int, params: Any) -
     """The parameters alone of ``step``, with the shapes, types and shardings of the tree given."""
     args = ocp.args.Composite(params=ocp.args.StandardRestore(_abstract(params)))
     return checkpoints.restore(step, args=args)["params"]
+
+
+def saved_params(checkpoints: ocp.CheckpointManager, step: int) -> Any:
+    """The parameters alone of ``step``, as they were saved, in the memory of the host."""
+    host = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
+    saved = checkpoints.item_metadata(step)["params"].tree
+    return restore_params(
+        checkpoints, step, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=host), saved)
+    )
 
 
 def _abstract(tree: Any) -> Any:

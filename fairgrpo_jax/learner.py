@@ -16,6 +16,7 @@ from flax import struct
 
 from fairgrpo_jax import config as options, losses, mesh, models
 from fairgrpo_jax.fairness import FairnessState
+from fairgrpo_jax.models import decoder, lora
 
 
 @struct.dataclass
@@ -52,10 +53,10 @@ def optimizer(optim: options.Optim, steps: int) -> optax.GradientTransformation:
     return optax.adamw(schedule, b1=optim.b1, b2=optim.b2, weight_decay=optim.weight_decay, mask=matrices)
 
 
-@functools.partial(jax.jit, static_argnames=("optim", "steps"))
-def fresh_moments(params: Any, *, optim: options.Optim, steps: int) -> Any:
-    """The optimizer's state before its first update, sharded as the parameters are."""
-    return mesh.keep_sharded(optimizer(optim, steps).init(params))
+@functools.partial(jax.jit, static_argnames=("optim", "steps", "freeze"))
+def fresh_moments(params: Any, *, optim: options.Optim, steps: int, freeze: tuple[str, ...] = ()) -> Any:
+    """The optimizer's state before its first update, sharded as the parameters are; see ``lora.trainable``."""
+    return mesh.keep_sharded(optimizer(optim, steps).init(lora.trainable(params, freeze)[0]))
 
 
 def completion_logprobs(
@@ -65,15 +66,14 @@ def completion_logprobs(
 
     The first token is predicted by the prompt's last valid position, token t by token t - 1.
     """
-    family = models.family(config)
-    hidden, prompt_kv = family.prompt_pass(params, config, prompt, remat=remat)
+    hidden, prompt_kv = decoder.prompt_pass(params, config, prompt, remat=remat)
     P, G, T = tokens.shape
-    first = family.last_hidden(prompt, hidden)[:, None, None]
+    first = decoder.last_hidden(prompt, hidden)[:, None, None]
     states = jnp.broadcast_to(first, (P, G, 1, first.shape[-1]))
     if T > 1:
-        rest = family.completion_pass(params, config, prompt, prompt_kv, tokens[..., :-1], remat=remat)
+        rest = decoder.completion_pass(params, config, prompt, prompt_kv, tokens[..., :-1], remat=remat)
         states = jnp.concatenate([states, rest], axis=2)
-    return family.log_probs(params, config, states, tokens, temperature=temperature)
+    return decoder.log_probs(params, config, states, tokens, temperature=temperature)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "temperature", "remat"))
@@ -83,7 +83,7 @@ def score(params: Any, batch: PolicyBatch, *, config: Any, temperature: float, r
     return dataclasses.replace(batch, old_logprobs=logprobs)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "optim", "steps", "remat"), donate_argnums=0)
+@functools.partial(jax.jit, static_argnames=("config", "optim", "steps", "remat", "freeze"), donate_argnums=0)
 def supervised_step(
     state: TrainState,
     prompt: models.Prompt,
@@ -94,6 +94,7 @@ def supervised_step(
     optim: options.Optim,
     steps: int,
     remat: bool = False,
+    freeze: tuple[str, ...] = (),
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One update towards the reference completions ``tokens`` (P, 1, T): mean negative log-likelihood of a token."""
     total = mask.sum()
@@ -103,11 +104,12 @@ def supervised_step(
         logprobs = completion_logprobs(params, config, prompt, tokens, remat=remat)
         return -jnp.where(mask, logprobs, 0.0).sum() / total, {"tokens": mask.sum()}
 
-    grads, metrics = _gradients(loss, state.params, (prompt, tokens, mask), parts=1)
-    return _apply(state, grads, metrics, optim, steps)
+    return _update(state, loss, (prompt, tokens, mask), 1, optim, steps, freeze)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "update", "optim", "temperature", "steps"), donate_argnums=0)
+@functools.partial(
+    jax.jit, static_argnames=("config", "update", "optim", "temperature", "steps", "freeze"), donate_argnums=0
+)
 def policy_step(
     state: TrainState,
     batch: PolicyBatch,
@@ -118,8 +120,13 @@ def policy_step(
     optim: options.Optim,
     temperature: float,
     steps: int,
+    freeze: tuple[str, ...] = (),
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One clipped update on mini-batch ``index`` of the rollout batch; returns the state and scalar metrics."""
+    """One clipped update on mini-batch ``index`` of the rollout batch; returns the state and scalar metrics.
+
+    Low-rank adapters are trained alone where the parameters have any; parameters that match ``freeze`` never are
+    (``lora.trainable``).  What is not trained gets no gradient and has no moments.
+    """
     batch = jax.tree.map(lambda x: _strided(x, update.mini_batches)[index], batch)
     total = losses.denominator(batch.mask, update.aggregation)
 
@@ -144,8 +151,7 @@ def policy_step(
         apart = jnp.where(part.mask, jnp.abs(logprobs - part.sampler_logprobs), 0.0)
         return value, metrics | {"mismatch": apart.sum() / jnp.maximum(metrics["tokens"], 1)}
 
-    grads, metrics = _gradients(loss, state.params, batch, update.accumulation)
-    return _apply(state, grads, metrics, optim, steps)
+    return _update(state, loss, batch, update.accumulation, optim, steps, freeze)
 
 
 def _strided(x: jax.Array, parts: int) -> jax.Array:
@@ -181,12 +187,15 @@ def _gradients(loss: Callable, params: Any, batch: Any, parts: int) -> tuple[Any
     return grads, combined
 
 
-def _apply(
-    state: TrainState, grads: Any, metrics: dict[str, jax.Array], optim: options.Optim, steps: int
+def _update(
+    state: TrainState, loss: Callable, batch: Any, parts: int, optim: options.Optim, steps: int, freeze: tuple[str, ...]
 ) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One step of AdamW on what is trained."""
+    trained, frozen = lora.trainable(state.params, freeze)
+    grads, metrics = _gradients(lambda part, *rest: loss(lora.join(part, frozen), *rest), trained, batch, parts)
     norm = jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)))
     grads = jax.tree.map(lambda g: g * jnp.minimum(1.0, optim.max_grad_norm / (norm + 1e-6)), grads)
-    updates, moments = optimizer(optim, steps).update(grads, state.moments, state.params)
-    params = mesh.keep_sharded(optax.apply_updates(state.params, updates))
+    updates, moments = optimizer(optim, steps).update(grads, state.moments, trained)
+    params = mesh.keep_sharded(lora.join(optax.apply_updates(trained, updates), frozen))
     state = dataclasses.replace(state, params=params, moments=mesh.keep_sharded(moments), step=state.step + 1)
     return state, metrics | {"optim/grad_norm": norm}

@@ -10,6 +10,7 @@ import re
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 
 
@@ -19,6 +20,10 @@ AXES = ("fsdp", "tensor")
 RULES = (
     (r"(^|/)(q|k|v|qkv|gate|up|patch|head)/kernel$", P("fsdp", "tensor")),
     (r"(^|/)(o|proj|down|out)/kernel$", P("tensor", "fsdp")),
+    (r"(^|/)(q|k|v|qkv|gate|up)/lora_a$", P("fsdp", None)),
+    (r"(^|/)(q|k|v|qkv|gate|up)/lora_b$", P(None, "tensor")),
+    (r"(^|/)(o|proj|down|out)/lora_a$", P("tensor", None)),
+    (r"(^|/)(o|proj|down|out)/lora_b$", P(None, "fsdp")),
     (r"(^|/)embedding$", P("tensor", "fsdp")),
     (r"", P()),
 )
@@ -62,6 +67,11 @@ def make(spec: str) -> Mesh:
             f"that fits, e.g. {len(devices)}x1 (on a CPU, call fairgrpo_jax.mesh.simulate before anything uses JAX)"
         )
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 2, devices=devices[:wanted])
+
+
+def unset() -> contextlib.AbstractContextManager:
+    """A context without the mesh of an outer ``jax.set_mesh``: there, programs may run on single devices."""
+    return jax.set_mesh(Mesh(np.empty((), dtype=object), ()))
 
 
 def require_divisible(name: str, count: int, mesh: Mesh) -> None:

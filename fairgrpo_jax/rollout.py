@@ -15,6 +15,7 @@ import numpy as np
 from flax import struct
 
 from fairgrpo_jax import mesh, models
+from fairgrpo_jax.models import decoder
 
 
 @struct.dataclass
@@ -89,17 +90,16 @@ def sample(
     top_p: float = 1.0,
 ) -> RolloutBatch:
     """``generate`` on packed prompts; the loop ends as soon as every row has ended."""
-    family = models.family(config)
     params = mesh.replicate(params)
-    hidden, prompt_kv = family.prompt_pass(params, config, prompt)
+    hidden, prompt_kv = decoder.prompt_pass(params, config, prompt)
     P, G, T = prompt.tokens.shape[0], num_rollouts, max_new_tokens
-    layers, layer_kv = family.unstack(params, prompt_kv)
+    layers, layer_kv = decoder.unstack(params, prompt_kv)
     row_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(P * G)).reshape(P, G)
     end_ids = jnp.asarray(config.eos_ids, jnp.int32)
 
     def choose(hidden, t, done):
         """Hidden states (P, G, d) to the tokens at position t, their log-probabilities, and who has ended."""
-        logits = family.policy_logits(params, config, hidden, temperature or 1.0)
+        logits = decoder.policy_logits(params, config, hidden, temperature or 1.0)
         if temperature:
             keys = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (0, None))(row_keys, t)
             token = jax.vmap(jax.vmap(jax.random.categorical))(keys, _nucleus(logits, top_p))
@@ -118,18 +118,18 @@ def sample(
 
     def step(carry):
         t, done, token, caches, buffers = carry
-        hidden, caches = family.decode_step(layers, config, prompt, layer_kv, caches, token, t - 1)
+        hidden, caches = decoder.decode_step(layers, config, prompt, layer_kv, caches, token, t - 1)
         running = ~done
         token, logprob, done = choose(hidden, t, done)
         return t + 1, done, token, caches, write(buffers, t, token, running, logprob)
 
-    hidden = family.last_hidden(prompt, hidden)[:, None]
+    hidden = decoder.last_hidden(prompt, hidden)[:, None]
     hidden = jnp.broadcast_to(hidden, (P, G, hidden.shape[-1]))
     running = jnp.ones((P, G), bool)
     token, logprob, done = choose(hidden, 0, ~running)
     buffers = (jnp.full((P, G, T), config.pad_id, jnp.int32), jnp.zeros((P, G, T), bool), jnp.zeros((P, G, T)))
     buffers = write(buffers, 0, token, running, logprob)
-    caches = family.init_caches(config, P, G, max(T - 1, 1), hidden.dtype)
+    caches = decoder.init_caches(config, P, G, max(T - 1, 1), hidden.dtype)
     carry = jax.lax.while_loop(alive, step, (jnp.int32(1), done, token, caches, buffers))
     return RolloutBatch(*carry[-1])
 

@@ -169,6 +169,7 @@ def encode(run: Run, records: Sequence[Record]) -> PromptBatch:
         [d.images for d in decoded],
         [[clip.frames for clip in d.videos] for d in decoded],
         seconds_per_frame=[[clip.seconds_per_frame for clip in d.videos] for d in decoded],
+        times=[[clip.times for clip in d.videos] for d in decoded],
     )
     try:
         prompt = models.pack(inputs, run.model, length=settings.prompt_length, num_patches=settings.num_patches)
@@ -203,9 +204,6 @@ def open_run(config: options.Config, workdir: Path | None) -> Iterator[Run]:
     splits.check_leakage(sources["warmup"].records, sources["test"].records)
     folder = open_folder(config, workdir)
     known = [record for source in sources.values() for record in source.records]
-    processor = models.Processor(
-        tiny_tokenizer(), patch_size=4, min_pixels=config.data.min_pixels, max_pixels=config.data.max_pixels
-    )
     supervised = 0 if config.warmup.run else config.warmup.steps
     with (
         Stop() as stop,
@@ -220,7 +218,7 @@ def open_run(config: options.Config, workdir: Path | None) -> Iterator[Run]:
             folder=folder,
             mesh=devices,
             model=policy(config.model),
-            processor=processor,
+            processor=policy_processor(config.data),
             sources=sources,
             domains=tuple(sorted({record.dataset for record in known})),
             vocabulary=grouping.vocabulary(demographics.attributes(r, edges=config.data.age_edges) for r in known),
@@ -246,10 +244,18 @@ def policy(model: options.Model) -> qwen2_5_vl.Config:
         tiny,
         vision=vision,
         hidden_size=model.hidden_size,
+        head_dim=2 * half,
         intermediate_size=model.hidden_size * 3 // 2,
         num_layers=model.num_layers,
         mrope_section=(half - 2 * (3 * half // 8), 3 * half // 8, 3 * half // 8),
         tie_word_embeddings=model.tie_word_embeddings,
+    )
+
+
+def policy_processor(settings: options.Data) -> models.Processor:
+    """What feeds that policy: the tiny tokenizer, and patches of 4 pixels within the budget of ``settings``."""
+    return models.Processor(
+        tiny_tokenizer(), patch_size=4, min_pixels=settings.min_pixels, max_pixels=settings.max_pixels
     )
 
 

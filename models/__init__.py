@@ -7,14 +7,26 @@ import dataclasses
 import functools
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import jax
 import numpy as np
 
+from fairgrpo_jax.models import decoder, gemma3, qwen2_5_vl, qwen2_vl, qwen3_vl, store, text
+from fairgrpo_jax.models.folder import processor as processor
 from fairgrpo_jax.models.inputs import Prompt as Prompt, pack as pack
 from fairgrpo_jax.models.processing import Processor as Processor
+
+
+# By the ``model_type`` of a published config.
+FAMILIES: dict[str, ModuleType] = {
+    "qwen2_vl": qwen2_vl,
+    "qwen2_5_vl": qwen2_5_vl,
+    "qwen3_vl": qwen3_vl,
+    "gemma3": gemma3,
+} | dict.fromkeys(text.TEXT, text)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,11 +37,13 @@ class VLM:
         config: static description, e.g. ``qwen2_5_vl.Config``.
         params: nested dict of arrays.
         processor: messages, images and videos to inputs; None when the caller has one.
+        source: the checkpoint folder that the model came from, if it came from one.
     """
 
     config: Any
     params: dict
     processor: Any = None
+    source: Path | None = None
 
     def logits(self, inputs: Mapping[str, Any]) -> np.ndarray:
         """Next-token logits (B, T, V) float32 in the layout of the inputs; 0 at padding.
@@ -45,6 +59,10 @@ class VLM:
         packed = np.asarray(_logits(self.params, self.config, pack(inputs, self.config)))
         order = np.maximum(np.cumsum(mask, axis=1) - 1, 0)
         return np.where(mask[..., None], np.take_along_axis(packed, order[..., None], axis=1), 0.0)
+
+    def save(self, checkpoint_dir: str | Path, *, max_shard_bytes: int = 5 * 10**9) -> None:
+        """Writes the model as a checkpoint folder that transformers and vLLM load; see ``store.save``."""
+        store.save(self, checkpoint_dir, max_shard_bytes=max_shard_bytes)
 
 
 def init(config: Any, key: jax.Array, *, processor: Any = None) -> VLM:
@@ -64,12 +82,48 @@ def init(config: Any, key: jax.Array, *, processor: Any = None) -> VLM:
     return VLM(config, family(config).init(config, key), processor)
 
 
-def family(config: Any) -> ModuleType:
-    """The module of a config's class, with ``prompt_pass``, ``completion_pass``, ``decode_step``, ``head``."""
+def family(config: decoder.TextConfig) -> ModuleType:
+    """The module of a config's class."""
     return sys.modules[type(config).__module__]
 
 
+def read_config(config: Any) -> Any:
+    """The ``Config`` of the family that a published config names.
+
+    Args:
+        config: the dict of a ``config.json``, or a transformers config.
+
+    Raises:
+        ValueError: the family is none of ours, or the checkpoint wants something it does not compute.
+
+    Example:
+        >>> read_config({"model_type": "qwen2_vl"}).num_layers
+        80
+    """
+    kind = config.get("model_type") if isinstance(config, Mapping) else config.model_type
+    if kind not in FAMILIES:
+        raise ValueError(f"got model_type={kind!r}; wanted one of {', '.join(FAMILIES)}")
+    return FAMILIES[kind].Config.from_hugging_face(config)
+
+
+def load(checkpoint_dir: str | Path, *, mesh: jax.sharding.Mesh | str | None = None, dtype: Any = "bfloat16") -> VLM:
+    """The model of a checkpoint folder as Hugging Face publishes it.
+
+    Args:
+        checkpoint_dir: with ``config.json`` and safetensors files; where tokenizer and image settings stand there too,
+            the model gets its processor.
+        mesh: on which the parameters are sharded, or its description such as ``"4x1"``; the first device without one.
+        dtype: of the parameters, whatever that of the files: bfloat16, float16 or float32.
+
+    Raises:
+        ValueError: a folder without config or safetensors, of an unknown family, with broken files, or with tensors
+            that do not fit its config (all of them are named); before any weight is read.
+    """
+    config, params, processor = store.read(Path(checkpoint_dir), mesh=mesh, dtype=dtype)
+    return VLM(config, params, processor, Path(checkpoint_dir))
+
+
 @functools.partial(jax.jit, static_argnums=1)
-def _logits(params: dict, config: Any, prompt: Prompt) -> jax.Array:
-    hidden, _ = family(config).prompt_pass(params, config, prompt)
-    return family(config).head(params, config, hidden)
+def _logits(params: dict, config: decoder.TextConfig, prompt: Prompt) -> jax.Array:
+    hidden, _ = decoder.prompt_pass(params, config, prompt)
+    return decoder.head(params, config, hidden)

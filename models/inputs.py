@@ -1,7 +1,8 @@
 """From what a Hugging Face processor returns to static, right-padded arrays.
 
 Everything that depends on image grids is integer arithmetic on the host: rotary positions, the row of the vision
-features that replaces a token, and the segment every patch attends in.  The device sees arrays only.
+features that replaces a token, the segment every patch attends in, and the learned positions it lies between.  The
+device sees arrays only.
 """
 
 import functools
@@ -20,13 +21,17 @@ class Vision:
         patches: (P, S, C * tp * p * p) float32, S a multiple of merge².
         position: (P, S, 2) int32, row and column of the patch in its frame.
         frame: (P, S) int32, the segment a full-attention block attends in; -1 is padding.
-        window: (P, S) int32, the segment a window block attends in; -1 is padding.
+        window: (P, S) int32, the segment a window block attends in; -1 is padding; None in a tower without windows.
+        taps: (P, S, 4) int32, the learned positions around the patch; None in a tower that learned none.
+        weights: (P, S, 4) float32, their shares in the patch's own position.
     """
 
     patches: Any
     position: Any
     frame: Any
-    window: Any
+    window: Any = None
+    taps: Any = None
+    weights: Any = None
 
 
 @flax.struct.dataclass
@@ -38,7 +43,9 @@ class Prompt:
         valid: (P, T) bool, false at padding.
         order: (P, T) int32, ``cumsum(valid) - 1``: decides causality.
         rope: (P, T, 3) int32, rotary position in time, height and width; 0 at padding.
+        following: (P,) int32, rotary position of the token after the prompt, the same in time, height and width.
         feature: (P, T) int32, row of this prompt's merged vision features that replaces the embedding; -1 is text.
+        block: (P, T) int32, k in the k-th image of its prompt, 0 elsewhere; None where images are read causally.
         vision: :class:`Vision`, or None in a batch of text.
     """
 
@@ -46,7 +53,9 @@ class Prompt:
     valid: Any
     order: Any
     rope: Any
+    following: Any
     feature: Any
+    block: Any = None
     vision: Vision | None = None
 
 
@@ -56,18 +65,20 @@ def pack(
     """Packs the arrays of a Hugging Face processor, padded on either side, into a right-padded :class:`Prompt`.
 
     Rotary positions are those of transformers 5: text counts up in all three rows; a medium starting at ``s`` has
-    ``(s + floor(frame * interval), s + row, s + column)`` on its merged grid, with ``interval`` = tokens per second
-    times ``second_per_grid_ts`` (1 for an image), after which text continues at ``s + max(height, width)``.
-    transformers 4 continued a video after its last time step instead.
+    ``(s + floor(frame * interval), s + row, s + column)`` on its merged grid, after which text continues at
+    ``s + max(height, width)``.  The interval is 1, but in a video of Qwen2.5-VL tokens per second times
+    ``second_per_grid_ts``, whose last time steps may lie beyond the text that follows.  (transformers 4 continued
+    the text after the last time step instead.)  A model without M-RoPE counts the tokens of its images like text.
 
     Args:
         inputs: ``input_ids`` (P, T), ``attention_mask`` (P, T; default all ones), and where there are media
             ``pixel_values`` with ``image_grid_thw`` (n, 3), ``pixel_values_videos`` with ``video_grid_thw`` (n, 3) and
-            ``second_per_grid_ts`` (n,; default 1 second).  The kind of a token follows from its id.
+            ``second_per_grid_ts`` (n,; default 1 second); or ``pixel_values`` (n, 3, S, S) of images of fixed size.
+            The kind of a token follows from its id.
         config: the model's config (token ids, vision sizes).
         length: static prompt length; default the longest prompt.
-        num_patches: static number of patches a prompt, a multiple of merge²; default the largest.  When given, a
-            batch of text has (padded) patches too.
+        num_patches: static number of patches a prompt, a multiple of merge² (of an image's patches where they have
+            one size); default the largest.  When given, a batch of text has (padded) patches too.
 
     Returns:
         A :class:`Prompt` of NumPy arrays.
@@ -87,17 +98,28 @@ def pack(
     shape = (len(ids), length)
     tokens = np.full(shape, config.pad_id, np.int32)
     valid = np.arange(length) < sizes[:, None]
-    rope = np.zeros((*shape, 3), np.int32)
+    rope, following = np.zeros((*shape, 3), np.int32), np.zeros(len(ids), np.int32)
     feature = np.full(shape, -1, np.int32)
     media = _Media(inputs, config)
     patches = []
     for row, n in enumerate(sizes):
         tokens[row, :n] = ids[row, mask[row]]
-        rope[row, :n], feature[row, :n], own = media.place(tokens[row, :n], row)
+        rope[row, :n], following[row], feature[row, :n], own = media.place(tokens[row, :n], row)
         patches.append(own)
     media.check_all_used()
     order = (np.cumsum(valid, axis=1) - 1).astype(np.int32)
-    return Prompt(tokens, valid, order, rope, feature, _pack_vision(patches, config.vision, num_patches))
+    if config.vision is None:
+        return Prompt(tokens, valid, order, rope, following, feature)
+    block = _image_blocks((tokens == config.image_id) & valid) if config.vision.block_attention else None
+    return Prompt(
+        tokens, valid, order, rope, following, feature, block, _pack_vision(patches, config.vision, num_patches)
+    )
+
+
+def _image_blocks(is_image: np.ndarray) -> np.ndarray:
+    """Numbers the runs of image tokens in every row (P, T) from 1; 0 elsewhere."""
+    starts = is_image & ~np.pad(is_image, [(0, 0), (1, 0)])[:, :-1]
+    return (np.cumsum(starts, axis=1) * is_image).astype(np.int32)
 
 
 def _fit(sizes: np.ndarray, limit: int | None, what: str, option: str) -> int:
@@ -117,16 +139,18 @@ class _Media:
     def __init__(self, inputs: Mapping[str, Any], config: Any):
         self.config = config
         self.kind = {config.image_id: "image", config.video_id: "video"}
+        self.kind.pop(None, None)
         self.patches, self.grids, self.used = {}, {}, {"image": 0, "video": 0}
         for kind, pixels in (("image", "pixel_values"), ("video", "pixel_values_videos")):
             self.grids[kind], self.patches[kind] = _media_of_kind(inputs, kind, pixels, config.vision)
-        seconds = inputs.get("second_per_grid_ts")
+        timed = config.vision is not None and config.vision.tokens_per_second is not None
+        seconds = inputs.get("second_per_grid_ts") if timed else None
         self.seconds = np.ones(len(self.grids["video"])) if seconds is None else np.asarray(seconds, np.float64)
         if len(self.seconds) != len(self.grids["video"]):
             raise ValueError(f"second_per_grid_ts has {len(self.seconds)} values for {len(self.grids['video'])} videos")
 
-    def place(self, tokens: np.ndarray, row: int) -> tuple[np.ndarray, np.ndarray, list]:
-        """Rotary positions (n, 3), feature rows (n,) and the (patches, grid) of one prompt's n tokens."""
+    def place(self, tokens: np.ndarray, row: int) -> tuple[np.ndarray, int, np.ndarray, list]:
+        """Rotary positions (n, 3), the one after them, feature rows (n,) and (patches, grid) of a prompt's n tokens."""
         rope = np.empty((len(tokens), 3), np.int32)
         feature = np.full(len(tokens), -1, np.int32)
         own, start, features, at = [], 0, 0, 0
@@ -138,7 +162,7 @@ class _Media:
             if at == len(tokens):
                 break
             patches, grid, interval = self._next(int(tokens[at]), row)
-            positions = _merged_positions(grid, interval, self.config.vision.spatial_merge_size)
+            positions, extent = _merged_positions(grid, interval, self.config)
             stop = at + len(positions)
             if stop > len(tokens) or (tokens[at:stop] != tokens[at]).any():
                 raise ValueError(
@@ -148,9 +172,8 @@ class _Media:
             rope[at:stop] = start + positions
             feature[at:stop] = features + np.arange(len(positions))
             own.append((patches, grid))
-            features, at = features + len(positions), stop
-            start += max(grid[1:]) // self.config.vision.spatial_merge_size
-        return rope, feature, own
+            features, at, start = features + len(positions), stop, start + extent
+        return rope, start, feature, own
 
     def _next(self, token: int, row: int) -> tuple[np.ndarray, tuple[int, ...], float]:
         kind = self.kind[token]
@@ -158,7 +181,8 @@ class _Media:
         if index == len(self.grids[kind]):
             raise ValueError(f"prompt {row} has a placeholder for {kind} {index}, but only {index} were given")
         self.used[kind] += 1
-        interval = 1.0 if kind == "image" else self.config.vision.tokens_per_second * float(self.seconds[index])
+        rate = self.config.vision.tokens_per_second
+        interval = 1.0 if kind == "image" or rate is None else rate * float(self.seconds[index])
         return self.patches[kind][index], self.grids[kind][index], interval
 
     def check_all_used(self) -> None:
@@ -171,26 +195,47 @@ def _media_of_kind(
     inputs: Mapping[str, Any], kind: str, pixels: str, vision: Any
 ) -> tuple[list[tuple[int, ...]], list[np.ndarray]]:
     """Grids and patches of all images, or of all videos, refusing sizes that contradict each other."""
-    given = inputs.get(f"{kind}_grid_thw")
-    grids = np.zeros((0, 3), np.int64) if given is None else np.asarray(given)
-    given = inputs.get(pixels)
+    given, grids = inputs.get(pixels), inputs.get(f"{kind}_grid_thw")
+    if given is None and grids is None:
+        return [], []
+    if vision is None or (vision.image_size and kind == "video"):
+        raise ValueError(f"the inputs have {pixels}, but this model reads no {kind}s; leave them out")
+    if vision.image_size:
+        return _images_of_fixed_size(np.asarray(given), vision)
+    grids = np.zeros((0, 3), np.int64) if grids is None else np.asarray(grids)
     patches = np.zeros((0, vision.patch_dim), np.float32) if given is None else np.asarray(given)
-    counts = grids.prod(1)
-    shape = (int(counts.sum()), vision.patch_dim)
+    shape = (int(grids.prod(1).sum()), vision.patch_dim)
     if patches.shape != shape:
         raise ValueError(f"{pixels} is {patches.shape}; {kind}_grid_thw and the config's patches describe {shape}")
     if (grids[:, 1:] % vision.spatial_merge_size).any():
         raise ValueError(f"{kind}_grid_thw has sides that are no multiple of {vision.spatial_merge_size}: {grids}")
-    return [tuple(map(int, grid)) for grid in grids], np.split(patches, np.cumsum(counts))[:-1]
+    if vision.frames_apart:
+        grids = np.repeat(grids, grids[:, 0], axis=0)
+        grids[:, 0] = 1
+    return [tuple(map(int, grid)) for grid in grids], np.split(patches, np.cumsum(grids.prod(1)))[:-1]
+
+
+def _images_of_fixed_size(pixels: np.ndarray, vision: Any) -> tuple[list[tuple[int, ...]], list[np.ndarray]]:
+    """Grids and patches of images (n, C, S, S), the patches of a merged token side by side."""
+    shape = (vision.in_channels, vision.image_size, vision.image_size)
+    if pixels.ndim != 4 or pixels.shape[1:] != shape:
+        raise ValueError(f"pixel_values is {pixels.shape}; this model wants (images, {', '.join(map(str, shape))})")
+    side, merge, patch = vision.image_size // vision.patch_size, vision.spatial_merge_size, vision.patch_size
+    split = pixels.reshape(-1, shape[0], side // merge, merge, patch, side // merge, merge, patch)
+    patches = split.transpose(0, 2, 5, 3, 6, 1, 4, 7).reshape(len(pixels), side**2, -1)
+    return [(1, side, side)] * len(pixels), list(patches)
 
 
 @functools.lru_cache(maxsize=1024)
-def _merged_positions(grid: tuple[int, ...], interval: float, merge: int) -> np.ndarray:
-    """(t * h * w / merge², 3) time, row and column of the merged tokens of one medium, counted from its start."""
-    t, h, w = grid
+def _merged_positions(grid: tuple[int, ...], interval: float, config: Any) -> tuple[np.ndarray, int]:
+    """(t * h * w / merge², 3) time, row and column of the merged tokens of one medium, and how far they reach."""
+    merge = config.vision.spatial_merge_size
+    t, h, w = grid[0], grid[1] // merge, grid[2] // merge
+    if not config.mrope_section:
+        return np.repeat(np.arange(t * h * w, dtype=np.int32)[:, None], 3, axis=1), t * h * w
     time = np.floor(np.arange(t, dtype=np.float32) * np.float32(interval)).astype(np.int32)
-    axes = np.meshgrid(time, np.arange(h // merge), np.arange(w // merge), indexing="ij")
-    return np.stack(axes, axis=-1).reshape(-1, 3).astype(np.int32)
+    axes = np.meshgrid(time, np.arange(h), np.arange(w), indexing="ij")
+    return np.stack(axes, axis=-1).reshape(-1, 3).astype(np.int32), max(h, w)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -198,38 +243,62 @@ def _patch_geometry(grid: tuple[int, ...], merge: int, window: int) -> tuple[np.
     """Row and column (S, 2), frame (S,) and window (S,) of the patches of one medium.
 
     Patches come in merge-block order: the merge x merge patches of one merged token are neighbours.  Windows are
-    squares of ``window`` merged tokens in every frame, ragged at the right and lower edges.
+    squares of ``window`` merged tokens in every frame, ragged at the right and lower edges; one square if it is 0.
     """
     t, h, w = grid
     rows, columns = np.meshgrid(np.arange(h), np.arange(w), indexing="ij")
     position = np.stack([rows, columns], axis=-1).reshape(h // merge, merge, w // merge, merge, 2)
     position = position.transpose(0, 2, 1, 3, 4).reshape(h * w, 2)
-    squares = position // (merge * window)
+    squares = position // (merge * window or max(h, w))
     square = squares[:, 0] * (squares[:, 1].max() + 1) + squares[:, 1]
     frame = np.repeat(np.arange(t), h * w)
     return np.tile(position, (t, 1)), frame, frame * (square.max() + 1) + np.tile(square, t)
 
 
+@functools.lru_cache(maxsize=1024)
+def _learned_positions(grid: tuple[int, ...], merge: int, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows (S, 4) of a learned table of side x side positions around each patch of one medium, and their weights.
+
+    The corners of the grid lie on the corners of the table (``align_corners``); a patch between four learned positions
+    takes from each by its nearness.
+    """
+    position, _, _ = _patch_geometry(grid, merge, 0)
+    taps, weights = np.zeros((len(position), 1), np.int32), np.ones((len(position), 1), np.float32)
+    for axis in (0, 1):
+        size = np.float32(max(grid[1 + axis] - 1, 1))
+        source = position[:, axis].astype(np.float32) * np.float32(side - 1) / size
+        low = np.floor(source).astype(np.int32)
+        share = (source - low)[:, None]
+        ends = np.stack([low, np.minimum(low + 1, side - 1)], axis=1)
+        taps = (taps[:, :, None] * side + ends[:, None, :]).reshape(len(position), -1)
+        weights = (weights[:, :, None] * np.concatenate([1 - share, share], 1)[:, None]).reshape(len(position), -1)
+    return taps, weights
+
+
 def _pack_vision(rows: list[list], vision: Any, num_patches: int | None) -> Vision | None:
     """Pads the media of every prompt to one length; segments count on from medium to medium."""
-    merge = vision.spatial_merge_size
     sizes = np.array([sum(len(patches) for patches, _ in media) for media in rows])
     size = _fit(sizes, num_patches, "patches", "num_patches")
-    if size % merge**2:
-        raise ValueError(f"num_patches={size} must be a multiple of {merge**2}, the patches of one merged token")
+    if size % vision.unit:
+        what = "image" if vision.image_size else "merged token"
+        raise ValueError(f"num_patches={size} must be a multiple of {vision.unit}, the patches of one {what}")
     if size == 0:
         return None
     patches = np.zeros((len(rows), size, vision.patch_dim), np.float32)
     position = np.zeros((len(rows), size, 2), np.int32)
-    frame = np.full((len(rows), size), -1, np.int32)
-    window = np.full((len(rows), size), -1, np.int32)
+    frame, window = (np.full((len(rows), size), -1, np.int32) for _ in range(2))
+    taps, weights = np.zeros((len(rows), size, 4), np.int32), np.zeros((len(rows), size, 4), np.float32)
+    side = round(vision.num_positions**0.5)
     for row, media in enumerate(rows):
         at = 0
         for values, grid in media:
             own = slice(at, at + len(values))
-            places, frames, windows = _patch_geometry(grid, merge, vision.window)
+            places, frames, windows = _patch_geometry(grid, vision.spatial_merge_size, vision.window)
             patches[row, own], position[row, own] = values, places
             frame[row, own] = frames + frame[row, :at].max(initial=-1) + 1
             window[row, own] = windows + window[row, :at].max(initial=-1) + 1
+            if side:
+                taps[row, own], weights[row, own] = _learned_positions(grid, vision.spatial_merge_size, side)
             at += len(values)
-    return Vision(patches, position, frame, window)
+    learned = (taps, weights) if side else (None, None)
+    return Vision(patches, position, frame, window if vision.window else None, *learned)

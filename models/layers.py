@@ -20,15 +20,36 @@ MASKED = -1e30  # finite, so that a row with no allowed key stays finite too
 
 KeyValue = tuple[jax.Array, jax.Array]
 
+# Under the names that published configs use.
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "silu": jax.nn.silu,
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+}
+
 
 @functools.cache
-def _graph(block: Callable[..., nnx.Module], config: Any) -> nnx.GraphDef:
-    return nnx.split(nnx.eval_shape(lambda: block(config, rngs=nnx.Rngs(0))))[0]
+def _graph(block: Callable[..., nnx.Module], config: Any, adapters: tuple[tuple[str, ...], ...]) -> nnx.GraphDef:
+    def build():
+        module = block(config, rngs=nnx.Rngs(0))
+        for path in adapters:
+            linear: Any = functools.reduce(getattr, path, module)
+            linear.adapt()
+        return module
+
+    return nnx.split(nnx.eval_shape(build))[0]
+
+
+def _adapters(weights: dict, path: tuple[str, ...] = ()) -> tuple[tuple[str, ...], ...]:
+    """Paths of the linear maps that have a low-rank adapter."""
+    inner = [_adapters(node, (*path, name)) for name, node in weights.items() if isinstance(node, dict)]
+    return sum(inner, (path,) if "lora_a" in weights else ())
 
 
 def bind(block: Callable[..., nnx.Module], config: Any, weights: dict) -> Any:
-    """The module ``block(config)`` holding ``weights``, a nested dict of arrays."""
-    return nnx.merge(_graph(block, config), weights)
+    """The module ``block(config)`` holding ``weights``, a nested dict of arrays, low-rank adapters included."""
+    return nnx.merge(_graph(block, config, _adapters(weights)), weights)
 
 
 def create(block: Callable[..., nnx.Module], config: Any, key: jax.Array) -> dict:
@@ -47,41 +68,96 @@ def unstack(tree: Any) -> tuple:
     return tuple(jax.tree.map(operator.itemgetter(layer), tree) for layer in range(depth))
 
 
-def linear(inputs: int, outputs: int, config: Any, *, bias: bool, rngs: nnx.Rngs) -> nnx.Linear:
-    """A linear map whose weights start as N(0, ``config.initializer_range``²), its bias as 0."""
-    init = nnx.initializers.normal(config.initializer_range)
-    return nnx.Linear(inputs, outputs, use_bias=bias, kernel_init=init, rngs=rngs)
+def maybe_remat(layer: Callable, remat: bool) -> Callable:
+    """The layer as it is, or recomputed in the backward pass."""
+    return jax.checkpoint(layer, prevent_cse=False) if remat else layer
+
+
+class Linear(nnx.Linear):
+    """``x kernel + bias``, plus ``lora_scale * (x lora_a) lora_b`` where the weights hold a low-rank adapter.
+
+    The kernel (in, out) starts as N(0, ``config.initializer_range``²), the bias, if there is one, as 0.
+    """
+
+    def __init__(self, inputs: int, outputs: int, config: Any, *, bias: bool, rngs: nnx.Rngs):
+        init = nnx.initializers.normal(config.initializer_range)
+        super().__init__(inputs, outputs, use_bias=bias, kernel_init=init, rngs=rngs)
+        self.lora_a = self.lora_b = nnx.data(None)
+        self.lora_scale = config.lora_scale
+
+    def adapt(self) -> None:
+        """Makes room for an adapter, whose rank its weights decide."""
+        self.lora_a, self.lora_b = nnx.Param(jnp.zeros(())), nnx.Param(jnp.zeros(()))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = super().__call__(x)
+        if self.lora_a is None or self.lora_b is None:
+            return y
+        a, b = (part[...].astype(x.dtype) for part in (self.lora_a, self.lora_b))
+        return y + self.lora_scale * (x @ a) @ b
+
+
+def along_last(vector: jax.Array, x: jax.Array) -> jax.Array:
+    """A vector shaped so that it meets the last axis of ``x``."""
+    return vector.reshape((1,) * (x.ndim - 1) + (-1,))
 
 
 class RMSNorm(nnx.Module):
-    """``weight * x / sqrt(mean(x²) + eps)``, the statistics in float32."""
+    """:func:`rms_norm` with a weight that starts where it changes nothing."""
+
+    def __init__(self, size: int, eps: float, *, offset: bool = False):
+        self.weight = nnx.Param(jnp.zeros(size) if offset else jnp.ones(size))
+        self.eps, self.offset = eps, offset
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return rms_norm(x, self.weight[...], self.eps, offset=self.offset)
+
+
+def rms_norm(x: jax.Array, weight: jax.Array, eps: float, *, offset: bool = False) -> jax.Array:
+    """``weight * x / sqrt(mean(x²) + eps)`` over the last axis, the statistics in float32.
+
+    The quotient is rounded to the dtype of ``x`` before the weight; with ``offset`` the weight is stored less 1 and
+    multiplied in float32 (Gemma).
+    """
+    wide = x.astype(jnp.float32)
+    wide *= jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
+    weight = along_last(weight, x)
+    return (wide * (1 + weight.astype(jnp.float32))).astype(x.dtype) if offset else wide.astype(x.dtype) * weight
+
+
+class LayerNorm(nnx.Module):
+    """:func:`layer_norm` with a weight and a bias that start where they change nothing."""
 
     def __init__(self, size: int, eps: float):
         self.weight = nnx.Param(jnp.ones(size))
+        self.bias = nnx.Param(jnp.zeros(size))
         self.eps = eps
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return rms_norm(x, self.weight[...], self.eps)
+        return layer_norm(x, self.weight[...], self.bias[...], self.eps)
 
 
-def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
-    """``weight * x / sqrt(mean(x²) + eps)`` over the last axis, rounded to the dtype of ``x`` before the weight."""
+def layer_norm(x: jax.Array, weight: jax.Array, bias: jax.Array, eps: float) -> jax.Array:
+    """``weight * (x - mean(x)) / sqrt(var(x) + eps) + bias`` over the last axis, in float32."""
     wide = x.astype(jnp.float32)
-    scale = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
-    return (wide * scale).astype(x.dtype) * weight.reshape((1,) * (x.ndim - 1) + (-1,))
+    wide -= wide.mean(axis=-1, keepdims=True)
+    wide *= jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
+    return (wide * along_last(weight, x) + along_last(bias, x)).astype(x.dtype)
 
 
-class GatedMLP(nnx.Module):
-    """``down(silu(gate(x)) * up(x))``."""
+class MLP(nnx.Module):
+    """``down(act(up(x)))``, or ``down(act(gate(x)) * up(x))`` where the config says ``gated``."""
 
     def __init__(self, config: Any, *, bias: bool, rngs: nnx.Rngs):
         size, inner = config.hidden_size, config.intermediate_size
-        self.gate = linear(size, inner, config, bias=bias, rngs=rngs)
-        self.up = linear(size, inner, config, bias=bias, rngs=rngs)
-        self.down = linear(inner, size, config, bias=bias, rngs=rngs)
+        self.gate = Linear(size, inner, config, bias=bias, rngs=rngs) if config.gated else None
+        self.up = Linear(size, inner, config, bias=bias, rngs=rngs)
+        self.down = Linear(inner, size, config, bias=bias, rngs=rngs)
+        self.activation = config.activation
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+        act = ACTIVATIONS[self.activation]
+        return self.down(act(self.up(x)) if self.gate is None else act(self.gate(x)) * self.up(x))
 
 
 def rotate(x: jax.Array, rotation: KeyValue) -> jax.Array:
@@ -101,11 +177,13 @@ def attend(
     prompt_kv: KeyValue | None,
     own_kv: KeyValue,
     prompt_mask: jax.Array | None,
-    own_mask: jax.Array,
+    own_mask: jax.Array | None,
+    *,
+    scale: float | None = None,
 ) -> jax.Array:
     """Attention of G rollouts to the prompt they share and to their own tokens: one softmax over two score blocks.
 
-    ``softmax([q k_promptᵀ, q k_ownᵀ] / sqrt(H)) [v_prompt, v_own]``, where the prompt's keys and values are never
+    ``softmax(scale [q k_promptᵀ, q k_ownᵀ]) [v_prompt, v_own]``, where the prompt's keys and values are never
     repeated G times: the G·T queries of a prompt are the rows of one matrix product.  The two blocks share maximum and
     normaliser, so that the result and its gradient are those of one softmax; nothing is merged by log-sum-exp.
 
@@ -114,7 +192,8 @@ def attend(
         prompt_kv: keys and values (P, Tp, K, H) that all G rollouts share, or None.
         own_kv: keys and values (P, G, S, K, H).
         prompt_mask: bool (P, T or 1, Tp), true where a query may look; None without ``prompt_kv``.
-        own_mask: bool (T, S), or (P, T, S).
+        own_mask: bool (T, S), or (P, T, S); None where all may look at all.
+        scale: default ``1 / sqrt(H)``.
 
     Returns:
         (P, G, T, N * H) in the dtype of ``q``.  A query that may look nowhere gets a finite mean of the values.
@@ -129,10 +208,11 @@ def attend(
     P, G, T, N, H = q.shape
     K = own_kv[0].shape[-2]
     R = N // K
-    q = (q * H**-0.5).reshape(P, G, T, K, R, H).transpose(0, 3, 1, 4, 2, 5)
+    q = (q * (H**-0.5 if scale is None else scale)).reshape(P, G, T, K, R, H).transpose(0, 3, 1, 4, 2, 5)
     wide = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-    own_mask = own_mask.reshape((-1, 1, 1, 1) + own_mask.shape[-2:])
-    own = jnp.where(own_mask, wide("pkgrth,pgskh->pkgrts", q, own_kv[0]), MASKED)
+    own = wide("pkgrth,pgskh->pkgrts", q, own_kv[0])
+    if own_mask is not None:
+        own = jnp.where(own_mask.reshape((-1, 1, 1, 1) + own_mask.shape[-2:]), own, MASKED)
     top = own.max(axis=-1, keepdims=True)
     if prompt_kv is None or prompt_mask is None:
         weights = jnp.exp(own - jax.lax.stop_gradient(top))
@@ -151,16 +231,19 @@ def attend(
 
 
 class Attention(nnx.Module):
-    """Grouped-query attention with rotary positions; queries, keys and values have a bias, the output has none."""
+    """Grouped-query attention with rotary positions; the output map has no bias."""
 
     def __init__(self, config: Any, *, rngs: nnx.Rngs):
         size, inner = config.hidden_size, config.num_heads * config.head_dim
-        outer = config.num_kv_heads * config.head_dim
-        self.q = linear(size, inner, config, bias=True, rngs=rngs)
-        self.k = linear(size, outer, config, bias=True, rngs=rngs)
-        self.v = linear(size, outer, config, bias=True, rngs=rngs)
-        self.o = linear(inner, size, config, bias=False, rngs=rngs)
-        self.head_dim = config.head_dim
+        outer, bias = config.num_kv_heads * config.head_dim, config.qkv_bias
+        self.q = Linear(size, inner, config, bias=bias, rngs=rngs)
+        self.k = Linear(size, outer, config, bias=bias, rngs=rngs)
+        self.v = Linear(size, outer, config, bias=bias, rngs=rngs)
+        self.o = Linear(inner, size, config, bias=False, rngs=rngs)
+        norm = functools.partial(RMSNorm, config.head_dim, config.rms_eps, offset=config.offset_norm)
+        self.q_norm = norm() if config.qk_norm else None
+        self.k_norm = norm() if config.qk_norm else None
+        self.head_dim, self.scale = config.head_dim, config.attention_scale
 
     def __call__(
         self,
@@ -173,21 +256,26 @@ class Attention(nnx.Module):
         t: jax.Array | int,
     ) -> tuple[jax.Array, KeyValue]:
         q, k, v = (part(x).reshape(*x.shape[:-1], -1, self.head_dim) for part in (self.q, self.k, self.v))
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
         q, k = rotate(q, rotation), rotate(k, rotation)
         if cache is not None:
             k = jax.lax.dynamic_update_slice_in_dim(cache[0], k, t, axis=2)
             v = jax.lax.dynamic_update_slice_in_dim(cache[1], v, t, axis=2)
-        return self.o(attend(q, prompt_kv, (k, v), prompt_mask, own_mask)), (k, v)
+        return self.o(attend(q, prompt_kv, (k, v), prompt_mask, own_mask, scale=self.scale)), (k, v)
 
 
 class DecoderLayer(nnx.Module):
-    """``x + attention(norm(x))``, then ``x + mlp(norm(x))``."""
+    """``x + attention(norm(x))``, then ``x + mlp(norm(x))``; with ``sandwich_norms`` both summands are normed too."""
 
     def __init__(self, config: Any, *, rngs: nnx.Rngs):
-        self.input_norm = RMSNorm(config.hidden_size, config.rms_eps)
+        norm = functools.partial(RMSNorm, config.hidden_size, config.rms_eps, offset=config.offset_norm)
+        self.input_norm = norm()
         self.attention = Attention(config, rngs=rngs)
-        self.post_norm = RMSNorm(config.hidden_size, config.rms_eps)
-        self.mlp = GatedMLP(config, bias=False, rngs=rngs)
+        self.attention_out_norm = norm() if config.sandwich_norms else None
+        self.post_norm = norm()
+        self.mlp = MLP(config, bias=False, rngs=rngs)
+        self.mlp_out_norm = norm() if config.sandwich_norms else None
 
     def __call__(
         self,
@@ -207,7 +295,7 @@ class DecoderLayer(nnx.Module):
             rotation: cosine and sine (P, 1, T, H/2).
             own_mask: which of the own keys a query sees, (T, S) or (P, T, S).
             prompt_kv: keys and values (P, Tp, K, H) of the shared prompt, or None while the prompt itself runs.
-            prompt_mask: which of the prompt's keys a query sees, (P, 1, Tp).
+            prompt_mask: which of the prompt's keys a query sees, (P, T or 1, Tp).
             cache: own keys and values (P, G, S, K, H) so far; the new ones are written at position ``t``.
             t: position of the first of the T tokens in the cache.
 
@@ -216,5 +304,6 @@ class DecoderLayer(nnx.Module):
         """
         x = constrain(x)
         out, kv = self.attention(self.input_norm(x), rotation, prompt_kv, prompt_mask, own_mask, cache, t)
-        x = x + out
-        return constrain(x + self.mlp(self.post_norm(x))), kv
+        x = x + (out if self.attention_out_norm is None else self.attention_out_norm(out))
+        out = self.mlp(self.post_norm(x))
+        return constrain(x + (out if self.mlp_out_norm is None else self.mlp_out_norm(out))), kv

@@ -18,8 +18,16 @@ def tiny_tokenizer() -> Any:
         >>> tiny_tokenizer().tokenize(r"<think>ring</think>\boxed{Basal Cell Carcinoma}")
         ['<think>', 'ring', '</think>', '\\boxed{', 'BasalĠCellĠCarcinoma', '}']
     """
-    # transformers advises at import to install torch; this program is made to do without.
-    logging.getLogger("transformers").addFilter(lambda record: "PyTorch was not found" not in record.getMessage())
+    quiet_transformers()
     from transformers import PreTrainedTokenizerFast
 
     return PreTrainedTokenizerFast.from_pretrained(FOLDER)
+
+
+def quiet_transformers() -> None:
+    """Before transformers is imported: it advises to install torch; this program is made to do without."""
+    logging.getLogger("transformers").addFilter(_wanted)
+
+
+def _wanted(record: logging.LogRecord) -> bool:
+    return "PyTorch was not found" not in record.getMessage()

@@ -1,9 +1,12 @@
-"""The vision tower of the Qwen family: patches in, one feature per merged token out.
+"""The vision towers: patches in, one feature per merged token out.
 
-Windows are segment ids in a mask, not a permutation of the patches: attention does not care in which order its keys
-stand, so the patches keep the order in which the merger wants them.
+One tower with switches serves all families; a family's file says which it sets.  Windows are segment ids in a mask, not
+a permutation of the patches: attention does not care in which order its keys stand, so the patches keep the order in
+which the merger wants them.
 """
 
+import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -12,29 +15,100 @@ import numpy as np
 from flax import nnx
 
 from fairgrpo_jax.mesh import constrain
+from fairgrpo_jax.models import layers
 from fairgrpo_jax.models.inputs import Vision
-from fairgrpo_jax.models.layers import GatedMLP, RMSNorm, attend, bind, create, linear, rotate, stack
+from fairgrpo_jax.models.layers import MLP, KeyValue, LayerNorm, Linear, RMSNorm, attend, bind, create, rotate, stack
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VisionConfig:
+    """Everything static about a tower; hashable."""
+
+    depth: int
+    hidden_size: int
+    num_heads: int
+    intermediate_size: int
+    out_hidden_size: int
+    patch_size: int
+    temporal_patch_size: int
+    spatial_merge_size: int
+    activation: str
+    norm: str  # "rms" or "layer"
+    gated: bool  # the MLP has a gate
+    patch_bias: bool
+    fused_qkv: bool = True
+    pooled: bool = False  # the mean over merged patches, normed and projected, in the place of a merger with an MLP
+    rope_theta: float | None = 10_000.0  # None: no rotary positions
+    num_positions: int = 0  # learned positions, a square resampled to the grid of each image; 0: none
+    image_size: int = 0  # side in pixels of the square that every image is; 0: any size
+    window_size: int = 0  # side in pixels of the windows of attention; 0: none
+    full_blocks: tuple[int, ...] = ()  # blocks that attend over a whole frame where the others stay inside windows
+    deepstack: tuple[int, ...] = ()  # blocks whose output reaches the first layers of the text model
+    tokens_per_second: float | None = None  # rotary time steps in one second of video; None: one step a frame
+    frames_apart: bool = False  # every frame of a video is a medium of its own: text with its time stands before it
+    block_attention: bool = False  # in the text model an image's tokens see all tokens of that image
+    in_channels: int = 3
+    eps: float = 1e-6
+    initializer_range: float = 0.02
+    lora_scale: float = 1.0
+
+    def __post_init__(self):
+        if self.norm not in ("rms", "layer") or self.activation not in layers.ACTIVATIONS:
+            raise ValueError(
+                f"got norm={self.norm!r} and activation={self.activation!r} in the vision tower; "
+                f"wanted rms or layer, and one of {sorted(layers.ACTIVATIONS)}"
+            )
+        if self.hidden_size % self.num_heads or (self.rope_theta and self.hidden_size // self.num_heads % 4):
+            raise ValueError(f"vision: num_heads={self.num_heads} does not divide hidden_size={self.hidden_size} well")
+        if list(self.deepstack) != sorted(set(self.deepstack)) or max(self.deepstack, default=0) >= self.depth:
+            raise ValueError(f"got deepstack blocks {self.deepstack}; wanted rising numbers below depth={self.depth}")
+
+    @property
+    def patch_dim(self) -> int:
+        """Numbers in one patch."""
+        return self.in_channels * self.temporal_patch_size * self.patch_size**2
+
+    @property
+    def window(self) -> int:
+        """Side of an attention window in merged tokens; 0 without windows."""
+        return self.window_size // self.spatial_merge_size // self.patch_size
+
+    @property
+    def unit(self) -> int:
+        """Patches that come and go together: those of an image of fixed size, else those of a merged token."""
+        return (self.image_size // self.patch_size) ** 2 if self.image_size else self.spatial_merge_size**2
+
+
+def _norm(config: VisionConfig, size: int) -> nnx.Module:
+    return (RMSNorm if config.norm == "rms" else LayerNorm)(size, config.eps)
 
 
 class VisionBlock(nnx.Module):
     """``x + attention(norm(x))`` inside a segment, then ``x + mlp(norm(x))``."""
 
-    def __init__(self, config: Any, *, rngs: nnx.Rngs):
+    def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
         size = config.hidden_size
-        self.norm1 = RMSNorm(size, config.rms_eps)
-        self.qkv = linear(size, 3 * size, config, bias=True, rngs=rngs)
-        self.proj = linear(size, size, config, bias=True, rngs=rngs)
-        self.norm2 = RMSNorm(size, config.rms_eps)
-        self.mlp = GatedMLP(config, bias=True, rngs=rngs)
-        self.num_heads = config.num_heads
+        self.norm1: Any = _norm(config, size)
+        if config.fused_qkv:
+            self.qkv = Linear(size, 3 * size, config, bias=True, rngs=rngs)
+        else:
+            self.q = Linear(size, size, config, bias=True, rngs=rngs)
+            self.k = Linear(size, size, config, bias=True, rngs=rngs)
+            self.v = Linear(size, size, config, bias=True, rngs=rngs)
+        self.proj = Linear(size, size, config, bias=True, rngs=rngs)
+        self.norm2: Any = _norm(config, size)
+        self.mlp = MLP(config, bias=True, rngs=rngs)
+        self.num_heads, self.fused = config.num_heads, config.fused_qkv
 
-    def __call__(self, x: jax.Array, rotation: tuple[jax.Array, jax.Array], segment: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, rotation: KeyValue | None, segment: jax.Array | None) -> jax.Array:
         """Runs one block on x (P, S, E) with cosine and sine (P, S, H/2) and segment ids (P, S)."""
         x = constrain(x)
-        q, k, v = jnp.split(self.qkv(self.norm1(x)), 3, axis=-1)
-        q, k, v = (part.reshape(*x.shape[:-1], self.num_heads, -1) for part in (q, k, v))
-        q, k = (rotate(part.astype(jnp.float32), rotation).astype(x.dtype) for part in (q, k))
-        mask = segment[:, :, None] == segment[:, None, :]
+        y = self.norm1(x)
+        parts = jnp.split(self.qkv(y), 3, axis=-1) if self.fused else (self.q(y), self.k(y), self.v(y))
+        q, k, v = (part.reshape(*x.shape[:-1], self.num_heads, -1) for part in parts)
+        if rotation is not None:
+            q, k = (rotate(part.astype(jnp.float32), rotation).astype(x.dtype) for part in (q, k))
+        mask = None if segment is None else segment[:, :, None] == segment[:, None, :]
         x = x + self.proj(attend(q[:, None], None, (k[:, None], v[:, None]), None, mask)[:, 0])
         return constrain(x + self.mlp(self.norm2(x)))
 
@@ -42,30 +116,52 @@ class VisionBlock(nnx.Module):
 class Merger(nnx.Module):
     """Normalises patches, joins merge² neighbours and maps them to the width of the text model."""
 
-    def __init__(self, config: Any, *, rngs: nnx.Rngs):
+    join_first = False
+
+    def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
         self.width = config.hidden_size * config.spatial_merge_size**2
-        self.norm = RMSNorm(config.hidden_size, config.rms_eps)
-        self.up = linear(self.width, self.width, config, bias=True, rngs=rngs)
-        self.out = linear(self.width, config.out_hidden_size, config, bias=True, rngs=rngs)
+        self.norm: Any = _norm(config, self.width if self.join_first else config.hidden_size)
+        self.up = Linear(self.width, self.width, config, bias=True, rngs=rngs)
+        self.out = Linear(self.width, config.out_hidden_size, config, bias=True, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = self.norm(x).reshape(x.shape[0], -1, self.width)
+        joined = (x.shape[0], -1, self.width)
+        x = self.norm(x.reshape(joined)) if self.join_first else self.norm(x).reshape(joined)
         return self.out(jax.nn.gelu(self.up(x), approximate=False))
 
 
-def init(config: Any, key: jax.Array) -> dict:
-    """Fresh weights of the tower described by a vision config."""
+class DeepStackMerger(Merger):
+    """A merger that joins the neighbours before it normalises them."""
+
+    join_first = True
+
+
+def init(config: VisionConfig, key: jax.Array) -> dict:
+    """Fresh weights of a tower: ``vision``, and ``projector`` where it is pooled."""
     patch, blocks, merger = jax.random.split(key, 3)
-    kernel = config.initializer_range * jax.random.normal(patch, (config.patch_dim, config.hidden_size))
-    return {
-        "patch": {"kernel": kernel},
-        "blocks": stack(VisionBlock, config, blocks, config.depth),
-        "merger": create(Merger, config, merger),
-    }
+    position, deepstack = jax.random.split(jax.random.fold_in(key, 1))
+    size, scale = config.hidden_size, config.initializer_range
+    tower: dict[str, Any] = {"patch": {"kernel": scale * jax.random.normal(patch, (config.patch_dim, size))}}
+    if config.patch_bias:
+        tower["patch"]["bias"] = jnp.zeros(size)
+    if config.num_positions:
+        tower["position"] = scale * jax.random.normal(position, (config.num_positions, size))
+    tower["blocks"] = stack(VisionBlock, config, blocks, config.depth)
+    for writer in (tower["blocks"]["proj"], tower["blocks"]["mlp"]["down"]):
+        writer["kernel"] = writer["kernel"] / (2 * config.depth) ** 0.5
+    if config.deepstack:
+        tower["deepstack"] = stack(DeepStackMerger, config, deepstack, len(config.deepstack))
+    if not config.pooled:
+        return {"vision": tower | {"merger": create(Merger, config, merger)}}
+    kernel = scale * jax.random.normal(merger, (size, config.out_hidden_size))
+    tower["norm"] = {"weight": jnp.ones(size), "bias": jnp.zeros(size)}
+    return {"vision": tower, "projector": {"kernel": kernel, "norm": {"weight": jnp.zeros(size)}}}
 
 
-def rotation(config: Any, position: jax.Array) -> tuple[jax.Array, jax.Array]:
+def rotation(config: VisionConfig, position: jax.Array) -> KeyValue | None:
     """Cosine and sine (P, S, H/2): the first half of the angles turns with the row, the second with the column."""
+    if config.rope_theta is None:
+        return None
     quarter = config.hidden_size // config.num_heads // 4
     inverse = jnp.asarray(1.0 / config.rope_theta ** (np.arange(quarter) / quarter), jnp.float32)
     angles = position[..., None].astype(jnp.float32) * inverse.reshape(1, 1, 1, -1)
@@ -73,28 +169,64 @@ def rotation(config: Any, position: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jnp.cos(angles), jnp.sin(angles)
 
 
-def encode(params: dict, config: Any, vision: Vision, *, remat: bool = False) -> jax.Array:
+def encode(
+    params: dict, config: VisionConfig, vision: Vision, *, remat: bool = False
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     """Features of all media of every prompt.
 
     Args:
         params: weights as :func:`init` makes them.
-        config: a vision config.
+        config: of the tower.
         vision: patches with their positions and segments.
         remat: recompute the blocks in the backward pass.
 
     Returns:
-        (P, S / merge², out_hidden_size); rows of padding are finite and meaningless.
+        (P, S / merge², out_hidden_size), and as many features of that shape for the first text layers as
+        ``config.deepstack`` has blocks; rows of padding are finite and meaningless.
     """
-    x = constrain(vision.patches.astype(params["patch"]["kernel"].dtype) @ params["patch"]["kernel"])
+    tower = params["vision"]
+    x, shape = _embed(tower, config, vision), vision.patches.shape[:2]
     turn = rotation(config, vision.position)
+    if config.image_size:  # every image is a row of its own, whose patches all see each other
+        x = x.reshape(-1, config.unit, x.shape[-1])
     is_full = np.isin(np.arange(config.depth), config.full_blocks)
 
-    def block(x, layer):
-        weights, full = layer
-        segment = jnp.where(full, vision.frame, vision.window)
-        return bind(VisionBlock, config, weights)(x, turn, segment), None
+    def block(x, weights, full):
+        segment = None if config.image_size else vision.frame
+        if vision.window is not None:
+            segment = jnp.where(full, vision.frame, vision.window)
+        return bind(VisionBlock, config, weights)(x, turn, segment)
 
-    if remat:
-        block = jax.checkpoint(block, prevent_cse=False)
-    x, _ = jax.lax.scan(block, x, (params["blocks"], is_full))
-    return constrain(bind(Merger, config, params["merger"])(x))
+    def step(carry, layer):
+        (x, kept), (index, full, weights) = carry, layer
+        x = layers.maybe_remat(block, remat)(x, weights, full)
+        return (x, [jnp.where(index == at, x, old) for at, old in zip(config.deepstack, kept, strict=True)]), None
+
+    carry = x, [jnp.zeros_like(x) for _ in config.deepstack]
+    (x, kept), _ = jax.lax.scan(step, carry, (np.arange(config.depth), is_full, tower["blocks"]))
+    if config.pooled:
+        return _pool(params, config, x.reshape(*shape, -1)), ()
+    mergers = layers.unstack(tower["deepstack"]) if kept else ()
+    deep = tuple(constrain(bind(DeepStackMerger, config, w)(x)) for w, x in zip(mergers, kept, strict=True))
+    return constrain(bind(Merger, config, tower["merger"])(x)), deep
+
+
+def _embed(tower: dict, config: VisionConfig, vision: Vision) -> jax.Array:
+    """Patches (P, S, patch_dim) as vectors (P, S, E), their learned positions added."""
+    kernel = tower["patch"]["kernel"]
+    x = vision.patches.astype(kernel.dtype) @ kernel
+    if config.patch_bias:
+        x += layers.along_last(tower["patch"]["bias"], x)
+    if config.num_positions:
+        taps, weights = jnp.asarray(vision.taps), jnp.asarray(vision.weights)
+        corners = [tower["position"][taps[..., i]] * weights[..., i, None] for i in range(taps.shape[-1])]
+        x += functools.reduce(jnp.add, corners).astype(x.dtype)
+    return constrain(x)
+
+
+def _pool(params: dict, config: VisionConfig, x: jax.Array) -> jax.Array:
+    """The mean of merge² neighbours, normed and mapped to the width of the text model."""
+    norm, projector = params["vision"]["norm"], params["projector"]
+    x = layers.layer_norm(x, norm["weight"], norm["bias"], config.eps)
+    x = x.reshape(x.shape[0], -1, config.spatial_merge_size**2, x.shape[-1]).mean(axis=2)
+    return constrain(layers.rms_norm(x, projector["norm"]["weight"], config.eps, offset=True) @ projector["kernel"])

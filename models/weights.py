@@ -1,142 +1,258 @@
-"""Weights of Qwen2.5-VL checkpoints: Hugging Face's tensor names and layouts to our parameter tree, and back."""
+"""Hugging Face's tensor names and layouts of every family, to our parameter tree and back."""
 
-from collections.abc import Mapping
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from fairgrpo_jax.models import qwen2_5_vl
+from fairgrpo_jax import models
 
 
-# A path in our tree -> the name in a published checkpoint; "*" is the layer.
-_TEXT = {
-    "embedding": "model.embed_tokens.weight",
-    "norm.weight": "model.norm.weight",
-    "head.kernel": "lm_head.weight",
-    "layers.input_norm.weight": "model.layers.*.input_layernorm.weight",
-    "layers.post_norm.weight": "model.layers.*.post_attention_layernorm.weight",
-    "layers.attention.o.kernel": "model.layers.*.self_attn.o_proj.weight",
-    **{f"layers.attention.{part}.kernel": f"model.layers.*.self_attn.{part}_proj.weight" for part in "qkv"},
-    **{f"layers.attention.{part}.bias": f"model.layers.*.self_attn.{part}_proj.bias" for part in "qkv"},
-    **{f"layers.mlp.{part}.kernel": f"model.layers.*.mlp.{part}_proj.weight" for part in ("gate", "up", "down")},
+# Our path -> the published name, both without the last part (kernel, weight, bias); "*" is the layer.
+_DECODER = {
+    "embedding": "embed_tokens",
+    "norm": "norm",
+    "layers.input_norm": "layers.*.input_layernorm",
+    "layers.post_norm": "layers.*.post_attention_layernorm",
+    **{f"layers.attention.{part}": f"layers.*.self_attn.{part}_proj" for part in "qkvo"},
+    **{f"layers.attention.{part}": f"layers.*.self_attn.{part}" for part in ("q_norm", "k_norm")},
+    **{f"layers.mlp.{part}": f"layers.*.mlp.{part}_proj" for part in ("gate", "up", "down")},
 }
-_VISION = {
-    "vision.patch.kernel": "visual.patch_embed.proj.weight",
-    "vision.blocks.norm1.weight": "visual.blocks.*.norm1.weight",
-    "vision.blocks.norm2.weight": "visual.blocks.*.norm2.weight",
-    "vision.blocks.qkv.kernel": "visual.blocks.*.attn.qkv.weight",
-    "vision.blocks.qkv.bias": "visual.blocks.*.attn.qkv.bias",
-    "vision.blocks.proj.kernel": "visual.blocks.*.attn.proj.weight",
-    "vision.blocks.proj.bias": "visual.blocks.*.attn.proj.bias",
-    **{
-        f"vision.blocks.mlp.{part}.kernel": f"visual.blocks.*.mlp.{part}_proj.weight" for part in ("gate", "up", "down")
+_GEMMA = _DECODER | {
+    "layers.attention_out_norm": "layers.*.post_attention_layernorm",
+    "layers.post_norm": "layers.*.pre_feedforward_layernorm",
+    "layers.mlp_out_norm": "layers.*.post_feedforward_layernorm",
+}
+_TOWER = {
+    "patch": "patch_embed.proj",
+    **{f"blocks.{part}": f"blocks.*.{part}" for part in ("norm1", "norm2")},
+    **{f"blocks.{part}": f"blocks.*.attn.{part}" for part in ("qkv", "proj")},
+}
+_TOWER_2 = _TOWER | {"merger.norm": "merger.ln_q", "merger.up": "merger.mlp.0", "merger.out": "merger.mlp.2"}
+_MERGER_3 = {"norm": "norm", "up": "linear_fc1", "out": "linear_fc2"}
+_TOWERS = {
+    "qwen2_vl": _TOWER_2 | {"blocks.mlp.up": "blocks.*.mlp.fc1", "blocks.mlp.down": "blocks.*.mlp.fc2"},
+    "qwen2_5_vl": _TOWER_2 | {f"blocks.mlp.{part}": f"blocks.*.mlp.{part}_proj" for part in ("gate", "up", "down")},
+    "qwen3_vl": _TOWER
+    | {
+        "position": "pos_embed",
+        "blocks.mlp.up": "blocks.*.mlp.linear_fc1",
+        "blocks.mlp.down": "blocks.*.mlp.linear_fc2",
+    }
+    | {f"merger.{ours}": f"merger.{theirs}" for ours, theirs in _MERGER_3.items()}
+    | {f"deepstack.{ours}": f"deepstack_merger_list.*.{theirs}" for ours, theirs in _MERGER_3.items()},
+    "gemma3": {
+        "patch": "embeddings.patch_embedding",
+        "position": "embeddings.position_embedding",
+        "norm": "post_layernorm",
+        **{f"blocks.norm{i}": f"encoder.layers.*.layer_norm{i}" for i in (1, 2)},
+        **{f"blocks.{part}": f"encoder.layers.*.self_attn.{part}_proj" for part in "qkv"},
+        "blocks.proj": "encoder.layers.*.self_attn.out_proj",
+        "blocks.mlp.up": "encoder.layers.*.mlp.fc1",
+        "blocks.mlp.down": "encoder.layers.*.mlp.fc2",
     },
-    **{f"vision.blocks.mlp.{part}.bias": f"visual.blocks.*.mlp.{part}_proj.bias" for part in ("gate", "up", "down")},
-    "vision.merger.norm.weight": "visual.merger.ln_q.weight",
-    "vision.merger.up.kernel": "visual.merger.mlp.0.weight",
-    "vision.merger.up.bias": "visual.merger.mlp.0.bias",
-    "vision.merger.out.kernel": "visual.merger.mlp.2.weight",
-    "vision.merger.out.bias": "visual.merger.mlp.2.bias",
 }
-_NAMES = _TEXT | _VISION
+# Held by some files and used by no model: the pooling head of SigLIP.
+_UNUSED = r"^vision_tower\.head\."
+_PROJECTOR = {
+    "projector.kernel": "multi_modal_projector.mm_input_projection_weight",
+    "projector.norm": "multi_modal_projector.mm_soft_emb_norm",
+}
 
 
-def from_hugging_face(tensors: Mapping[str, np.ndarray], config: qwen2_5_vl.Config) -> dict:
-    """Our parameter tree from the tensors of a checkpoint.
+def _table(decoder: dict, text: str, head: str, family: str = "", tower: str = "", more: dict | None = None) -> dict:
+    names = {ours: text + theirs for ours, theirs in decoder.items()} | {"head": head}
+    names |= {f"vision.{ours}": tower + theirs for ours, theirs in _TOWERS.get(family, {}).items()}
+    return names | (more or {})
+
+
+# As the hub publishes them, by model_type.
+_NAMES = {
+    "qwen2_vl": _table(_DECODER, "model.", "lm_head", "qwen2_vl", "visual."),
+    "qwen2_5_vl": _table(_DECODER, "model.", "lm_head", "qwen2_5_vl", "visual."),
+    "qwen3_vl": _table(_DECODER, "model.language_model.", "lm_head", "qwen3_vl", "model.visual."),
+    "gemma3": _table(
+        _GEMMA,
+        "language_model.model.",
+        "language_model.lm_head",
+        "gemma3",
+        "vision_tower.vision_model.",
+        _PROJECTOR,
+    ),
+    **dict.fromkeys(("qwen2", "qwen3", "mistral"), _table(_DECODER, "model.", "lm_head")),
+}
+
+# The spellings of other releases, brought to one: transformers 5 names the parts differently in memory than on disk.
+_SPELLINGS = (
+    (r"^(model\.)?(language_model\.)?lm_head\.", "lm_head."),
+    (r"^(model\.language_model\.|language_model\.model\.|model\.)(?=embed_tokens\.|layers\.|norm\.)", "text."),
+    (r"^(model\.)?visual\.", "visual."),
+    (r"^(model\.)?vision_tower\.(vision_model\.)?", "vision_tower."),
+    (r"^(model\.)?multi_modal_projector\.", "multi_modal_projector."),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Slot:
+    """A published tensor and its place in our tree."""
+
+    name: str  # as the hub publishes it
+    shape: tuple[int, ...]  # likewise
+    path: str  # of our leaf
+    layer: int | None  # in the leaf's stack, if it has one
+    transposed: bool  # a linear kernel, published as (out, in)
+
+    def to_ours(self, tensor: np.ndarray) -> np.ndarray:
+        """The tensor, or some of its first rows' axis, in our orientation."""
+        return tensor.reshape(len(tensor), -1).T if self.transposed else tensor
+
+    def to_published(self, array: np.ndarray) -> np.ndarray:
+        """The inverse of :meth:`to_ours`, for the whole tensor."""
+        return np.ascontiguousarray(array.T if self.transposed else array).reshape(self.shape)
+
+
+def slots(config: Any) -> dict[str, list[Slot]]:
+    """Every leaf of the model's tree, and the published tensors that it is made of."""
+    leaves = flatten(jax.eval_shape(lambda: models.family(config).init(config, jax.random.key(0))))
+    return {path: _slots(path, leaf.shape, config) for path, leaf in leaves.items()}
+
+
+def match(found: Mapping[str, Any], config: Any, same: Callable[[Any, Any], bool]) -> dict[str, str]:
+    """The name under which a checkpoint has each tensor, by its published name.
 
     Args:
-        tensors: name to array, as published (``model.layers...``, ``visual...``) or as transformers 5 holds them in
-            memory (``model.language_model.layers...``, ``model.visual...``).  A tied checkpoint may repeat the
-            embedding as ``lm_head.weight``.
+        found: name to anything with a ``shape``; every known spelling is understood.
         config: the model.
-
-    Returns:
-        Nested dict of NumPy arrays in the dtype of the tensors; linear weights transposed to (in, out), layers stacked.
+        same: whether two tensors are equal; asked when a tied checkpoint repeats the embedding as its head.
 
     Raises:
-        ValueError: naming every missing, unexpected and misshaped tensor.
+        ValueError: naming every missing, unexpected and misshapen tensor.
     """
-    tensors = {_published(name): np.asarray(tensor) for name, tensor in tensors.items()}
-    if config.tie_word_embeddings and np.array_equal(
-        tensors.get("lm_head.weight", ()), tensors.get("model.embed_tokens.weight", ())
-    ):
-        del tensors["lm_head.weight"]
-    shapes = _shapes(config)
-    wanted = {
-        name: shape for path, leaf in shapes.items() for name, shape in _tensors(path, leaf.shape, config).items()
-    }
-    _check(tensors, wanted)
-    params: dict[str, Any] = {}
-    for path in shapes:
-        names = _tensors(path, shapes[path].shape, config)
-        parts = [_to_ours(path, tensors[name]) for name in names]
-        *folders, leaf = path.split(".")
-        node = params
-        for folder in folders:
-            node = node.setdefault(folder, {})
-        node[leaf] = np.stack(parts) if "*" in _NAMES[path] else parts[0]
-    return params
-
-
-def to_hugging_face(params: dict, config: qwen2_5_vl.Config) -> dict[str, np.ndarray]:
-    """The tensors of a checkpoint, under their published names, from our parameter tree.
-
-    The inverse of :func:`from_hugging_face`; a tied head is left out.
-    """
-    tensors = {}
-    for path, leaf in _flatten(params).items():
-        leaf = np.asarray(leaf)
-        names = _tensors(path, leaf.shape, config)
-        layers = leaf if "*" in _NAMES[path] else leaf[None]
-        for (name, shape), layer in zip(names.items(), layers, strict=True):
-            tensors[name] = np.ascontiguousarray(layer.T if path.endswith("kernel") else layer).reshape(shape)
-    return tensors
-
-
-def _published(name: str) -> str:
-    """The published spelling of a tensor name."""
-    if name.startswith("model.visual."):
-        return name.removeprefix("model.")
-    return name.replace("model.language_model.", "model.", 1)
-
-
-def _to_ours(path: str, tensor: np.ndarray) -> np.ndarray:
-    return tensor.reshape(len(tensor), -1).T if path.endswith("kernel") else tensor
-
-
-def _tensors(path: str, shape: tuple[int, ...], config: qwen2_5_vl.Config) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors that make up one leaf of our tree."""
-    name = _NAMES[path]
-    names = [name.replace("*", str(layer)) for layer in range(shape[0])] if "*" in name else [name]
-    shape = shape[1:] if "*" in name else shape
-    if path.endswith("kernel"):
-        shape = shape[::-1]
-    if path == "vision.patch.kernel":
-        tower = config.vision
-        shape = (shape[0], tower.in_channels, tower.temporal_patch_size, tower.patch_size, tower.patch_size)
-    return dict.fromkeys(names, tuple(shape))
-
-
-def _shapes(config: qwen2_5_vl.Config) -> dict[str, Any]:
-    return _flatten(jax.eval_shape(lambda: qwen2_5_vl.init(config, jax.random.key(0))))
-
-
-def _flatten(tree: dict) -> dict[str, Any]:
-    leaves = jax.tree.leaves_with_path(tree)
-    return {".".join(str(key.key) for key in path): leaf for path, leaf in leaves}
-
-
-def _check(tensors: Mapping[str, np.ndarray], wanted: Mapping[str, tuple[int, ...]]) -> None:
-    faults = [f"missing {name} {shape}" for name, shape in wanted.items() if name not in tensors]
-    faults += [f"unexpected {name} {tensors[name].shape}" for name in tensors if name not in wanted]
+    wanted = {_canonical(slot.name): slot for part in slots(config).values() for slot in part}
+    got: dict[str, str] = {}
+    faults = []
+    for name in found:
+        if re.match(_UNUSED, key := _canonical(name)):
+            continue
+        if key in got:
+            faults.append(f"{name} beside {got[key]}, two spellings of one")
+        got[key] = name
+    head, embedding = got.get("lm_head.weight"), got.get("text.embed_tokens.weight")
+    if head and embedding and "lm_head.weight" not in wanted and same(found[head], found[embedding]):
+        del got["lm_head.weight"]
+    faults += [f"missing {slot.name} {slot.shape}" for key, slot in wanted.items() if key not in got]
+    faults += [f"unexpected {name} {tuple(found[name].shape)}" for key, name in got.items() if key not in wanted]
     faults += [
-        f"{name} is {tensors[name].shape}, wanted {shape}"
-        for name, shape in wanted.items()
-        if name in tensors and tensors[name].shape != shape
+        f"{name} is {tuple(found[name].shape)}, wanted {wanted[key].shape}"
+        for key, name in got.items()
+        if key in wanted and tuple(found[name].shape) != wanted[key].shape
     ]
     if faults:
         raise ValueError(
             f"the tensors do not fit the config; is it that of the same checkpoint? {len(faults)} faults:\n  "
             + "\n  ".join(sorted(faults))
         )
+    return {slot.name: got[key] for key, slot in wanted.items()}
+
+
+def from_hugging_face(tensors: Mapping[str, np.ndarray], config: Any) -> dict:
+    """Our parameter tree from the tensors of a checkpoint.
+
+    Args:
+        tensors: name to array, as published or as transformers 5 holds them in memory.  A tied checkpoint may repeat
+            the embedding as ``lm_head.weight``.
+        config: the model.
+
+    Returns:
+        Nested dict of NumPy arrays in the dtype of the tensors; linear weights transposed to (in, out), layers stacked.
+
+    Raises:
+        ValueError: naming every missing, unexpected and misshapen tensor.
+    """
+    names = match(tensors, config, np.array_equal)
+    leaves = {}
+    for path, parts in slots(config).items():
+        arrays = [slot.to_ours(np.asarray(tensors[names[slot.name]])) for slot in parts]
+        leaves[path] = np.stack(arrays) if parts[0].layer is not None else arrays[0]
+    return unflatten(leaves)
+
+
+def to_hugging_face(params: dict, config: Any) -> dict[str, np.ndarray]:
+    """The tensors of a checkpoint, under their published names, from our parameter tree.
+
+    The inverse of :func:`from_hugging_face`; a tied head is left out.
+    """
+    leaves = flatten(params)
+    return {
+        slot.name: slot.to_published(np.asarray(leaves[path] if slot.layer is None else leaves[path][slot.layer]))
+        for path, parts in slots(config).items()
+        for slot in parts
+    }
+
+
+def modules(config: Any) -> dict[str, str]:
+    """Paths of our linear maps and norms -> names of transformers' modules in memory, ``*`` for the layer.
+
+    Example:
+        >>> from fairgrpo_jax.models import qwen2_5_vl
+        >>> modules(qwen2_5_vl.tiny())["layers.attention.q"]
+        'model.language_model.layers.*.self_attn.q_proj'
+    """
+    text = "model." if config.vision is None else "model.language_model."
+    named = {path: _canonical(name + ".").removesuffix(".") for path, name in _NAMES[config.model_type].items()}
+    return {
+        path: name.replace("text.", text, 1) if name.startswith(("text.", "lm_head")) else f"model.{name}"
+        for path, name in named.items()
+    }
+
+
+def canonical_module(name: str) -> str:
+    """One spelling for all that name the same module, of a published name or of one in memory."""
+    return _canonical(name + ".").removesuffix(".")
+
+
+def flatten(tree: dict) -> dict[str, Any]:
+    """A nested dict as ``{"layers.attention.q.kernel": leaf, ...}``."""
+    leaves = jax.tree.leaves_with_path(tree)
+    return {".".join(str(key.key) for key in path): leaf for path, leaf in leaves}
+
+
+def unflatten(leaves: Mapping[str, Any]) -> dict:
+    """The inverse of :func:`flatten`."""
+    tree: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        *folders, last = path.split(".")
+        node = tree
+        for folder in folders:
+            node = node.setdefault(folder, {})
+        node[last] = leaf
+    return tree
+
+
+def _slots(path: str, shape: tuple[int, ...], config: Any) -> list[Slot]:
+    names = _NAMES[config.model_type]
+    module, _, last = path.rpartition(".")
+    name = names[path] if path in names else names[module]
+    if path not in _PROJECTOR:
+        name += ".bias" if last == "bias" else ".weight"
+    layers = range(shape[0]) if "*" in name else [None]
+    shape = shape[1:] if "*" in name else shape
+    transposed = last == "kernel" and path not in _PROJECTOR
+    published = tuple(shape[::-1] if transposed else shape)
+    if path == "vision.patch.kernel":
+        tower = config.vision
+        frames = [] if config.model_type == "gemma3" else [tower.temporal_patch_size]
+        published = (published[0], tower.in_channels, *frames, tower.patch_size, tower.patch_size)
+    return [Slot(name.replace("*", str(layer)), published, path, layer, transposed) for layer in layers]
+
+
+def _canonical(name: str) -> str:
+    """One spelling for all that name the same tensor."""
+    for pattern, spelling in _SPELLINGS:
+        name, count = re.subn(pattern, spelling, name)
+        if count:
+            return name
+    return name

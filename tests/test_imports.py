@@ -16,7 +16,7 @@ FLOORS = (
     + ("metrics", "interop"),
     ("config", "mesh", "configs", "data", "models", "rewards", "tracking", "report"),
     ("rollout", "learner", "checkpoint", "runs"),
-    ("commandline", "evaluate", "sft", "train", "study"),
+    ("commandline", "evaluate", "sft", "train", "study", "export"),
 )
 ORDER = {name: (floor, place) for floor, names in enumerate(FLOORS) for place, name in enumerate(names)}
 # On the second floor only these arrows exist; data knows no model, models know no dataset.

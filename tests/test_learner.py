@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from fairgrpo_jax import config as options, fairness, learner, mesh
-from fairgrpo_jax.models import qwen2_5_vl
+from fairgrpo_jax.models import decoder
 from tests import tiny_batch
 
 
@@ -125,9 +125,9 @@ def test_prompt_once_equals_the_repeated_form(recorded):
         return (learner.completion_logprobs(params, tiny_batch.MODEL, batch.prompt, batch.tokens) * weight).sum()
 
     def again(params):
-        hidden, _ = qwen2_5_vl.prompt_pass(params, tiny_batch.MODEL, long)
+        hidden, _ = decoder.prompt_pass(params, tiny_batch.MODEL, long)
         states = jnp.take_along_axis(hidden, where[..., None], axis=1)
-        logprobs = qwen2_5_vl.log_probs(params, tiny_batch.MODEL, states, jnp.asarray(tokens.reshape(P * G, T)))
+        logprobs = decoder.log_probs(params, tiny_batch.MODEL, states, jnp.asarray(tokens.reshape(P * G, T)))
         return (logprobs.reshape(P, G, T) * weight).sum()
 
     assert_close(jax.jit(jax.value_and_grad(once))(params), jax.jit(jax.value_and_grad(again))(params), tolerance=3e-5)

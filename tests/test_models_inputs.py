@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fairgrpo_jax.models import qwen2_5_vl
+from fairgrpo_jax.models import gemma3, qwen2_5_vl, qwen2_vl, qwen3_vl, text
 from fairgrpo_jax.models.inputs import pack
 
 
@@ -28,6 +28,7 @@ def test_text_is_moved_to_the_left_and_counted():
     np.testing.assert_array_equal(prompt.valid, [[1, 1, 0, 0], [1, 1, 1, 1]])
     np.testing.assert_array_equal(prompt.order, [[0, 1, 1, 1], [0, 1, 2, 3]])
     np.testing.assert_array_equal(prompt.rope[..., 0], [[0, 1, 0, 0], [0, 1, 2, 3]])
+    np.testing.assert_array_equal(prompt.following, [2, 4])
     assert (prompt.feature == -1).all() and prompt.vision is None
 
 
@@ -52,11 +53,78 @@ def test_a_video_keeps_its_seconds_and_segments_count_on_from_medium_to_medium()
     prompt = pack(inputs, CONFIG, num_patches=20)
     # 1.5 time steps a frame, rounded down; the text goes on one above the start of the video (transformers 5).
     np.testing.assert_array_equal(prompt.rope[0], [[0] * 3, [1] * 3, [2, 2, 2], [3, 2, 2], [5, 2, 2], [3] * 3])
+    np.testing.assert_array_equal(prompt.following, [4])
     np.testing.assert_array_equal(prompt.feature[0], [0, -1, 1, 2, 3, -1])
     segments = [*np.repeat([0, 1, 2, 3], 4), *[-1] * 4]
     np.testing.assert_array_equal(vision_of(prompt).frame[0], segments)
     np.testing.assert_array_equal(vision_of(prompt).window[0], segments)
     np.testing.assert_array_equal(vision_of(prompt).patches[0, :, 0], [*[0] * 4, *[1] * 12, *[0] * 4])
+
+
+def test_without_a_rate_a_video_takes_one_step_a_frame():
+    videos = {"video_grid_thw": np.array([[3, 2, 2]]), "pixel_values_videos": np.ones((12, 96), np.float32)}
+    ids = {"input_ids": np.array([[7, VIDEO, VIDEO, VIDEO, 8]]), "second_per_grid_ts": [0.75]}
+    prompt = pack(ids | videos, qwen2_vl.tiny())
+    np.testing.assert_array_equal(prompt.rope[0], [[0] * 3, [1] * 3, [2, 1, 1], [3, 1, 1], [2] * 3])
+    assert vision_of(prompt).window is None and vision_of(prompt).taps is None and prompt.block is None
+
+
+def test_frames_between_time_stamps_are_media_of_their_own():
+    videos = {
+        "video_grid_thw": np.array([[2, 2, 4]]),
+        "pixel_values_videos": np.arange(16)[:, None] * np.ones((16, 96)),
+    }
+    ids = np.array([[20, VIDEO, VIDEO, 21, VIDEO, VIDEO, 8]])
+    prompt = pack({"input_ids": ids, **videos}, qwen3_vl.tiny())
+    rope = [[0] * 3, [1, 1, 1], [1, 1, 2], [3] * 3, [4, 4, 4], [4, 4, 5], [6] * 3]
+    np.testing.assert_array_equal(prompt.rope[0], rope)
+    np.testing.assert_array_equal(prompt.feature[0], [-1, 0, 1, -1, 2, 3, -1])
+    np.testing.assert_array_equal(vision_of(prompt).frame[0], np.repeat([0, 1], 8))
+    np.testing.assert_array_equal(vision_of(prompt).patches[0, :, 0], np.arange(16))
+
+
+def test_learned_positions_lie_between_the_corners_of_their_table():
+    config = qwen3_vl.tiny()  # a table of 6 x 6
+    vision = vision_of(pack({"input_ids": np.array([[IMAGE] * 2]), **image(1, 2, 4)}, config))
+    # Merge-block order.  Two rows lie on the first and the last of the table, four columns at 0, 5/3, 10/3 and 5.
+    wanted = {
+        (0, 0): {0: 1},
+        (0, 1): {1: 1 / 3, 2: 2 / 3},
+        (1, 0): {30: 1},
+        (1, 3): {35: 1},
+        (1, 2): {33: 2 / 3, 34: 1 / 3},
+    }
+    for place, shares in wanted.items():
+        row = vision.position[0].tolist().index(list(place))
+        dense = np.bincount(vision.taps[0, row], vision.weights[0, row], 36)
+        np.testing.assert_allclose(dense, [shares.get(i, 0) for i in range(36)], atol=1e-6)
+
+
+def test_images_of_one_size_are_cut_into_merged_blocks_and_numbered():
+    config = gemma3.tiny()  # 32 pixels, patches of 4, 2 x 2 of them merged
+    pixels = np.arange(2 * 3 * 32 * 32, dtype=np.float32).reshape(2, 3, 32, 32)
+    ids = np.array([[7, 3, *[IMAGE] * 16, 4, 8, *[IMAGE] * 16]])
+    prompt = pack({"input_ids": ids, "pixel_values": pixels, "token_type_ids": ids == IMAGE}, config)
+    np.testing.assert_array_equal(prompt.rope[0], np.repeat(np.arange(36)[:, None], 3, axis=1))
+    np.testing.assert_array_equal(prompt.block[0], [0, 0, *[1] * 16, 0, 0, *[2] * 16])
+    np.testing.assert_array_equal(prompt.feature[0], [-1, -1, *range(16), -1, -1, *range(16, 32)])
+    vision = vision_of(prompt)
+    assert vision.patches.shape == (1, 128, 48)
+    for patch in (0, 1, 2, 7, 63, 64, 127):
+        row, column = vision.position[0, patch] * 4
+        wanted = pixels[patch // 64, :, row : row + 4, column : column + 4]
+        np.testing.assert_array_equal(vision.patches[0, patch], wanted.ravel())
+    np.testing.assert_array_equal(vision.position[0, :5], [[0, 0], [0, 1], [1, 0], [1, 1], [0, 2]])
+    np.testing.assert_array_equal(vision.frame[0], np.repeat([0, 1], 64))
+    own = vision.position[0, :64, 0] * 8 + vision.position[0, :64, 1]  # every patch has a learned position of its own
+    np.testing.assert_array_equal(vision.taps[0, :64][vision.weights[0, :64] == 1], own)
+    assert (vision.weights.sum(-1) == 1).all()
+
+
+def test_images_side_by_side_are_one_block():
+    ids = np.array([[*[IMAGE] * 32, 8], [7, *[8] * 32]])
+    prompt = pack({"input_ids": ids, "pixel_values": np.zeros((2, 3, 32, 32))}, gemma3.tiny())
+    np.testing.assert_array_equal(prompt.block, [[*[1] * 32, 0], [0] * 33])
 
 
 def test_images_go_to_the_rows_that_ask_for_them():
@@ -102,3 +170,29 @@ def test_static_sizes_hold_in_a_batch_of_text():
 def test_what_cannot_be_packed_is_refused_by_name(inputs, options, message):
     with pytest.raises(ValueError, match=message):
         pack(inputs, CONFIG, **options)
+
+
+@pytest.mark.parametrize(
+    "config, inputs, options, message",
+    [
+        (
+            gemma3.tiny(),
+            {"input_ids": [[IMAGE] * 15], "pixel_values": np.zeros((1, 3, 32, 32))},
+            {},
+            "prompt 0.*truncated",
+        ),
+        (
+            gemma3.tiny(),
+            {"input_ids": [[IMAGE] * 16], "pixel_values": np.zeros((1, 3, 32, 28))},
+            {},
+            r"\(images, 3, 32, 32\)",
+        ),
+        (gemma3.tiny(), {"input_ids": [[IMAGE] * 16], "pixel_values": np.zeros((64, 48))}, {}, "images, 3"),
+        (gemma3.tiny(), {"input_ids": [[7]], "pixel_values_videos": np.zeros((4, 96))}, {}, "reads no videos"),
+        (gemma3.tiny(), {"input_ids": [[7]]}, {"num_patches": 32}, "multiple of 64, the patches of one image"),
+        (text.tiny(), {"input_ids": [[7]], "pixel_values": np.zeros((4, 96))}, {}, "reads no images"),
+    ],
+)
+def test_every_family_refuses_what_it_cannot_read(config, inputs, options, message):
+    with pytest.raises(ValueError, match=message):
+        pack(inputs, config, **options)

@@ -1,62 +1,106 @@
-"""Weights in and out: both spellings of the names, exact round trips, and one error that names every fault."""
+"""Names and layouts of published tensors, of every family."""
 
-import functools
-import json
-import pathlib
+import re
 
 import jax
 import numpy as np
 import pytest
 
-from fairgrpo_jax.models import qwen2_5_vl, weights
+from fairgrpo_jax import models
+from fairgrpo_jax.models import weights
+from tests import tiny_models
 
 
-@functools.cache
-def published(seed):
-    with np.load(pathlib.Path(__file__).parent / "golden" / f"qwen2_5_vl_{seed}.npz") as file:
-        config = qwen2_5_vl.Config.from_hugging_face(json.loads(str(file["config"])))
-        return config, {name.removeprefix("weights/"): file[name] for name in file.files if name.startswith("weights/")}
+def published(family, seed):
+    config, tensors, _ = tiny_models.published(family, int(seed))
+    return models.read_config(config), tensors
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_out_and_in_again_is_exact(seed):
-    config, tensors = published(seed)
-    out = weights.to_hugging_face(weights.from_hugging_face(tensors, config), config)
-    assert out.keys() == tensors.keys() and ("lm_head.weight" in out) == (seed == 1)
-    for name, tensor in tensors.items():
-        np.testing.assert_array_equal(out[name], tensor, err_msg=name)
+def in_memory(name):
+    """The spelling of transformers 5."""
+    name = re.sub(r"^(language_model\.model|model)\.(?=embed|layers|norm)", "model.language_model.", name)
+    name = name.replace("vision_tower.vision_model.", "vision_tower.")
+    return re.sub(r"^(?=visual|vision_tower|multi_modal_projector)", "model.", name)
 
 
-def test_the_tree_is_that_of_init():
-    config, tensors = published(1)
+@pytest.mark.parametrize("family, seed", tiny_models.FILES)
+def test_out_and_in_again_is_exact(family, seed):
+    config, tensors = published(family, seed)
     params = weights.from_hugging_face(tensors, config)
-    fresh = jax.eval_shape(lambda: qwen2_5_vl.init(config, jax.random.key(0)))
+    fresh = jax.eval_shape(lambda: models.family(config).init(config, jax.random.key(0)))
     assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, fresh)
+    out = weights.to_hugging_face(params, config)
+    assert len(out) == len(tensors)
+    again = weights.from_hugging_face(out, config)
+    jax.tree.map(np.testing.assert_array_equal, again, params)
+    for name in out.keys() & tensors.keys():
+        np.testing.assert_array_equal(out[name], tensors[name], err_msg=name)
 
 
-def test_names_held_in_memory_and_a_repeated_tied_head_are_read():
-    config, tensors = published(0)
-    renamed = {"lm_head.weight": tensors["model.embed_tokens.weight"]}
-    for name, tensor in tensors.items():
-        name = f"model.{name}" if name.startswith("visual.") else name.replace("model.", "model.language_model.", 1)
-        renamed[name] = tensor
-    got, expected = (weights.from_hugging_face(these, config) for these in (renamed, tensors))
+def test_published_names_of_each_family():
+    """One of every kind, as the hub has them."""
+    wanted = {
+        "qwen2_vl": ["model.layers.1.self_attn.q_proj.bias", "visual.blocks.0.mlp.fc1.weight"],
+        "qwen2_5_vl": ["model.norm.weight", "visual.blocks.0.mlp.gate_proj.bias", "visual.merger.mlp.2.bias"],
+        "qwen3_vl": [
+            "model.language_model.layers.0.self_attn.k_norm.weight",
+            "model.visual.pos_embed.weight",
+            "model.visual.deepstack_merger_list.0.norm.bias",
+            "model.visual.blocks.1.mlp.linear_fc2.weight",
+        ],
+        "gemma3": [
+            "language_model.model.layers.0.pre_feedforward_layernorm.weight",
+            "language_model.model.layers.0.post_attention_layernorm.weight",
+            "multi_modal_projector.mm_input_projection_weight",
+            "vision_tower.vision_model.encoder.layers.1.self_attn.out_proj.bias",
+            "vision_tower.vision_model.post_layernorm.weight",
+        ],
+        "mistral": ["model.embed_tokens.weight", "lm_head.weight", "model.layers.1.mlp.down_proj.weight"],
+    }  # fmt: skip
+    for family, names in wanted.items():
+        config, _ = published(family, 0)
+        have = {slot.name for part in weights.slots(config).values() for slot in part}
+        assert set(names) <= have, family
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "gemma3"])
+def test_every_spelling_and_a_repeated_tied_head_are_read(family):
+    config, tensors = published(family, 0)
+    tensors = weights.to_hugging_face(weights.from_hugging_face(tensors, config), config)
+    embedding = next(tensor for name, tensor in tensors.items() if name.endswith("embed_tokens.weight"))
+    renamed = {in_memory(name): tensor for name, tensor in tensors.items()}
+    assert not renamed.keys() & tensors.keys()
+    got, expected = (
+        weights.from_hugging_face(these, config) for these in (renamed | {"lm_head.weight": embedding}, tensors)
+    )
     jax.tree.map(np.testing.assert_array_equal, got, expected)
 
 
+def test_the_unused_head_of_siglip_is_ignored():
+    config, tensors = published("gemma3", 0)
+    more = tensors | {"vision_tower.vision_model.head.probe": np.zeros((1, 1, 4))}
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        weights.from_hugging_face(more, config),
+        weights.from_hugging_face(tensors, config),
+    )
+
+
 def test_one_error_names_every_fault():
-    config, tensors = published(0)
+    config, tensors = published("qwen2_5_vl", 0)
     broken = dict(tensors)
     del broken["model.norm.weight"]
     broken["model.layers.7.mlp.up_proj.weight"] = np.zeros((2, 2))
     broken["visual.merger.ln_q.weight"] = np.zeros(5)
     broken["lm_head.weight"] = tensors["model.embed_tokens.weight"] + 1
-    with pytest.raises(ValueError, match="4 faults") as error:
+    broken["model.visual.blocks.0.norm1.weight"] = tensors["visual.blocks.0.norm1.weight"]
+    with pytest.raises(ValueError, match="5 faults") as error:
         weights.from_hugging_face(broken, config)
     for fault in (
         "missing model.norm.weight (32,)",
         "unexpected model.layers.7.mlp.up_proj.weight (2, 2)",
         "visual.merger.ln_q.weight is (5,), wanted (32,)",
         "unexpected lm_head.weight (96, 32)",
+        "model.visual.blocks.0.norm1.weight beside visual.blocks.0.norm1.weight, two spellings of one",
     ):
         assert fault in str(error.value)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fairgrpo_jax import learner, mesh, models, rollout
-from fairgrpo_jax.models import qwen2_5_vl
+from fairgrpo_jax.models import decoder
 from fairgrpo_jax.rewards import accuracy
 from tests import tiny_batch
 
@@ -131,13 +131,13 @@ def test_top_p_keeps_only_the_nucleus():
 def test_loop_stops_when_every_row_has_ended(batch, monkeypatch):
     _, params, prompt = batch
     steps = []
-    decode = qwen2_5_vl.decode_step
+    decode = decoder.decode_step
 
     def counted(*args):
         jax.debug.callback(lambda t: steps.append(int(t)), args[-1])
         return decode(*args)
 
-    monkeypatch.setattr(qwen2_5_vl, "decode_step", counted)
+    monkeypatch.setattr(decoder, "decode_step", counted)
     options = SAMPLE | dict(max_new_tokens=LENGTH - 1, temperature=0.0)
     flat = dict(params, norm={"weight": params["norm"]["weight"] * 0})  # all logits 0: greedy takes id 0, an end token
     got = jax.block_until_ready(rollout.sample(flat, prompt, jax.random.key(0), **options))

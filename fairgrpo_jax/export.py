@@ -1,0 +1,72 @@
+"""Write the policy of a training run as a Hugging Face checkpoint folder, low-rank adapters merged.
+
+transformers and vLLM load the folder; so does ``fairgrpo_jax.models.load``.
+
+Example::
+
+    python -m fairgrpo_jax.export outputs/clinic/seed0/fair_grpo --out policy
+"""
+
+import contextlib
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from fairgrpo_jax import checkpoint, commandline, config as options, models, runs
+from fairgrpo_jax.models import lora
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """What the export takes."""
+
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """Run folder of `train`, `sft` or `study`."""
+    out: Path
+    """Folder to write; new, or without a model in it."""
+    step: int | None = None
+    """Which of the run's checkpoints, by its number under RUN/checkpoints; the last one by default."""
+
+
+def export(run: Path, out: Path, *, step: int | None = None) -> int:
+    """Writes the policy of a run as a checkpoint folder; returns the number of the checkpoint taken.
+
+    Args:
+        run: run folder; it may belong to a run that still goes on.
+        out: new folder, or one without a model.
+        step: number of the checkpoint; the last one by default.
+
+    Raises:
+        ValueError: no run folder, no such checkpoint, or a folder that holds a model already.
+    """
+    path = run / "config.json"
+    if not path.is_file():
+        raise ValueError(f"got {run} without a config.json; wanted a run folder of `python -m fairgrpo_jax.train`")
+    config = options.from_dict(json.loads(path.read_text()))
+    with contextlib.closing(checkpoint.manager(run / "checkpoints")) as checkpoints:
+        steps = sorted(checkpoints.all_steps())
+        if not steps:
+            raise ValueError(f"got {run} without a checkpoint; wanted a run that has saved one: let it train on")
+        step = steps[-1] if step is None else step
+        if step not in steps:
+            raise ValueError(f"got step={step}; wanted one of the checkpoints in {run}: {', '.join(map(str, steps))}")
+        params = checkpoint.saved_params(checkpoints, step)
+    vlm = models.VLM(runs.policy(config.model), params, runs.policy_processor(config.data))
+    vlm.save(out)
+    merged = ", its adapters merged," if lora.has(params) else ""
+    print(f"checkpoint {step} of {run}{merged} is in {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
+    return step
+
+
+def main() -> None:
+    """The command line."""
+    with commandline.one_line_errors():
+        arguments = tyro.cli(Arguments, prog="python -m fairgrpo_jax.export", description=__doc__)
+        export(arguments.run, arguments.out, step=arguments.step)
+
+
+if __name__ == "__main__":
+    main()

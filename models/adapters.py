@@ -1,0 +1,169 @@
+"""Low-rank adapters in the format of PEFT: ``adapter_config.json`` and ``adapter_model.safetensors``."""
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from fairgrpo_jax.models import lora, tensorfile, weights
+from fairgrpo_jax.models.folder import read_json
+from fairgrpo_jax.models.tensorfile import Tensor
+
+
+SETTINGS, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+PREFIX = "base_model.model."
+# What this format can ask for and our adapters do not compute; the values that ask for nothing.
+COMPUTED: dict[str, tuple] = {
+    "peft_type": ("LORA",),
+    "bias": ("none",),
+    "use_dora": (False, None),
+    "fan_in_fan_out": (False, None),
+    "modules_to_save": (None, []),
+    "lora_bias": (False, None),
+    "alora_invocation_tokens": (None,),
+}
+
+
+def save(vlm: Any, folder: Path | str) -> None:
+    """Writes the adapters of a model so that PEFT and vLLM load them beside the checkpoint that it came from.
+
+    Args:
+        vlm: a ``models.VLM`` with adapters.
+        folder: new, or without an adapter in it.
+
+    Raises:
+        ValueError: the model has no adapters, or the folder holds one.
+    """
+    folder, leaves = Path(folder), weights.flatten(vlm.params)
+    adapted = [path.removesuffix(".lora_a") for path in leaves if path.endswith(".lora_a")]
+    if not adapted:
+        raise ValueError("got a model without adapters; wanted one from lora.add: save the whole model with vlm.save")
+    if (folder / SETTINGS).exists():
+        raise ValueError(f"got {folder}, which holds an adapter already; wanted a new folder")
+    names, tensors, ranks = weights.modules(vlm.config), {}, {}
+    for path in adapted:
+        pair = [np.asarray(leaves[f"{path}.{name}"], np.float32) for name in lora.PAIR]
+        for layer in range(len(pair[0])) if "*" in names[path] else [None]:
+            name = names[path].replace("*", str(layer))
+            ranks[name] = pair[0].shape[-1]
+            for letter, part in zip("AB", pair, strict=True):
+                matrix = part if layer is None else part[layer]
+                tensors[f"{PREFIX}{name}.lora_{letter}.weight"] = np.ascontiguousarray(matrix.T)
+    folder.mkdir(parents=True, exist_ok=True)
+    shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+    tensorfile.write(folder / TENSORS, shapes, tensors.values())
+    settings = _settings(ranks, vlm.config.lora_scale) | {
+        "base_model_name_or_path": str(vlm.source.resolve()) if vlm.source else ""
+    }
+    (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def _settings(ranks: Mapping[str, int], scale: float) -> dict[str, Any]:
+    """What ``adapter_config.json`` says; the rank most maps have stands first, others by name."""
+    usual = max(set(ranks.values()), key=[*ranks.values()].count)
+    other = {name: rank for name, rank in ranks.items() if rank != usual}
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "inference_mode": True,
+        "r": usual,
+        "lora_alpha": scale * usual,
+        "rank_pattern": other,
+        "alpha_pattern": {name: scale * rank for name, rank in other.items()},
+        "target_modules": sorted(ranks),
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "modules_to_save": None,
+    }
+
+
+def load(vlm: Any, folder: Path | str) -> Any:
+    """The model with the adapters of a folder in PEFT's format.
+
+    Maps that have an adapter in some layers only, or of a smaller rank there, get zeros in the rest.  All adapters are
+    brought to the scale of the first: what a map asks for beyond that goes into its ``lora_b``.
+
+    Args:
+        vlm: a ``models.VLM`` without adapters.
+        folder: with ``adapter_config.json`` and ``adapter_model.safetensors``.
+
+    Raises:
+        ValueError: a file is missing or broken, asks for what is not computed here, or holds tensors that do not fit;
+            all misfits are named in one error.
+    """
+    folder = Path(folder)
+    if lora.has(vlm.params):
+        raise ValueError("got a model that has adapters already; wanted one without: merge them first")
+    settings = read_json(folder / SETTINGS)
+    wrong = {name: settings[name] for name, known in COMPUTED.items() if settings.get(name, known[0]) not in known}
+    if wrong:
+        wanted = {name: COMPUTED[name][0] for name in wrong}
+        raise ValueError(f"got {folder / SETTINGS} with {wrong}; wanted {wanted}, which alone is computed here")
+    if not (folder / TENSORS).exists():
+        raise ValueError(f"got {folder} without {TENSORS}; wanted an adapter in safetensors: pickles are never read")
+    pairs = _pairs(folder, vlm)
+    scale = _scale(settings, next(iter(pairs)), next(iter(pairs.values()))["A"].shape[0])
+    leaves = weights.flatten(vlm.params)
+    for path, name in weights.modules(vlm.config).items():
+        kernel = leaves.get(f"{path}.kernel")
+        stack = kernel.shape[0] if kernel is not None and "*" in name else None
+        mine = [pairs.get(name.replace("*", str(layer))) for layer in range(stack or 1)]
+        if kernel is None or not any(mine):
+            continue
+        rank = max(pair["A"].shape[0] for pair in mine if pair)
+        a = np.zeros((len(mine), kernel.shape[-2], rank), np.float32)
+        b = np.zeros((len(mine), rank, kernel.shape[-1]), np.float32)
+        for layer, pair in enumerate(mine):
+            if pair:
+                own = pair["A"].shape[0]
+                ratio = _scale(settings, name.replace("*", str(layer)), own) / scale
+                a[layer, :, :own] = pair["A"].read().T
+                b[layer, :own] = ratio * pair["B"].read().astype(np.float32).T
+        a, b = (jnp.asarray(x if stack else x[0]) for x in (a, b))
+        leaves |= lora.beside(path, kernel, a, b)
+    return dataclasses.replace(vlm, params=weights.unflatten(leaves), config=lora.scaled(vlm.config, scale))
+
+
+def _pairs(folder: Path, vlm: Any) -> dict[str, dict[str, Tensor]]:
+    """By module name as transformers has it in memory, the tensors A (r, in) and B (out, r); checked to fit."""
+    leaves, known = weights.flatten(vlm.params), {}
+    for path, name in weights.modules(vlm.config).items():
+        kernel = leaves.get(f"{path}.kernel") if path.startswith(lora.INSIDE) else None
+        if kernel is not None:
+            for layer in range(kernel.shape[0] if "*" in name else 1):
+                module = name.replace("*", str(layer))
+                known[weights.canonical_module(module)] = (module, kernel.shape[-2:])
+    pairs, faults = {}, []
+    for name, tensor in tensorfile.header(folder / TENSORS).items():
+        match = re.fullmatch(r"(?:base_model\.model\.)?(.*)\.lora_([AB])(?:\.default)?\.weight", name)
+        module = weights.canonical_module(match[1]) if match else None
+        if match is None or module not in known or len(tensor.shape) != 2:
+            faults.append(f"unexpected {name} {tensor.shape}")
+            continue
+        mine, (inputs, outputs) = known[module]
+        pairs.setdefault(mine, {})[match[2]] = tensor
+        axis, size = (1, inputs) if match[2] == "A" else (0, outputs)
+        if tensor.shape[axis] != size:
+            faults.append(f"{name} is {tensor.shape}, wanted {size} along axis {axis}")
+    for name, pair in pairs.items():
+        if pair.keys() != {"A", "B"} or pair["A"].shape[0] != pair["B"].shape[1]:
+            faults.append(f"{name} has no pair of A (r, in) and B (out, r)")
+    if faults or not pairs:
+        listed = "\n  ".join(sorted(faults))
+        raise ValueError(f"got {folder / TENSORS}, which does not fit the model; {len(faults)} faults:\n  {listed}")
+    return pairs
+
+
+def _scale(settings: Mapping[str, Any], module: str, rank: int) -> float:
+    """The scale of one map, alpha / r, or alpha / sqrt(r) where the adapter is rank-stabilised."""
+    patterns = settings.get("alpha_pattern") or {}
+    alpha = next(
+        (value for key, value in patterns.items() if re.fullmatch(rf"(.*\.)?({key})", module)), settings["lora_alpha"]
+    )
+    return alpha / (rank**0.5 if settings.get("use_rslora") else rank)

@@ -1,0 +1,401 @@
+"""The text decoder of all families, and two passes over it.
+
+``prompt_pass`` runs every prompt once, images included, and keeps the keys and values of its layers.  The G completions
+of a prompt attend to them: ``completion_pass`` runs whole completions (the update), ``decode_step`` one more token (the
+sampler).  All of them are pure functions of a plain nested dict of parameters, to be called under ``jax.jit``.
+
+    hidden, kv = prompt_pass(params, config, prompt)
+    first = policy_logits(params, config, last_hidden(prompt, hidden))      # of completion token 0
+    rest = completion_pass(params, config, prompt, kv, completions)         # its row t predicts token t + 1
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fairgrpo_jax.mesh import constrain
+from fairgrpo_jax.models import layers, vision
+from fairgrpo_jax.models.inputs import Prompt
+from fairgrpo_jax.models.layers import MASKED, DecoderLayer, KeyValue, bind, maybe_remat, rms_norm
+from fairgrpo_jax.models.vision import VisionConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """Everything static about a decoder; hashable, so it may be a static argument of ``jax.jit``.
+
+    The ``Config`` of every family is one of these with values of its own.
+    """
+
+    model_type: str  # as in the published ``config.json``
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    tie_word_embeddings: bool
+    eos_ids: tuple[int, ...]
+    pad_id: int
+    banned_ids: tuple[int, ...] = ()  # never sampled, and of probability 0 in the policy
+    vision: VisionConfig | None
+    image_id: int | None = None
+    video_id: int | None = None
+    vision_start_id: int | None = None
+    vision_end_id: int | None = None
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    offset_norm: bool = False  # norm weights are stored less 1 and multiplied in float32
+    sandwich_norms: bool = False  # norms after attention and MLP too
+    activation: str = "silu"
+    attention_scale: float | None = None  # of the scores; None: 1 / sqrt(head_dim)
+    embedding_scale: float = 1.0
+    rope_theta: float = 10_000.0
+    rope_factor: float = 1.0  # positions are divided by it
+    mrope_section: tuple[int, ...] = ()  # rotary frequencies that turn with time, row and column; (): one position
+    mrope_interleaved: bool = False  # these frequencies alternate, rather than stand in three chunks
+    window: int = 0  # keys a token of a local layer sees, itself included
+    local: tuple[bool, ...] = ()  # by layer: attends inside the window; (): none does
+    local_rope_theta: float | None = None  # of local layers, whose positions are never divided; None: as the others
+    rms_eps: float = 1e-6
+    initializer_range: float = 0.02
+    lora_scale: float = 1.0  # alpha / rank of low-rank adapters, where the parameters have any
+
+    gated = True  # of the MLP
+
+    def __post_init__(self):
+        if self.num_heads % self.num_kv_heads or self.head_dim % 2:
+            raise ValueError(
+                f"got num_heads={self.num_heads}, num_kv_heads={self.num_kv_heads}, head_dim={self.head_dim}; "
+                "wanted num_heads a multiple of num_kv_heads, and head_dim even"
+            )
+        chunks = not self.mrope_interleaved and sum(self.mrope_section) != self.head_dim // 2
+        if self.mrope_section and (len(self.mrope_section) != 3 or chunks):
+            raise ValueError(
+                f"got mrope_section={self.mrope_section}; wanted three numbers that sum to {self.head_dim // 2}, "
+                "half of head_dim"
+            )
+        if self.activation not in layers.ACTIVATIONS:
+            raise ValueError(f"got activation={self.activation!r}; wanted one of {sorted(layers.ACTIVATIONS)}")
+        if self.local and (len(self.local) != self.num_layers or (any(self.local) and self.window < 1)):
+            raise ValueError(
+                f"got window={self.window} and {len(self.local)} local flags for {self.num_layers} layers; "
+                "wanted a flag for every layer, and a window of at least 1"
+            )
+        if self.vision is not None and self.vision.out_hidden_size != self.hidden_size:
+            raise ValueError(f"vision features are {self.vision.out_hidden_size} wide, the text {self.hidden_size}")
+
+    @property
+    def local_layers(self) -> tuple[bool, ...]:
+        """Whether each layer attends inside the window."""
+        return self.local or (False,) * self.num_layers
+
+
+def init(config: TextConfig, key: jax.Array, dtype: Any = jnp.float32) -> dict:
+    """Fresh parameters: N(0, ``initializer_range``²) weights, norms that change nothing, biases 0.
+
+    The projections that write into the residual stream are divided by sqrt(2 * layers), as in GPT-2, so that a model
+    trained from scratch starts near the identity.
+
+    Args:
+        config: the model.
+        key: PRNG key.
+        dtype: of all parameters; activations follow it.
+    """
+    embedding, decoder, tower, head = jax.random.split(key, 4)
+    scale, size = config.initializer_range, config.hidden_size
+    params = {
+        "embedding": scale * jax.random.normal(embedding, (config.vocab_size, size)),
+        "layers": layers.stack(DecoderLayer, config, decoder, config.num_layers),
+        "norm": {"weight": jnp.zeros(size) if config.offset_norm else jnp.ones(size)},
+    }
+    for writer in (params["layers"]["attention"]["o"], params["layers"]["mlp"]["down"]):
+        writer["kernel"] = writer["kernel"] / (2 * config.num_layers) ** 0.5
+    if not config.tie_word_embeddings:
+        params["head"] = {"kernel": scale * jax.random.normal(head, (size, config.vocab_size))}
+    if config.vision is not None:
+        params |= vision.init(config.vision, tower)
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+
+
+def prompt_pass(params: dict, config: TextConfig, prompt: Prompt, *, remat: bool = False) -> tuple[jax.Array, KeyValue]:
+    """Runs every prompt once.
+
+    Args:
+        params: parameters as :func:`init` makes them.
+        config: the model.
+        prompt: P prompts padded to T tokens.
+        remat: recompute the layers in the backward pass instead of keeping their activations.
+
+    Returns:
+        hidden (P, T, d) after the final norm, meaningless at padding; keys and values, each (L, P, T, K, H).
+    """
+    x, deep = _embed_prompt(params, config, prompt, remat)
+    views = _prompt_views(config, prompt)
+
+    def run(x, weights, local):
+        view = _choose(views, local)
+        return bind(DecoderLayer, config, weights)(x, view.rotation, own_mask=view.own)
+
+    def layer(x, index_local_weights):
+        index, local, weights = index_local_weights
+        x, (k, v) = maybe_remat(run, remat)(x, weights, local)
+        for number, features in enumerate(deep):
+            x += jnp.where(index == number, features, 0)
+        return x, (k[:, 0], v[:, 0])
+
+    xs = np.arange(config.num_layers), np.array(config.local_layers), params["layers"]
+    x, kv = jax.lax.scan(layer, x[:, None], xs)
+    return _final_norm(params, config, x)[:, 0], kv
+
+
+def completion_pass(
+    params: dict, config: TextConfig, prompt: Prompt, prompt_kv: KeyValue, tokens: jax.Array, *, remat: bool = False
+) -> jax.Array:
+    """Runs whole completions against the keys and values of their prompts.
+
+    Token t of a completion stands at order n + t, with n the length of its prompt, and at rotary position
+    ``prompt.following + t`` in all three rows, whatever the padding.  It sees its whole prompt and tokens 0..t of its
+    own rollout; in a local layer, those of them inside the window.
+
+    Args:
+        params: parameters.
+        config: the model.
+        prompt: the P prompts that ``prompt_kv`` comes from.
+        prompt_kv: keys and values of :func:`prompt_pass`, each (L, P, Tp, K, H).
+        tokens: (P, G, T) int32 completions, padded on the right with anything.
+        remat: recompute the layers in the backward pass.
+
+    Returns:
+        hidden (P, G, T, d) after the final norm; row t predicts token t + 1.
+    """
+    steps = jnp.arange(tokens.shape[-1])
+    views = _completion_views(config, prompt, steps, steps)
+
+    def run(x, weights, kv, local):
+        view = _choose(views, local)
+        module = bind(DecoderLayer, config, weights)
+        return module(x, view.rotation, own_mask=view.own, prompt_kv=kv, prompt_mask=view.prompt)[0]
+
+    def layer(x, local_weights_kv):
+        local, weights, kv = local_weights_kv
+        return maybe_remat(run, remat)(x, weights, kv, local), None
+
+    xs = np.array(config.local_layers), params["layers"], prompt_kv
+    x, _ = jax.lax.scan(layer, _embed(params, config, tokens), xs)
+    return _final_norm(params, config, x)
+
+
+def unstack(params: dict, prompt_kv: KeyValue) -> tuple[dict, tuple[KeyValue, ...]]:
+    """Splits weights and prompt keys and values by layer, as :func:`decode_step` wants them; once, before the loop."""
+    return {**params, "layers": layers.unstack(params["layers"])}, layers.unstack(prompt_kv)
+
+
+def init_caches(
+    config: TextConfig, num_prompts: int, num_rollouts: int, size: int, dtype: Any = jnp.float32
+) -> tuple[KeyValue, ...]:
+    """Empty own keys and values of every layer, each (P, G, S, K, H), for completions of up to ``size`` tokens."""
+    shape = (num_prompts, num_rollouts, size, config.num_kv_heads, config.head_dim)
+    return tuple((jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(config.num_layers))
+
+
+def decode_step(
+    params: dict,
+    config: TextConfig,
+    prompt: Prompt,
+    prompt_kv: tuple[KeyValue, ...],
+    caches: tuple[KeyValue, ...],
+    tokens: jax.Array,
+    t: jax.Array | int,
+) -> tuple[jax.Array, tuple[KeyValue, ...]]:
+    """Runs token t of every completion: :func:`completion_pass` one token at a time.
+
+    Args:
+        params: parameters split by :func:`unstack`.
+        config: the model.
+        prompt: the P prompts.
+        prompt_kv: the prompts' keys and values split by :func:`unstack`.
+        caches: own keys and values of tokens 0..t-1, from :func:`init_caches` or the step before.
+        tokens: (P, G) int32, token t of every completion.
+        t: position in the completion, may be traced.
+
+    Returns:
+        hidden (P, G, d) after the final norm, which predicts token t + 1; the caches with token t.
+    """
+    x = _embed(params, config, tokens)[:, :, None]
+    views = _completion_views(config, prompt, jnp.asarray(t)[None], jnp.arange(caches[0][0].shape[2]))
+    updated = []
+    for local, weights, kv, cache in zip(config.local_layers, params["layers"], prompt_kv, caches, strict=True):
+        view, module = views[local], bind(DecoderLayer, config, weights)
+        x, cache = module(x, view.rotation, own_mask=view.own, prompt_kv=kv, prompt_mask=view.prompt, cache=cache, t=t)
+        updated.append(cache)
+    return _final_norm(params, config, x)[:, :, 0], tuple(updated)
+
+
+def last_hidden(prompt: Prompt, hidden: jax.Array) -> jax.Array:
+    """The hidden state (P, d) of every prompt's last token, which predicts the first token of its completions."""
+    last = jnp.argmax(prompt.order, axis=1)
+    return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
+
+
+def head(params: dict, config: TextConfig, hidden: jax.Array) -> jax.Array:
+    """Logits (..., V) in float32 of hidden states (..., d), as the checkpoint defines them."""
+    kernel = params["embedding"].T if config.tie_word_embeddings else params["head"]["kernel"]
+    return jnp.matmul(constrain(hidden), kernel, preferred_element_type=jnp.float32)
+
+
+def policy_logits(
+    params: dict, config: TextConfig, hidden: jax.Array, temperature: float | jax.Array = 1.0
+) -> jax.Array:
+    """Logits (..., V) in float32 of the distribution that is sampled from and trained.
+
+    ``head(hidden) / temperature``, with the ids of ``config.banned_ids`` at -1e30: images are never sampled, and what
+    is never sampled has probability 0 in the update as well.
+    """
+    logits = head(params, config, hidden) / temperature
+    banned = np.isin(np.arange(config.vocab_size), config.banned_ids)
+    return jnp.where(banned.reshape((1,) * (logits.ndim - 1) + (-1,)), MASKED, logits)
+
+
+def log_probs(
+    params: dict,
+    config: TextConfig,
+    hidden: jax.Array,
+    targets: jax.Array,
+    *,
+    temperature: float | jax.Array = 1.0,
+    chunk: int = 128,
+) -> jax.Array:
+    """Log-probabilities of targets under :func:`policy_logits`, never holding the logits of more than ``chunk`` steps.
+
+    Args:
+        params: parameters.
+        config: the model.
+        hidden: (..., T, d); row t predicts ``targets[..., t]``.
+        targets: (..., T) int32.
+        temperature: of the policy, above 0.
+        chunk: time steps whose logits (..., chunk, V) exist at once; they are recomputed in the backward pass.
+
+    Returns:
+        (..., T) float32.
+    """
+
+    def score(hidden, targets):
+        logits = policy_logits(params, config, hidden, temperature)
+        picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+        return picked - jax.nn.logsumexp(logits, axis=-1)
+
+    steps = targets.shape[-1]
+    if steps <= chunk:
+        return jax.checkpoint(score)(hidden, targets)
+    count = -(-steps // chunk)
+    spare = count * chunk - steps
+    lead = [(0, 0)] * (targets.ndim - 1)
+    hidden = jnp.pad(hidden, [*lead, (0, spare), (0, 0)]).reshape(*targets.shape[:-1], count, chunk, -1)
+    targets = jnp.pad(targets, [*lead, (0, spare)]).reshape(*targets.shape[:-1], count, chunk)
+    parts = jnp.moveaxis(hidden, -3, 0), jnp.moveaxis(targets, -2, 0)
+    scores = jax.lax.map(lambda part: jax.checkpoint(score)(*part), parts)
+    return jnp.moveaxis(scores, 0, -2).reshape(*targets.shape[:-2], -1)[..., :steps]
+
+
+def _embed(params: dict, config: TextConfig, tokens: jax.Array) -> jax.Array:
+    """Token embeddings (..., d), times ``embedding_scale`` in their own dtype."""
+    x = constrain(params["embedding"][tokens])
+    return x * jnp.asarray(config.embedding_scale, x.dtype) if config.embedding_scale != 1 else x
+
+
+def _embed_prompt(params: dict, config: TextConfig, prompt: Prompt, remat: bool) -> tuple[jax.Array, list[jax.Array]]:
+    """Embeddings (P, T, d), vision features in the places of their placeholders; what DeepStack adds, alike."""
+    is_image = prompt.feature >= 0
+    x = _embed(params, config, jnp.where(is_image, 0, prompt.tokens))  # an image's token may lie beyond the vocabulary
+    if prompt.vision is None or config.vision is None:
+        return x, []
+    features, deep = vision.encode(params, config.vision, prompt.vision, remat=remat)
+    rows = jnp.maximum(prompt.feature, 0)[..., None]
+
+    def place(features, others):
+        placed = jnp.take_along_axis(features, rows, axis=1).astype(x.dtype)
+        return constrain(jnp.where(is_image[..., None], placed, others))
+
+    return place(features, x), [place(part, 0)[:, None] for part in deep]
+
+
+class _View(NamedTuple):
+    """What a layer sees: its rotation, the mask (..., T, S) of the own keys, and that (P, T or 1, Tp) of the prompt."""
+
+    rotation: KeyValue
+    own: jax.Array
+    prompt: jax.Array | None = None
+
+
+def _choose(views: dict[bool, _View], local: jax.Array) -> _View:
+    """The view of local layers where the flag is set, that of global layers elsewhere."""
+    if len(views) == 1:
+        return next(iter(views.values()))
+    return jax.tree.map(lambda a, b: jnp.where(local, a, b), views[True], views[False])
+
+
+def _prompt_views(config: TextConfig, prompt: Prompt) -> dict[bool, _View]:
+    """What prompts see of themselves in global and in local layers, as far as the model has such layers.
+
+    A window ends the view backward; an image block opens it forward, but not beyond the window.
+    """
+    distance = prompt.order[:, :, None] - prompt.order[:, None, :]
+    seen = distance >= 0
+    if prompt.block is not None:
+        seen |= (prompt.block[:, :, None] == prompt.block[:, None, :]) & (prompt.block[:, :, None] > 0)
+    seen &= prompt.valid[:, None]
+    near = seen & (distance < config.window) if prompt.tokens.shape[1] > config.window else seen
+    return {
+        local: _View(_rotation(config, prompt.rope[:, None], local), near if local else seen)
+        for local in set(config.local_layers)
+    }
+
+
+def _completion_views(config: TextConfig, prompt: Prompt, steps: jax.Array, keys: jax.Array) -> dict[bool, _View]:
+    """What completion tokens ``steps`` (T,) see of their prompts and of own tokens ``keys`` (S,)."""
+    positions = (prompt.following[:, None] + steps[None, :])[:, None, :, None]
+    positions = jnp.broadcast_to(positions, (*positions.shape[:-1], 3))
+    kinds = set(config.local_layers)
+    distance = steps[:, None] - keys[None, :]
+    own = near_own = distance >= 0
+    shared = near_shared = prompt.valid[:, None]
+    if prompt.tokens.shape[1] + len(keys) > config.window:  # else no window ends inside the sequence
+        since = prompt.order.max(axis=1)[:, None] + 1 + steps[None, :]
+        since = since[:, :, None] - prompt.order[:, None, :]
+        near_own, near_shared = own & (distance < config.window), shared & (since < config.window)
+        if len(kinds) > 1:
+            shared = jnp.broadcast_to(shared, near_shared.shape)
+    return {
+        local: _View(_rotation(config, positions, local), near_own if local else own, near_shared if local else shared)
+        for local in kinds
+    }
+
+
+def _rotation(config: TextConfig, positions: jax.Array, local: bool) -> KeyValue:
+    """Cosine and sine (..., H/2) of rotary positions (..., 3): each frequency turns with one of the three axes."""
+    half = config.head_dim // 2
+    theta, factor = config.rope_theta, config.rope_factor
+    if local and config.local_rope_theta is not None:
+        theta, factor = config.local_rope_theta, 1.0
+    inverse = jnp.asarray(1.0 / theta ** (np.arange(half) / half) / factor, jnp.float32)
+    angles = positions[..., _rope_axes(config)].astype(jnp.float32) * layers.along_last(inverse, positions)
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def _rope_axes(config: TextConfig) -> np.ndarray:
+    """Which of time, row and column each of the H/2 frequencies turns with."""
+    if not config.mrope_interleaved:
+        return np.repeat(np.arange(3), config.mrope_section or (config.head_dim // 2, 0, 0))
+    axes = np.zeros(config.head_dim // 2, np.int64)
+    for axis in (1, 2):
+        axes[axis : 3 * config.mrope_section[axis] : 3] = axis
+    return axes
+
+
+def _final_norm(params: dict, config: TextConfig, x: jax.Array) -> jax.Array:
+    return constrain(rms_norm(x, params["norm"]["weight"], config.rms_eps, offset=config.offset_norm))

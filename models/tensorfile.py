@@ -1,0 +1,177 @@
+"""Safetensors files, read and written in pieces: no tensor is ever held whole unless the caller asks for it.
+
+A file is eight bytes with the length of its header, the header (JSON: name -> dtype, shape, place), and the data.
+"""
+
+import dataclasses
+import json
+import struct
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+
+DTYPES: dict[str, Any] = {
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F32": np.dtype(np.float32),
+}
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """One tensor of a file: what it is and where it lies."""
+
+    path: Path
+    offset: int
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the data."""
+        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """Entries ``start`` to ``stop`` along the first axis, as a new array in the dtype of the file."""
+        size = int(np.prod(self.shape[1:], dtype=np.int64))
+        place = self.offset + start * size * self.dtype.itemsize
+        data = np.fromfile(self.path, self.dtype, (stop - start) * size, offset=place)
+        return data.reshape(stop - start, *self.shape[1:])
+
+    def read(self) -> np.ndarray:
+        """The whole tensor."""
+        return self.rows(0, self.shape[0])
+
+
+def header(path: Path) -> dict[str, Tensor]:
+    """The tensors of one file, none of them read yet.
+
+    Raises:
+        ValueError: not a safetensors file, shorter than its header says, or with a dtype other than float16, bfloat16
+            and float32.
+    """
+    size = path.stat().st_size
+    places: dict[str, Any]
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            entries = json.loads(file.read(length if 8 + length <= size else 0))
+        entries.pop("__metadata__", None)
+        places = {
+            name: (entry["dtype"], tuple(entry["shape"]), *entry["data_offsets"]) for name, entry in entries.items()
+        }
+    except (struct.error, ValueError, AttributeError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"got {path}, {size} bytes without a whole safetensors header; wanted a whole file: copy it again"
+        ) from error
+    if foreign := sorted({dtype for dtype, *_ in places.values()} - DTYPES.keys()):
+        raise ValueError(f"got {path} with tensors of {', '.join(foreign)}; wanted {', '.join(DTYPES)}, not quantised")
+    end = 8 + length + max((stop for *_, stop in places.values()), default=0)
+    if end != size:
+        raise ValueError(f"got {path} of {size} bytes; wanted {end}, as its header says: copy it again")
+    return {
+        name: Tensor(path, 8 + length + start, shape, DTYPES[dtype])
+        for name, (dtype, shape, start, _) in places.items()
+    }
+
+
+def folder(path: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint folder: of ``model.safetensors``, or of the files that the index names.
+
+    Raises:
+        ValueError: no folder, no safetensors (pickled weights are not read), a file missing, cut short, or not holding
+            what the index says.
+    """
+    if not path.is_dir():
+        raise ValueError(f"got {path}, which is no folder; wanted a checkpoint folder as Hugging Face publishes it")
+    if (path / SINGLE).exists():
+        return header(path / SINGLE)
+    if not (path / INDEX).exists():
+        pickled = sorted(file.name for kind in ("*.bin", "*.pt", "*.pth") for file in path.glob(kind))
+        got = f"only pickled weights ({pickled[0]})" if pickled else "no weights"
+        raise ValueError(f"got {path} with {got}; wanted {SINGLE} or {INDEX}: pickles run code and are never read")
+    try:
+        places = json.loads((path / INDEX).read_text())["weight_map"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"got {path / INDEX} without a weight_map; wanted it whole: copy it again") from error
+    if absent := sorted({name for name in places.values() if not (path / name).exists()}):
+        raise ValueError(f"got {path} without {', '.join(absent)}, which {INDEX} names; wanted all of them: copy again")
+    held = {name: header(path / name) for name in sorted(set(places.values()))}
+    promised = {(tensor, name) for tensor, name in places.items()}
+    found = {(tensor, name) for name, tensors in held.items() for tensor in tensors}
+    if promised != found:
+        faults = [f"{name} lacks {tensor}" for tensor, name in sorted(promised - found)]
+        faults += [f"{name} holds {tensor} beyond the index" for tensor, name in sorted(found - promised)]
+        raise ValueError(
+            f"got files in {path} that are not those of {INDEX}, {len(faults)} faults:\n  " + "\n  ".join(faults)
+        )
+    return {tensor: held[name][tensor] for tensor, name in places.items()}
+
+
+Shapes = Mapping[str, tuple[tuple[int, ...], np.dtype]]
+
+
+def write(path: Path, shapes: Shapes, tensors: Iterable[np.ndarray]) -> None:
+    """Writes one file, taking the tensors one after the other.
+
+    Args:
+        path: of the file.
+        shapes: shape and dtype of every tensor, in order.
+        tensors: as many arrays.
+    """
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    names, end = {dtype: name for name, dtype in DTYPES.items()}, 0
+    for name, (shape, dtype) in shapes.items():
+        begin, end = end, end + nbytes(shape, dtype)
+        entries[name] = {"dtype": names[np.dtype(dtype)], "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for (name, (shape, dtype)), tensor in zip(shapes.items(), tensors, strict=True):
+            if tensor.shape != shape or tensor.dtype != dtype:
+                raise ValueError(f"got {name} as {tensor.dtype} {tensor.shape}; wanted {dtype} {shape}")
+            np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).tofile(file)
+
+
+def write_folder(path: Path, shapes: Shapes, tensors: Iterable[np.ndarray], max_shard_bytes: int) -> None:
+    """Writes ``model.safetensors``, or several files of at most ``max_shard_bytes`` and their index.
+
+    Args:
+        path: an existing folder.
+        shapes: shape and dtype of every tensor, in order.
+        tensors: as many arrays, taken one at a time.
+        max_shard_bytes: of data in one file; a larger tensor gets a file of its own.
+    """
+    shards = list(_shards(shapes, max_shard_bytes))
+    files = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+    if len(shards) == 1:
+        files = [SINGLE]
+    source = iter(tensors)
+    for name, shard in zip(files, shards, strict=True):
+        write(path / name, shard, (next(source) for _ in shard))
+    if len(shards) > 1:
+        total = sum(nbytes(*entry) for entry in shapes.values())
+        places = {tensor: name for name, shard in zip(files, shards, strict=True) for tensor in shard}
+        text = json.dumps({"metadata": {"total_size": total}, "weight_map": places}, indent=2)
+        (path / INDEX).write_text(text + "\n")
+
+
+def nbytes(shape: tuple[int, ...], dtype: Any) -> int:
+    """Bytes of an array."""
+    return int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+
+
+def _shards(shapes: Shapes, limit: int) -> Iterator[dict]:
+    shard, size = {}, 0
+    for name, entry in shapes.items():
+        if shard and size + nbytes(*entry) > limit:
+            yield shard
+            shard, size = {}, 0
+        shard[name], size = entry, size + nbytes(*entry)
+    yield shard
