@@ -129,6 +129,10 @@ def spoil(folder, fault):
         second.unlink()
     elif fault == "wrong shard":
         second.write_bytes(first.read_bytes())
+    elif fault == "unlisted":
+        listed = json.loads(index.read_text())
+        del listed["weight_map"]["model.norm.weight"]
+        index.write_text(json.dumps(listed))
     elif fault == "broken index":
         index.write_text("[]")
     elif fault == "quantised":
@@ -151,6 +155,7 @@ def spoil(folder, fault):
         ("not safetensors", "37 bytes without a whole safetensors header"),
         ("missing shard", "without model-00002-of-00002.safetensors, which model.safetensors.index.json names"),
         ("wrong shard", "(?s)faults:.*00002.safetensors lacks .*00002.safetensors holds .* beyond the index"),
+        ("unlisted", "1 faults:\n  model-00002-of-00002.safetensors holds model.norm.weight beyond the index"),
         ("broken index", "index.json without a weight_map"),
         ("quantised", "00001-of-00002.safetensors with tensors of I32; wanted F16, BF16, F32"),
     ],

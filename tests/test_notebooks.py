@@ -17,8 +17,12 @@ def test_runs_from_top_to_bottom(path):
     committed = [cell.get("outputs", []) for cell in notebook.cells]
     nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": path.parent}}).execute()
     for cell, before in zip(notebook.cells, committed, strict=True):
-        printed = [output["text"] for output in cell.get("outputs", []) if output.get("name") == "stdout"]
-        assert printed == [output["text"] for output in before if output.get("name") == "stdout"]
+        assert printed(cell.get("outputs", [])) == printed(before)
+
+
+def printed(outputs):
+    """What a cell printed, in however many parts it arrived."""
+    return "".join(output["text"] for output in outputs if output.get("name") == "stdout")
 
 
 def test_there_is_one_of_ten_cells():
