@@ -12,3 +12,5 @@ import jax  # noqa: E402
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+jax.devices()  # starts the backend: no test may change the number of devices afterwards
