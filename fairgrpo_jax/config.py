@@ -51,10 +51,10 @@ class Data:
     """Tokens to which prompts are padded; a longer prompt is refused, by name."""
     num_patches: int = 64
     """Vision patches to which the media of one prompt are padded; more are refused, by name."""
-    min_pixels: int = 32 * 32
-    """Smaller images are enlarged to this many pixels."""
-    max_pixels: int = 32 * 32
-    """Larger images are reduced to this many pixels."""
+    min_pixels: int | None = None
+    """Smaller images are enlarged to this many pixels; by default as the checkpoint says (32 x 32 without one)."""
+    max_pixels: int | None = None
+    """Larger images are reduced to this many pixels; by default as the checkpoint says (32 x 32 without one)."""
     age_edges: tuple[int, ...] = (25, 50, 75)
     """Upper edges, in years and inclusive, of the age groups."""
     resample: bool = False
@@ -73,9 +73,10 @@ class Data:
             f"data.prompt_length={self.prompt_length}",
             "a positive length",
         )
+        least, most = self.min_pixels, self.max_pixels
         _require(
-            0 < self.min_pixels <= self.max_pixels,
-            f"data.min_pixels={self.min_pixels}, data.max_pixels={self.max_pixels}",
+            (least is None or least > 0) and (most is None or most >= (least or 1)),
+            f"data.min_pixels={least}, data.max_pixels={most}",
             "0 < min_pixels <= max_pixels",
         )
         _require(
@@ -87,19 +88,36 @@ class Data:
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """The policy: the Qwen2.5-VL architecture at a size of choice, from random weights."""
+    """The policy: a checkpoint folder, or the Qwen2.5-VL architecture at a size of choice from random weights."""
 
+    path: Path | None = None
+    """Checkpoint folder as Hugging Face publishes it (Qwen2-VL, Qwen2.5-VL, Qwen3-VL, Gemma 3, MedGemma)."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the weights that are trained; bfloat16 halves the memory, and loses updates below a 256th of a weight."""
+    lora_rank: int = 0
+    """Rank of low-rank adapters, which alone are then trained; 0 trains the weights themselves."""
+    lora_alpha: float = 32.0
+    """The adapters' output is multiplied by lora_alpha / lora_rank."""
+    lora_targets: str = r"^layers/.*/(q|k|v|o|gate|up|down)$"
+    """Regular expression searched for in the paths of linear maps; by default all of the text decoder."""
+    freeze: tuple[str, ...] = ()
+    """Regular expressions searched for in the paths of parameters that are not trained, e.g. ^vision/."""
     hidden_size: int = 64
-    """Width of the text decoder and of its vision tower; a multiple of 16."""
+    """Without a path: width of the text decoder and of its vision tower; a multiple of 16."""
     num_layers: int = 2
-    """Layers of the text decoder."""
+    """Without a path: layers of the text decoder."""
     vision_depth: int = 2
-    """Blocks of the vision tower; the last one attends globally, the others within windows."""
+    """Without a path: blocks of the vision tower; the last one attends globally, the others within windows."""
     tie_word_embeddings: bool = True
-    """Whether the output head is the embedding table."""
+    """Without a path: whether the output head is the embedding table."""
 
     def __post_init__(self):
         _require(self.hidden_size % 16 == 0, f"model.hidden_size={self.hidden_size}", "a multiple of 16")
+        _require(
+            self.lora_rank >= 0 and self.lora_alpha > 0,
+            f"model.lora_rank={self.lora_rank}, model.lora_alpha={self.lora_alpha}",
+            "lora_rank >= 0 and a positive lora_alpha",
+        )
 
 
 @dataclasses.dataclass(frozen=True)

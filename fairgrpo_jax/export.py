@@ -15,7 +15,7 @@ from typing import Annotated
 
 import tyro
 
-from fairgrpo_jax import checkpoint, commandline, config as options, models, runs
+from fairgrpo_jax import checkpoint, commandline, config as options, models, policy
 from fairgrpo_jax.models import lora
 
 
@@ -54,8 +54,8 @@ def export(run: Path, out: Path, *, step: int | None = None) -> int:
         if step not in steps:
             raise ValueError(f"got step={step}; wanted one of the checkpoints in {run}: {', '.join(map(str, steps))}")
         params = checkpoint.saved_params(checkpoints, step)
-    vlm = models.VLM(runs.policy(config.model), params, runs.policy_processor(config.data))
-    vlm.save(out)
+    architecture, processor = policy.describe(config.model, config.data)
+    models.VLM(architecture, params, processor, config.model.path).save(out)
     merged = ", its adapters merged," if lora.has(params) else ""
     print(f"checkpoint {step} of {run}{merged} is in {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
     return step

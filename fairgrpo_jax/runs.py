@@ -24,11 +24,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from fairgrpo_jax import checkpoint, config as options, data, fairness, grouping, learner, mesh, models, tracking
+from fairgrpo_jax import checkpoint, config as options, data, fairness, grouping, learner, mesh, models, policy, tracking
 from fairgrpo_jax.data import demographics, media, mixture, splits
 from fairgrpo_jax.data.record import Record, RecordList, Source, conversation, target
-from fairgrpo_jax.models import qwen2_5_vl
-from fairgrpo_jax.models.tokenizer import tiny_tokenizer
 
 
 @dataclasses.dataclass
@@ -49,7 +47,7 @@ class Run:
     folder: Path
     mesh: jax.sharding.Mesh
     model: Any  # the family's static config
-    processor: models.Processor
+    processor: Any  # of the checkpoint, e.g. models.Processor
     sources: dict[str, Source]  # "train", "warmup", "test"
     domains: tuple[str, ...]  # names of the datasets; a domain's id is its place
     vocabulary: grouping.Vocabulary  # the joint demographic cells; a group's id is its place
@@ -114,7 +112,7 @@ class Run:
 
     def with_moments(self, params: Any, optim: options.Optim, steps: int) -> learner.TrainState:
         """A state at the beginning of a stage: the parameters given, everything else fresh."""
-        moments = learner.fresh_moments(params, optim=optim, steps=steps)
+        moments = learner.fresh_moments(params, optim=optim, steps=steps, freeze=self.config.model.freeze)
         whole = jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec())
         history = self.config.fairness.history
         statistics = fairness.init(
@@ -128,9 +126,24 @@ class Run:
         return learner.TrainState(params=params, moments=moments, step=step, fairness=statistics)
 
     def initial_params(self) -> Any:
-        """Random weights from the seed, or the supervised weights of ``warmup.run``."""
-        params = _fresh_params(self.key("init", 0), model=self.model)
-        return params if self.config.warmup.run is None else supervised_params(self.config.warmup.run, params)
+        """The checkpoint's weights, random ones from the seed, or the supervised ones of ``warmup.run``."""
+        model, key, earlier = self.config.model, self.key("init", 0), self.config.warmup.run
+        if earlier is not None:
+            return policy.supervised(earlier, model, self.model, key, mesh=self.mesh)
+        return policy.initial(model, self.model, key, mesh=self.mesh)
+
+    def blank(self, optim: options.Optim, steps: int) -> learner.TrainState:
+        """What ``with_moments`` returns, as shapes with their places on the mesh, for ``restore`` to fill."""
+        params = policy.shapes(self.config.model, self.model)
+        state = jax.eval_shape(functools.partial(self.with_moments, optim=optim, steps=steps), params)
+        whole = jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec())
+        places = jax.tree.map(lambda _: whole, state)
+        sharded = {name: mesh.shardings(getattr(state, name), self.mesh) for name in ("params", "moments")}
+        return jax.tree.map(
+            lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+            state,
+            dataclasses.replace(places, **sharded),
+        )
 
     def save(self, done: int, state: learner.TrainState, iterator: Any) -> None:
         """Writes checkpoint ``done``: the state and the place in the data."""
@@ -148,11 +161,6 @@ class Run:
         trained = done - self.warmup_steps
         self.log.truncate_after(warmup=min(done, self.warmup_steps), train=trained, eval=trained - 1)
         return dataclasses.replace(like, params=params, **training), host["data"]
-
-
-@functools.partial(jax.jit, static_argnames="model")
-def _fresh_params(key: jax.Array, *, model: Any) -> Any:
-    return mesh.keep_sharded(models.init(model, key).params)
 
 
 def _training(state: learner.TrainState) -> dict:
@@ -202,6 +210,8 @@ def open_run(config: options.Config, workdir: Path | None) -> Iterator[Run]:
     sources = {use: _load(config, split) for use, split in _splits(config).items()}
     splits.check_leakage(sources["train"].records, sources["test"].records)
     splits.check_leakage(sources["warmup"].records, sources["test"].records)
+    architecture, processor = policy.describe(config.model, config.data)
+    policy.shapes(config.model, architecture)
     folder = open_folder(config, workdir)
     known = [record for source in sources.values() for record in source.records]
     supervised = 0 if config.warmup.run else config.warmup.steps
@@ -217,8 +227,8 @@ def open_run(config: options.Config, workdir: Path | None) -> Iterator[Run]:
             config=config,
             folder=folder,
             mesh=devices,
-            model=policy(config.model),
-            processor=policy_processor(config.data),
+            model=architecture,
+            processor=processor,
             sources=sources,
             domains=tuple(sorted({record.dataset for record in known})),
             vocabulary=grouping.vocabulary(demographics.attributes(r, edges=config.data.age_edges) for r in known),
@@ -227,36 +237,6 @@ def open_run(config: options.Config, workdir: Path | None) -> Iterator[Run]:
             stop=stop,
             phases=tracking.Phases(),
         )
-
-
-def policy(model: options.Model) -> qwen2_5_vl.Config:
-    """The Qwen2.5-VL architecture at the size of ``model``: heads of a quarter of the width, patches of 4 pixels."""
-    tiny, half = qwen2_5_vl.tiny(), model.hidden_size // 8
-    vision = dataclasses.replace(
-        tiny.vision,
-        depth=model.vision_depth,
-        hidden_size=model.hidden_size,
-        intermediate_size=model.hidden_size,
-        out_hidden_size=model.hidden_size,
-        full_blocks=(model.vision_depth - 1,),
-    )
-    return dataclasses.replace(
-        tiny,
-        vision=vision,
-        hidden_size=model.hidden_size,
-        head_dim=2 * half,
-        intermediate_size=model.hidden_size * 3 // 2,
-        num_layers=model.num_layers,
-        mrope_section=(half - 2 * (3 * half // 8), 3 * half // 8, 3 * half // 8),
-        tie_word_embeddings=model.tie_word_embeddings,
-    )
-
-
-def policy_processor(settings: options.Data) -> models.Processor:
-    """What feeds that policy: the tiny tokenizer, and patches of 4 pixels within the budget of ``settings``."""
-    return models.Processor(
-        tiny_tokenizer(), patch_size=4, min_pixels=settings.min_pixels, max_pixels=settings.max_pixels
-    )
 
 
 def _splits(config: options.Config) -> dict[str, str]:
@@ -300,28 +280,6 @@ def open_folder(config: options.Config, workdir: Path | None) -> Path:
             )
     path.write_text(json.dumps(wanted, indent=2) + "\n")
     return folder
-
-
-def supervised_params(folder: Path, like: Any) -> Any:
-    """The parameters at the end of the supervised stage of another run folder.
-
-    Raises:
-      ValueError: if the folder has no such checkpoint.
-    """
-    path = folder / "config.json"
-    if not path.exists():
-        raise ValueError(
-            f"got warmup.run={folder} without a config.json; wanted a run folder of `python -m fairgrpo_jax.sft`"
-        )
-    begun = options.from_dict(json.loads(path.read_text()))
-    steps = 0 if begun.warmup.run else begun.warmup.steps
-    with contextlib.closing(checkpoint.manager(folder / "checkpoints", always=[steps])) as checkpoints:
-        if steps not in checkpoints.all_steps():
-            raise ValueError(
-                f"got warmup.run={folder} with checkpoints {checkpoints.all_steps()}; wanted {steps}, the end of its "
-                "supervised stage: let it finish"
-            )
-        return checkpoint.restore_params(checkpoints, steps, like)
 
 
 class Stop:

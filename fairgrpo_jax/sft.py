@@ -34,8 +34,7 @@ def begin(run: runs.Run) -> tuple[learner.TrainState, int, Any]:
         batches = run.batches("train", config.prompts, run.encode, start=0)
         run.save(run.warmup_steps, state, batches)
         return state, 0, batches
-    state = run.with_moments(run.initial_params(), config.optim, updates)
-    state, place = run.restore(done, state)
+    state, place = run.restore(done, run.blank(config.optim, updates))
     batches = run.batches("train", config.prompts, run.encode, start=place["next_index"])
     return state, done - run.warmup_steps, batches
 
@@ -43,11 +42,11 @@ def begin(run: runs.Run) -> tuple[learner.TrainState, int, Any]:
 def warm_up(run: runs.Run) -> Any:
     """Runs, or resumes, the supervised updates; returns the parameters."""
     config, spec = run.config, run.config.warmup
-    state = run.with_moments(run.initial_params(), spec.optim, spec.steps)
     start, place = run.checkpoints.latest_step() or 0, {"next_index": 0}
     if start:
-        state, place = run.restore(start, state)
+        state, place = run.restore(start, run.blank(spec.optim, spec.steps))
     else:
+        state = run.with_moments(run.initial_params(), spec.optim, spec.steps)
         run.log.truncate_after(warmup=-1, train=-1, eval=-1)
     if not run.warmup_steps:
         return state.params
@@ -60,7 +59,13 @@ def warm_up(run: runs.Run) -> Any:
                 arrays = run.put((batch.prompt, tokens, mask))
             with run.phases("update"):
                 state, metrics = learner.supervised_step(
-                    state, *arrays, config=run.model, optim=spec.optim, steps=spec.steps, remat=config.update.remat
+                    state,
+                    *arrays,
+                    config=run.model,
+                    optim=spec.optim,
+                    steps=spec.steps,
+                    remat=config.update.remat,
+                    freeze=config.model.freeze,
                 )
                 metrics = jax.device_get(metrics)
             values = {name: float(value) for name, value in metrics.items()} | run.phases.collect()

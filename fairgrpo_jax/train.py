@@ -222,6 +222,7 @@ def update(
             optim=config.optim,
             temperature=temperature,
             steps=config.steps * updates,
+            freeze=config.model.freeze,
         )
         collected.append(metrics)
     metrics = jax.device_get(collected)

@@ -119,8 +119,9 @@ def load(checkpoint_dir: str | Path, *, mesh: jax.sharding.Mesh | str | None = N
         ValueError: a folder without config or safetensors, of an unknown family, with broken files, or with tensors
             that do not fit its config (all of them are named); before any weight is read.
     """
-    config, params, processor = store.read(Path(checkpoint_dir), mesh=mesh, dtype=dtype)
-    return VLM(config, params, processor, Path(checkpoint_dir))
+    folder = Path(checkpoint_dir)
+    config, processor = store.describe(folder)
+    return VLM(config, store.load_params(folder, config, mesh=mesh, dtype=dtype), processor, folder)
 
 
 @functools.partial(jax.jit, static_argnums=1)

@@ -4,7 +4,6 @@ The host holds little beside what the devices keep: tensors are read in blocks o
 device, and are fetched one at a time on the way out.
 """
 
-import dataclasses
 import functools
 import json
 import os
@@ -21,7 +20,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from fairgrpo_jax import mesh as meshes, models
-from fairgrpo_jax.models import folder as folders, lora, published, tensorfile, weights
+from fairgrpo_jax.models import folder as folders, lora, processing, published, tensorfile, weights
 from fairgrpo_jax.models.tensorfile import Tensor
 from fairgrpo_jax.models.tokenizer import quiet_transformers
 
@@ -39,23 +38,26 @@ CARRIED = (
 Part = Sequence[tuple[weights.Slot, Tensor]]
 
 
-def read(folder: Path, *, mesh: jax.sharding.Mesh | str | None, dtype: Any) -> tuple[Any, dict, Any]:
-    """Config, parameters and processor of a checkpoint folder; see ``models.load``."""
+def describe(
+    folder: Path, *, min_pixels: int | None = None, max_pixels: int | None = None
+) -> tuple[Any, processing.TextProcessor | None]:
+    """Config and processor of a checkpoint folder, without its weights.
+
+    Args:
+        folder: as Hugging Face publishes it.
+        min_pixels: pixel budget of the processor instead of the folder's; see ``models.processor``.
+        max_pixels: likewise.
+
+    Returns:
+        The family's config with all end tokens and banned tokens of the folder; the processor, None where the files
+        of one are not there.
+
+    Raises:
+        ValueError: no folder, no config, an unknown family, or settings that are not computed here.
+    """
     quiet_transformers()
     if not folder.is_dir():
         raise ValueError(f"got {folder}, which is no folder; wanted a checkpoint folder as Hugging Face publishes it")
-    if (name := getattr(dtype, "__name__", str(dtype))) not in DTYPES:
-        raise ValueError(f"got dtype={name}; wanted one of {', '.join(DTYPES)}")
-    config = _config(folder)
-    processor = _processor(folder, config)
-    if processor is not None:
-        config = folders.with_token_ids(config, folder, processor.tokenizer)
-    mesh = meshes.make(mesh) if isinstance(mesh, str) else mesh
-    return config, load_params(folder, config, mesh=mesh, dtype=np.dtype(dtype)), processor
-
-
-def _config(folder: Path) -> Any:
-    """The config of the family, with the end tokens of ``generation_config.json`` too."""
     values = folders.read_json(folder / "config.json")
     try:
         config = models.read_config(values)
@@ -63,18 +65,11 @@ def _config(folder: Path) -> Any:
         raise
     except Exception as error:  # transformers' own classes complain in many ways
         raise ValueError(f"got {folder / 'config.json'}, which transformers refuses: {error}") from error
-    if not (folder / "generation_config.json").is_file():
-        return config
-    more = folders.read_json(folder / "generation_config.json").get("eos_token_id")
-    more = more if isinstance(more, list) else [] if more is None else [more]
-    return dataclasses.replace(config, eos_ids=tuple(dict.fromkeys((*more, *config.eos_ids))))
-
-
-def _processor(folder: Path, config: Any) -> Any:
-    """The folder's processor, or None where its files are not there."""
     kinds = ("tokenizer.json", "vocab.json", "tokenizer.model"), ("preprocessor_config.json", "processor_config.json")
     here = [any((folder / name).is_file() for name in names) for names in kinds]
-    return models.processor(folder) if here[0] and (here[1] or config.vision is None) else None
+    whole = here[0] and (here[1] or config.vision is None)
+    processor = models.processor(folder, min_pixels=min_pixels, max_pixels=max_pixels) if whole else None
+    return folders.with_token_ids(config, folder, processor and processor.tokenizer), processor
 
 
 def progress(total: int) -> Progress:
@@ -82,7 +77,7 @@ def progress(total: int) -> Progress:
     return Progress(console=Console(stderr=True), transient=True, disable=total < LONG)
 
 
-def load_params(folder: Path, config: Any, *, mesh: jax.sharding.Mesh | None, dtype: Any) -> dict:
+def load_params(folder: Path, config: Any, *, mesh: jax.sharding.Mesh | str | None, dtype: Any) -> dict:
     """The parameters of a checkpoint folder as device arrays.
 
     Every shard of every leaf is allocated on its device and filled block by block: beside the arrays themselves, less
@@ -92,11 +87,14 @@ def load_params(folder: Path, config: Any, *, mesh: jax.sharding.Mesh | None, dt
         folder: with safetensors files.
         config: the model.
         mesh: where the arrays live, sharded by the rules of ``fairgrpo_jax.mesh``; the first device without one.
-        dtype: of the arrays, whatever that of the files.
+        dtype: of the arrays, whatever that of the files: bfloat16, float16 or float32.
 
     Raises:
-        ValueError: from ``tensorfile.folder`` and ``weights.match``, before any weight is read.
+        ValueError: another dtype; from ``tensorfile.folder`` and ``weights.match``, before any weight is read.
     """
+    if (name := getattr(dtype, "__name__", str(dtype))) not in DTYPES:
+        raise ValueError(f"got dtype={name}; wanted one of {', '.join(DTYPES)}")
+    mesh, dtype = meshes.make(mesh) if isinstance(mesh, str) else mesh, np.dtype(dtype)
     tensors = tensorfile.folder(folder)
     names = weights.match(tensors, config, _same)
     block = min(LARGEST_BLOCK, max(tensor.nbytes for tensor in tensors.values()) // 8)
@@ -213,6 +211,8 @@ def save(vlm: Any, checkpoint_dir: str | Path, *, max_shard_bytes: int = 5 * 10*
                 shutil.copyfile(path, part / path.name)
             if vlm.source is None and vlm.processor is not None:
                 vlm.processor.tokenizer.save_pretrained(part)
+                if vlm.processor.chat_template:
+                    (part / "chat_template.jinja").write_text(vlm.processor.chat_template)
             for path, values in small.items():
                 (part / path).write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n")
             for path in sorted(part.iterdir(), key=lambda path: path.name == "config.json"):

@@ -7,14 +7,14 @@ from pathlib import Path
 import jax
 import pytest
 
-from fairgrpo_jax import config as options, configs, models, runs
+from fairgrpo_jax import config as options, configs, models, policy
 
 
 @pytest.mark.parametrize("name", configs.names())
 def test_every_preset_loads_and_its_policy_has_shapes(name):
     config = configs.get(name)
     assert config.name == name
-    shapes = jax.eval_shape(lambda key: models.init(runs.policy(config.model), key).params, jax.random.key(0))
+    shapes = jax.eval_shape(lambda key: models.init(policy.small(config.model), key).params, jax.random.key(0))
     assert sum(x.size for x in jax.tree.leaves(shapes)) > 10_000
     assert configs.summaries()[name]
 

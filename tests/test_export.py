@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from fairgrpo_jax import checkpoint, config as options, configs, export, models, runs
+from fairgrpo_jax import checkpoint, config as options, configs, export, models, policy
 from fairgrpo_jax.models import weights
 
 
@@ -22,7 +22,7 @@ def write_run(folder, steps=(1, 2)):
     config = dataclasses.replace(configs.get("clinic"), model=options.Model(hidden_size=32))
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(options.to_dict(config)))
-    model, saved = runs.policy(config.model), {}
+    model, saved = policy.small(config.model), {}
     with checkpoint.manager(folder / "checkpoints") as checkpoints:
         for step in steps:
             saved[step] = models.init(model, jax.random.key(step)).params
@@ -39,9 +39,8 @@ def test_the_folder_holds_the_policy_and_its_processor(tmp_path, capsys, step, t
     assert got.keys() == wanted.keys()
     for path, leaf in got.items():
         np.testing.assert_array_equal(leaf, wanted[path], err_msg=path)
-    settings = configs.get("clinic").data
-    assert (vlm.processor.min_pixels, vlm.processor.max_pixels) == (settings.min_pixels, settings.max_pixels)
-    assert vlm.processor.patch_size == 4 and vlm.config == runs.policy(options.Model(hidden_size=32))
+    assert (vlm.processor.min_pixels, vlm.processor.max_pixels) == (32 * 32, 32 * 32)
+    assert vlm.processor.patch_size == 4 and vlm.config == policy.small(options.Model(hidden_size=32))
     assert f"checkpoint {taken} of" in capsys.readouterr().out
 
 

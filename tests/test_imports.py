@@ -15,7 +15,7 @@ FLOORS = (
     ("advantages", "diagnostics", "kmeans", "grouping", "normalization", "losses", "fairness_state", "fairness")
     + ("metrics", "interop"),
     ("config", "mesh", "configs", "data", "models", "rewards", "tracking", "report"),
-    ("rollout", "learner", "checkpoint", "runs"),
+    ("rollout", "learner", "checkpoint", "policy", "runs"),
     ("commandline", "evaluate", "sft", "train", "study", "export"),
 )
 ORDER = {name: (floor, place) for floor, names in enumerate(FLOORS) for place, name in enumerate(names)}

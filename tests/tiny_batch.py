@@ -3,13 +3,13 @@
 import jax
 import numpy as np
 
-from fairgrpo_jax import config as options, models, runs
+from fairgrpo_jax import config as options, models, policy
 from fairgrpo_jax.data import media, synthetic
 from fairgrpo_jax.data.record import conversation, target
 from fairgrpo_jax.models.tokenizer import tiny_tokenizer
 
 
-MODEL = runs.policy(options.Model(hidden_size=32))
+MODEL = policy.small(options.Model(hidden_size=32))
 PROCESSOR = models.Processor(tiny_tokenizer(), patch_size=4, min_pixels=32 * 32, max_pixels=32 * 32)
 
 

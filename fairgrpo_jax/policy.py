@@ -1,0 +1,121 @@
+"""The policy of a run, from its options: what it is, what feeds it, and its first parameters."""
+
+import contextlib
+import dataclasses
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fairgrpo_jax import checkpoint, config as options, mesh as meshes, models
+from fairgrpo_jax.models import lora, qwen2_5_vl, store
+from fairgrpo_jax.models.tokenizer import tiny_tokenizer
+
+
+def describe(model: options.Model, settings: options.Data) -> tuple[Any, Any]:
+    """Architecture, with the scale of its adapters, and processor; of a checkpoint only the small files are read.
+
+    Raises:
+      ValueError: for a folder that is no checkpoint of a family known here, or has no tokenizer.
+    """
+    budget = dict(min_pixels=settings.min_pixels, max_pixels=settings.max_pixels)
+    if model.path is None:
+        least, most = (32 * 32 if pixels is None else pixels for pixels in budget.values())
+        architecture = small(model)
+        processor = models.Processor(tiny_tokenizer(), patch_size=4, min_pixels=least, max_pixels=max(least, most))
+    else:
+        architecture, processor = store.describe(model.path, **budget)
+        if processor is None:
+            raise ValueError(f"got model.path={model.path} without tokenizer or image settings; wanted the whole folder")
+    return (lora.scaled(architecture, model.lora_alpha / model.lora_rank) if model.lora_rank else architecture), processor
+
+
+def small(model: options.Model) -> qwen2_5_vl.Config:
+    """The Qwen2.5-VL architecture at the size of ``model``: heads of a quarter of the width, patches of 4 pixels."""
+    tiny, half = qwen2_5_vl.tiny(), model.hidden_size // 8
+    vision = dataclasses.replace(
+        tiny.vision,
+        depth=model.vision_depth,
+        hidden_size=model.hidden_size,
+        intermediate_size=model.hidden_size,
+        out_hidden_size=model.hidden_size,
+        full_blocks=(model.vision_depth - 1,),
+    )
+    return dataclasses.replace(
+        tiny,
+        vision=vision,
+        hidden_size=model.hidden_size,
+        head_dim=2 * half,
+        intermediate_size=model.hidden_size * 3 // 2,
+        num_layers=model.num_layers,
+        mrope_section=(half - 2 * (3 * half // 8), 3 * half // 8, 3 * half // 8),
+        tie_word_embeddings=model.tie_word_embeddings,
+    )
+
+
+def shapes(model: options.Model, architecture: Any) -> dict:
+    """The parameters as ``jax.ShapeDtypeStruct``, adapters included; costs no memory.
+
+    Raises:
+      ValueError: for adapters that match nothing, or frozen parameters that match nothing or everything.
+    """
+    tree = jax.eval_shape(
+        lambda key: _adapted(models.family(architecture).init(architecture, key, jnp.dtype(model.dtype)), model, key),
+        jax.random.key(0),
+    )
+    lora.trainable(tree, model.freeze)
+    return tree
+
+
+def initial(model: options.Model, architecture: Any, key: jax.Array, *, mesh: jax.sharding.Mesh) -> dict:
+    """The first parameters on the mesh: of the checkpoint folder, or random; with fresh adapters where wanted."""
+    if model.path is None:
+        params = _random(key, architecture=architecture, dtype=model.dtype)
+    else:
+        params = store.load_params(model.path, architecture, mesh=mesh, dtype=model.dtype)
+    return _adapted(params, model, key)
+
+
+def supervised(folder: Path, model: options.Model, architecture: Any, key: jax.Array, *, mesh: Any) -> dict:
+    """The parameters at the end of the supervised stage of another run folder, adapters added if it trained none.
+
+    Raises:
+      ValueError: if the folder has no such checkpoint, or its policy is another one.
+    """
+    path = folder / "config.json"
+    if not path.exists():
+        raise ValueError(
+            f"got warmup.run={folder} without a config.json; wanted a run folder of `python -m fairgrpo_jax.sft`"
+        )
+    begun = options.from_dict(json.loads(path.read_text()))
+    free = ["freeze"] + ["lora_rank", "lora_alpha", "lora_targets"] * (not begun.model.lora_rank)
+    lines = options.difference(options.to_dict(begun.model), options.to_dict(model), ignore=tuple(free))
+    if lines:
+        raise ValueError(f"got warmup.run={folder} of another model ({'; '.join(lines)}); wanted the same")
+    steps = 0 if begun.warmup.run else begun.warmup.steps
+    tree = shapes(begun.model, architecture)
+    like = jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree, meshes.shardings(tree, mesh)
+    )
+    with contextlib.closing(checkpoint.manager(folder / "checkpoints", always=[steps])) as checkpoints:
+        if steps not in checkpoints.all_steps():
+            raise ValueError(
+                f"got warmup.run={folder} with checkpoints {checkpoints.all_steps()}; wanted {steps}, the end of its "
+                "supervised stage: let it finish"
+            )
+        params = checkpoint.restore_params(checkpoints, steps, like)
+    return params if begun.model.lora_rank else _adapted(params, model, key)
+
+
+def _adapted(params: dict, model: options.Model, key: jax.Array) -> dict:
+    if not model.lora_rank:
+        return params
+    return lora.add_to(params, lora.LoRA(model.lora_rank, model.lora_alpha, model.lora_targets), key)
+
+
+@functools.partial(jax.jit, static_argnames=("architecture", "dtype"))
+def _random(key: jax.Array, *, architecture: Any, dtype: str) -> Any:
+    return meshes.keep_sharded(models.family(architecture).init(architecture, key, jnp.dtype(dtype)))
