@@ -29,8 +29,12 @@ def describe(model: options.Model, settings: options.Data) -> tuple[Any, Any]:
     else:
         architecture, processor = store.describe(model.path, **budget)
         if processor is None:
-            raise ValueError(f"got model.path={model.path} without tokenizer or image settings; wanted the whole folder")
-    return (lora.scaled(architecture, model.lora_alpha / model.lora_rank) if model.lora_rank else architecture), processor
+            raise ValueError(
+                f"got model.path={model.path} without tokenizer or image settings; wanted the whole folder"
+            )
+    return (
+        lora.scaled(architecture, model.lora_alpha / model.lora_rank) if model.lora_rank else architecture
+    ), processor
 
 
 def small(model: options.Model) -> qwen2_5_vl.Config:
@@ -98,7 +102,9 @@ def supervised(folder: Path, model: options.Model, architecture: Any, key: jax.A
     steps = 0 if begun.warmup.run else begun.warmup.steps
     tree = shapes(begun.model, architecture)
     like = jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree, meshes.shardings(tree, mesh)
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        tree,
+        meshes.shardings(tree, mesh),
     )
     with contextlib.closing(checkpoint.manager(folder / "checkpoints", always=[steps])) as checkpoints:
         if steps not in checkpoints.all_steps():

@@ -24,7 +24,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from fairgrpo_jax import checkpoint, config as options, data, fairness, grouping, learner, mesh, models, policy, tracking
+from fairgrpo_jax import (
+    checkpoint,
+    config as options,
+    data,
+    fairness,
+    grouping,
+    learner,
+    mesh,
+    models,
+    policy,
+    tracking,
+)
 from fairgrpo_jax.data import demographics, media, mixture, splits
 from fairgrpo_jax.data.record import Record, RecordList, Source, conversation, target
 

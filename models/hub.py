@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from fairgrpo_jax.models.tokenizer import quiet_transformers
+
 
 def read(config: Any, *model_types: str) -> Any:
     """A ``transformers`` config from itself, or from the dict of a ``config.json``, flat or nested.
@@ -10,6 +12,7 @@ def read(config: Any, *model_types: str) -> Any:
     Raises:
         ValueError: its ``model_type`` is none of those wanted.
     """
+    quiet_transformers()
     from transformers import AutoConfig
 
     mapping = isinstance(config, Mapping)

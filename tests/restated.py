@@ -136,3 +136,13 @@ def deviation(values, ddof=1):
     values = list(values)
     centre = mean(values)
     return math.sqrt(sum((v - centre) ** 2 for v in values) / max(len(values) - ddof, 1))
+
+
+def inertia_of(x, labels, weights):
+    """Weighted sum of squared distances to the clusters' means; label -1 counts for nothing."""
+    total = 0.0
+    for label in set(labels.tolist()) - {-1}:
+        inside = labels == label
+        mean = np.average(x[inside], axis=0, weights=weights[inside])
+        total += np.sum(weights[inside, None] * (x[inside] - mean) ** 2)
+    return total

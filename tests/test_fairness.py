@@ -339,7 +339,7 @@ def test_derivatives_of_soft_rewards():
         rewards = np.random.default_rng(0).uniform(0.1, 0.9, (6, 3))
         d, g, state = np.array([0, 0, 0, 1, 1, 1]), np.array([0, 0, 1, 0, -1, -1]), fairness.init(2, 2, 3, history=None)
         fair = jax.jit(lambda r: fairness.fair_grpo(r, d, g, state, max_weight=1.5, mean_exponent=0.7)[0])
-        chex.assert_numerical_grads(fair, (rewards,), order=1, atol=1e-5, modes=("fwd", "rev"))
+        check_grads(fair, (rewards,), order=1, atol=1e-5, rtol=1e-5)
         check_grads(fair, (rewards,), order=2, modes=("rev",), atol=1e-3, rtol=1e-3)
         dro = jax.jit(lambda r: fairness.group_dro(r, d, g, state, step_size=0.5)[0])
         check_grads(dro, (rewards,), order=1, modes=("rev",), atol=1e-5, rtol=1e-5)

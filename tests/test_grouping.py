@@ -11,6 +11,7 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 
 from fairgrpo_jax import grouping
+from tests.restated import inertia_of
 
 
 def test_examples_in_docstrings():
@@ -82,15 +83,6 @@ def blobs(seed, centres=3, n=60, d=5, spread=0.05):
     rng = np.random.default_rng(seed)
     truth = rng.integers(0, centres, n)
     return (rng.random((centres, d)) * 4)[truth] + rng.normal(0, spread, (n, d)), truth
-
-
-def inertia_of(x, labels, weights):
-    total = 0.0
-    for label in set(labels.tolist()) - {-1}:
-        inside = labels == label
-        mean = np.average(x[inside], axis=0, weights=weights[inside])
-        total += np.sum(weights[inside, None] * (x[inside] - mean) ** 2)
-    return total
 
 
 def test_inertia_is_that_of_the_labels_and_the_best_of_all_partitions():

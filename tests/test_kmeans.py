@@ -9,6 +9,7 @@ import pytest
 from sklearn.cluster import KMeans
 
 from fairgrpo_jax import grouping, kmeans
+from tests.restated import inertia_of
 
 
 def rewards(rng, prompts, rollouts=10):
@@ -18,15 +19,6 @@ def rewards(rng, prompts, rollouts=10):
 
 def blobs(rng, centres, n, d, spread):
     return (rng.random((centres, d)) * 4)[rng.integers(0, centres, n)] + rng.normal(0, spread, (n, d))
-
-
-def inertia_of(x, labels, weights):
-    total = 0.0
-    for label in set(labels.tolist()) - {-1}:
-        inside = labels == label
-        mean = np.average(x[inside], axis=0, weights=weights[inside])
-        total += np.sum(weights[inside, None] * (x[inside] - mean) ** 2)
-    return total
 
 
 DRAWS = {

@@ -45,8 +45,8 @@ def model(family):
 
 def ragged_completions():
     rng = np.random.default_rng(3)
-    lengths = np.array([[5, 1, 3], [2, 5, 4], [1, 1, 5], [3, 4, 2]])
-    return rng.integers(7, tiny_models.VOCABULARY, (4, 3, 5)), lengths
+    lengths = np.array([[8, 1, 3], [2, 8, 4], [1, 1, 8], [3, 7, 2]])
+    return rng.integers(7, tiny_models.VOCABULARY, (4, 3, 8)), lengths
 
 
 def batch(config, **options):
@@ -106,7 +106,7 @@ def repeated_states(run, params, config):
     ]
     starts = np.repeat([len(row) for row, _ in rows_of_all_kinds(config)], 3)
     hidden, _ = run(params, config, pack(assemble(rows, config), config, length=64))
-    before = np.minimum(starts[:, None] - 1 + np.arange(5), 63)
+    before = np.minimum(starts[:, None] - 1 + np.arange(8), 63)
     return jnp.take_along_axis(hidden, jnp.asarray(before)[..., None], axis=1).reshape(*tokens.shape, -1)
 
 
@@ -124,7 +124,7 @@ def value_and_gradients(family, way):
     """A weighted sum of log-probabilities, and its gradient, of a way to compute them."""
     params, config = model(family)
     _, lengths = ragged_completions()
-    mask = np.arange(5) < lengths[..., None]
+    mask = np.arange(8) < lengths[..., None]
     weight = np.random.default_rng(4).normal(size=mask.shape) * mask
 
     def loss(params):
@@ -161,7 +161,7 @@ def test_repeated_prompts_the_completion_pass_and_decoding_agree(family):
     prompt, (tokens, lengths) = batch(config), ragged_completions()
     hidden, kv = prompt_pass(params, config, prompt)
     rest = completion_pass(params, config, prompt, kv, jnp.asarray(tokens))
-    inside = np.arange(5) < lengths[..., None]
+    inside = np.arange(8) < lengths[..., None]
     expected = repeated_states(prompt_pass, params, config)
     np.testing.assert_allclose(states_before(prompt, hidden, rest)[inside], expected[inside], atol=2e-5)
     split, kv = decoder.unstack(params, kv)
