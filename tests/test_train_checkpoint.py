@@ -1,4 +1,4 @@
-"""Runs that start from a checkpoint folder: with adapters, with frozen parts, resumed, and written as a folder again."""
+"""Runs from a checkpoint folder: with adapters, with frozen parts, resumed, and written as a folder again."""
 
 import dataclasses
 
