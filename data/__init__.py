@@ -3,35 +3,70 @@
 if not __name__.startswith("fairgrpo_jax."):
     raise ImportError("import fairgrpo_jax.data, not data: a second copy of these modules would not know the first")
 
-from collections.abc import Callable
+import contextlib
+import gc
+import importlib
+import json
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
 
-from fairgrpo_jax.data import covid_blues, synthetic
+from fairgrpo_jax.data import prepared
+from fairgrpo_jax.data.media import without_broken
 from fairgrpo_jax.data.record import Media as Media, Record as Record, Source as Source
 
 
-def _synthetic(root: Path | None, **options) -> Source:
-    if root is not None:
-        raise ValueError(f"root is {root}; the synthetic clinic is made, not read: leave root out")
-    return synthetic.load(**options)
+# The module of each dataset, imported when it is asked for: what one needs, the others do not wait for.
+LOADERS: dict[str, str] = {
+    "chexpert": "chexpert",
+    "covid_blues": "covid_blues",
+    "ham10000": "ham10000",
+    "hemorrhage": "hemorrhage",
+    "isic2020": "isic2020",
+    "jsonl": "own",
+    "medvidbench": "medvidbench",
+    "pad_ufes_20": "pad_ufes_20",
+    "pmc_vqa": "pmc_vqa",
+    "slake": "slake",
+    "synthetic": "synthetic",
+    "vindr_mammo": "vindr_mammo",
+    "vqa_rad": "vqa_rad",
+}
 
 
-def _covid_blues(root: Path | None, **options) -> Source:
-    if root is None:
-        raise ValueError(f"COVID-BLUES is read from its owners' folder: pass root=...; get it from {covid_blues.OWNER}")
-    return covid_blues.load(root, **options)
+def module(name: str) -> ModuleType:
+    """The module of a dataset: ``ABOUT``, ``SPLITS`` and ``load``.
+
+    Raises:
+        ValueError: an unknown name.
+
+    Example:
+        >>> from fairgrpo_jax import data
+        >>> data.module("synthetic").SPLITS
+        ('train', 'warmup', 'test')
+    """
+    if name not in LOADERS:
+        raise ValueError(f"no dataset {name!r}; known are {', '.join(sorted(LOADERS))}")
+    return importlib.import_module(f"fairgrpo_jax.data.{LOADERS[name]}")
 
 
-LOADERS: dict[str, Callable[..., Source]] = {"covid_blues": _covid_blues, "synthetic": _synthetic}
-
-
-def load(name: str, root: str | Path | None = None, *, split: str, **options) -> Source:
+def load(
+    name: str,
+    root: str | Path | None = None,
+    *,
+    split: str,
+    on_broken: Literal["raise", "skip"] = "raise",
+    **options,
+) -> Source:
     """Loads one split of a dataset from the folder its owner publishes.
 
     Args:
-        name: ``"covid_blues"`` or ``"synthetic"``.
-        root: the dataset's folder; none for the synthetic clinic.
+        name: one of ``LOADERS``; ``python -m fairgrpo_jax.data check --all`` says what they are and where to get them.
+        root: the dataset's folder, or one that ``data.prepare`` made of it; none for the synthetic clinic.
         split: the splits are those of the dataset's own module.
+        on_broken: what becomes of a record whose media does not decode: ``"raise"``, an error when it is decoded;
+            ``"skip"``, all media are decoded once now, and what is broken is left out, counted and named in a warning.
         options: of the dataset's own ``load``.
 
     Returns:
@@ -45,9 +80,55 @@ def load(name: str, root: str | Path | None = None, *, split: str, **options) ->
         >>> len(data.load("synthetic", split="test", domains=("us",)))
         180
     """
-    if name not in LOADERS:
-        raise ValueError(f"no dataset {name!r}; known are {', '.join(sorted(LOADERS))}")
-    source = LOADERS[name](None if root is None else Path(root), split=split, **options)
+    if on_broken not in ("raise", "skip"):
+        raise ValueError(f"on_broken is {on_broken!r}; wanted 'raise' or 'skip'")
+    with _no_collection():
+        source = _load(name, root, split, options)
     if not len(source):
         raise ValueError(f"the {split!r} split of {name} has no record; check root {root} and the options {options}")
-    return source
+    return source if on_broken == "raise" else without_broken(source)
+
+
+def option(text: str) -> tuple[str, Any]:
+    """An option of a loader as a command line gives it, ``key=value``; the value as JSON if it is, else text.
+
+    Raises:
+        ValueError: it has another form.
+
+    Example:
+        >>> from fairgrpo_jax import data
+        >>> data.option("version=2"), data.option("split_by=article")
+        (('version', 2), ('split_by', 'article'))
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key.isidentifier():
+        raise ValueError(f"option is {text!r}; wanted KEY=VALUE, such as version=2")
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        return key, value
+
+
+def _load(name: str, root: str | Path | None, split: str, options: dict[str, Any]) -> Source:
+    dataset = module(name)
+    if root is not None and prepared.is_prepared(root):
+        return prepared.load(name, root, split=split, **options)
+    if name == "synthetic":
+        if root is not None:
+            raise ValueError(f"root is {root}; the synthetic clinic is made, not read: leave root out")
+        return dataset.load(split, **options)
+    if root is None:
+        raise ValueError(f"{name} is read from its owner's folder: pass root=...; get it from {dataset.ABOUT.where}")
+    return dataset.load(Path(root), split=split, **options)
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Hundreds of thousands of new records hold no garbage; looking for it takes as long as making them."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

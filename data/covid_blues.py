@@ -5,29 +5,40 @@ read the owners' files where they lie, pass on nothing made from them. 16 patien
 says that a pipeline runs, not how well a model diagnoses.
 """
 
-import csv
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from fairgrpo_jax.data import demographics
+from fairgrpo_jax.data.about import About
 from fairgrpo_jax.data.record import Media, Record, RecordList
 from fairgrpo_jax.data.splits import by_number
+from fairgrpo_jax.data.tables import read_csv
 
 
+SPLITS = ("train", "test")
 OWNER = "https://github.com/NinaWie/COVID-BLUES"
-QUESTION = "Does the patient have COVID?"
+ABOUT = About(
+    name="covid_blues",
+    title="COVID-BLUES",
+    where=OWNER,
+    licence="CC BY-NC-ND 4.0",
+    download="the repository as it is: clinical_variables.csv, severity.csv and lus_videos/",
+    note="63 patients, 16 of them held out: enough to see that a pipeline runs, not how well a model diagnoses.",
+    published={
+        **{"records/train": 266, "records/test": 96, "patients/train": 47, "patients/test": 16, "media": 362},
+        **{"answer/Has COVID": 197, "answer/No COVID": 165, "sex/unknown": 0, "age/unknown": 0},
+    },
+)
+QUESTION = "This is a lung ultrasound video. Does the patient have COVID?"
 CHOICES = ("Has COVID", "No COVID")
 TRAIN_SHARE = 0.75  # of the patients in numerical order
 
 _STEM = re.compile(r"patient_(\d+)_([LR][123])(_2)?")
 _SEX: dict[str, Literal["F", "M"] | None] = {"0": "F", "0.0": "F", "1": "M", "1.0": "M", "-99": None, "-99.0": None}
-_COLUMNS = {
-    "clinical_variables.csv": ("patient_id", "cov_test", "pat_sex", "pat_age"),
-    "severity.csv": ("video_file", "Severity Score", "A-lines", "B-lines"),
-}
+_TEST = {"1": CHOICES[0], "1.0": CHOICES[0], "0": CHOICES[1], "0.0": CHOICES[1]}
 
 
 @dataclass(frozen=True)
@@ -51,8 +62,9 @@ def load(root: str | Path, *, split: Literal["train", "test"], num_frames: int =
         ``a_lines`` and ``b_lines`` ("yes" or "no"), empty where they gave none, and ``blue_point`` (L1 to R3).
 
     Raises:
-        ValueError: files that are missing, all of them named at once; a column that is missing; a video without a row
-            in ``severity.csv`` or of an unknown patient; a patient without a PCR result; an unknown split.
+        ValueError: tables that are missing, all of them named at once; a column that is missing; rows of an unknown
+            patient, without a PCR result, or there twice, all named at once; a video without a row in
+            ``severity.csv``; an unknown split. Videos that are missing are errors when decoded, and of ``data check``.
 
     Source:
         The split is that of CLIMB (DDVD233/CLIMB). Unlike there, sex is kept beside age, and a video that does not
@@ -61,13 +73,14 @@ def load(root: str | Path, *, split: Literal["train", "test"], num_frames: int =
     Example:
         ``load("covid-blues", split="test")[0].question``
     """
-    if split not in ("train", "test"):
+    if split not in SPLITS:
         raise ValueError(f"split is {split!r}; COVID-BLUES has 'train' and 'test'")
     if num_frames < 1:
         raise ValueError(f"num_frames is {num_frames}; wanted at least 1")
     root = Path(root)
-    patients, readings = _tables(root)
-    _check(root, patients, readings)
+    clinical, severity, videos = ABOUT.require(root, "clinical_variables.csv", "severity.csv", "lus_videos")
+    patients = _patients(clinical)
+    readings = _readings(severity, videos, patients)
     order = sorted(patients, key=int)
     held_out = dict(zip(order, by_number(order, fraction=TRAIN_SHARE), strict=True))
     stems = sorted(readings, key=lambda stem: (int(_parse(stem)[0]), stem))
@@ -86,7 +99,7 @@ def _record(root: Path, stem: str, reading: Mapping[str, str], patient: _Patient
         uid=f"covid_blues/{stem}",
         dataset="covid_blues",
         modality="ultrasound",
-        media=(Media("video", path=_video(root, stem), num_frames=frames),),
+        media=(Media("video", path=root / "lus_videos" / f"{stem}.mp4", num_frames=frames),),
         question=QUESTION,
         answer=patient.answer,
         choices=CHOICES,
@@ -103,47 +116,50 @@ def _record(root: Path, stem: str, reading: Mapping[str, str], patient: _Patient
     )
 
 
-def _tables(root: Path) -> tuple[dict[str, _Patient], dict[str, dict[str, str]]]:
-    """Patients by number and the readers' rows by video."""
-    absent = [name for name in (*_COLUMNS, "lus_videos") if not (root / name).exists()]
-    if absent:
-        raise ValueError(f"COVID-BLUES in {root}: missing {', '.join(absent)}; get the dataset from {OWNER}")
-    clinical = _read(root / "clinical_variables.csv")
-    patients = {str(int(float(row["patient_id"]))): _patient(row) for row in clinical}
-    return patients, {row["video_file"]: row for row in _read(root / "severity.csv")}
+def _patients(path: Path) -> dict[str, _Patient]:
+    """Patients by number. Column names hold ``#``, which starts no comment."""
+    table, patients = read_csv(path, ("patient_id", "cov_test", "pat_sex", "pat_age")), dict[str, _Patient]()
+    for line, row in table:
+        try:
+            number = _number(row["patient_id"])
+            if number in patients:
+                raise ValueError(f"patient {number} is there twice")
+            if row["cov_test"] not in _TEST:
+                raise ValueError(f"patient {number}: cov_test is {row['cov_test']!r}; wanted 0 or 1")
+            sex = demographics.sex(row["pat_sex"], codes=_SEX)
+            patients[number] = _Patient(_TEST[row["cov_test"]], sex, demographics.age(row["pat_age"]))
+        except ValueError as error:
+            table.problems.add(line, str(error))
+    return patients
 
 
-def _patient(row: Mapping[str, str]) -> _Patient:
-    test = {"1": CHOICES[0], "1.0": CHOICES[0], "0": CHOICES[1], "0.0": CHOICES[1]}
-    if row["cov_test"] not in test:
-        raise ValueError(f"COVID-BLUES patient {row['patient_id']}: cov_test is {row['cov_test']!r}; wanted 0 or 1")
-    sex = demographics.sex(row["pat_sex"], codes=_SEX)
-    return _Patient(test[row["cov_test"]], sex, demographics.age(row["pat_age"]))
+def _readings(path: Path, videos: Path, patients: Collection[str]) -> dict[str, dict[str, str]]:
+    """The readers' rows by video; every video there has one, and its patient is known."""
+    table = read_csv(path, ("video_file", "Severity Score", "A-lines", "B-lines"))
+    readings: dict[str, dict[str, str]] = {}
+    for line, row in table:
+        stem = row["video_file"]
+        try:
+            if _parse(stem)[0] not in patients:
+                raise ValueError(f"{stem} is of no patient in clinical_variables.csv")
+            if stem in readings:
+                raise ValueError(f"{stem} is there twice")
+            readings[stem] = row
+        except ValueError as error:
+            table.problems.add(line, str(error))
+    if strange := sorted({path.stem for path in videos.glob("*.mp4")} - set(readings)):
+        names = ", ".join(strange[:10]) + (f", and {len(strange) - 10} more" if len(strange) > 10 else "")
+        raise ValueError(
+            f"{path}: {len(strange)} videos in {videos} have no row ({names}); get the dataset from {OWNER}"
+        )
+    return readings
 
 
-def _read(path: Path) -> list[dict[str, str]]:
-    """The named columns, stripped. Column names hold ``#``, which starts no comment."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        header = {name.strip(): name for name in reader.fieldnames or ()}
-        if absent := [name for name in _COLUMNS[path.name] if name not in header]:
-            raise ValueError(f"{path}: missing columns {', '.join(absent)}; get the file again from {OWNER}")
-        return [{name: (row[header[name]] or "").strip() for name in _COLUMNS[path.name]} for row in reader]
-
-
-def _check(root: Path, patients: Mapping[str, _Patient], readings: Mapping[str, object]) -> None:
-    """Every video of the tables is there, and every video there is in the tables."""
-    found = {path.stem for path in (root / "lus_videos").glob("*.mp4")}
-    problems = {
-        "missing videos": sorted(set(readings) - found),
-        "videos without a row in severity.csv": sorted(found - set(readings)),
-        "videos of patients not in clinical_variables.csv": sorted(
-            stem for stem in found | set(readings) if _parse(stem)[0] not in patients
-        ),
-    }
-    texts = [f"{len(names)} {what} ({_listed(names)})" for what, names in problems.items() if names]
-    if texts:
-        raise ValueError(f"COVID-BLUES in {root}: {'; '.join(texts)}; get the dataset from {OWNER}")
+def _number(text: str) -> str:
+    """A whole number, which some tables write as ``15.0``."""
+    if not re.fullmatch(r"[0-9]+(\.0+)?", text):
+        raise ValueError(f"patient_id is {text!r}; wanted a whole number")
+    return str(int(text.partition(".")[0]))
 
 
 def _parse(stem: str) -> tuple[str, str]:
@@ -152,11 +168,3 @@ def _parse(stem: str) -> tuple[str, str]:
     if not match:
         raise ValueError(f"COVID-BLUES video name {stem!r}; wanted patient_<number>_<L1..R3>, with _2 for a repeat")
     return match[1], match[2]
-
-
-def _video(root: Path, stem: str) -> Path:
-    return root / "lus_videos" / f"{stem}.mp4"
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:10]) + (f", and {len(names) - 10} more" if len(names) > 10 else "")

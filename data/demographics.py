@@ -95,15 +95,28 @@ def age_bin(years: float | None, *, edges: Sequence[float] = (25, 50, 75)) -> st
     return labels[age_bins([years], edges)[0]]
 
 
-def attributes(record: Record, *, edges: Sequence[float] = (25, 50, 75)) -> dict[str, str | None]:
+def attributes(
+    record: Record, *, edges: Sequence[float] = (25, 50, 75), names: Sequence[str] = ("sex", "age")
+) -> dict[str, str | None]:
     """The patient's group by attribute, ready for ``grouping``; None where unknown.
+
+    Args:
+        record: whose patient.
+        edges: of the age bins, in years, rising, each belonging to the bin below it.
+        names: ``"sex"``, ``"age"``, and names of ``record.extra`` such as ``"race"``, in the order wanted.
+            What a dataset does not tell is unknown.
 
     Example:
         >>> from fairgrpo_jax.data import demographics, synthetic
-        >>> demographics.attributes(synthetic.load("test", domains=("digits",))[0])
-        {'sex': None, 'age': None}
+        >>> demographics.attributes(synthetic.load("test", domains=("digits",))[0], names=("sex", "age", "race"))
+        {'sex': None, 'age': None, 'race': None}
     """
-    return {"sex": record.sex, "age": age_bin(record.age, edges=edges)}
+    known: dict[str, str | None] = {"sex": record.sex, "age": age_bin(record.age, edges=edges)}
+    return {name: known[name] if name in known else _told(record.extra.get(name)) for name in names}
+
+
+def _told(text: str | None) -> str | None:
+    return None if text is None or text.strip().lower() in _UNKNOWN else text.strip()
 
 
 def _only(raw: object) -> str:

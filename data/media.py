@@ -1,11 +1,21 @@
-"""Decodes images and videos to uint8 RGB, one at a time, only when asked."""
+"""Decodes images, DICOM files and videos to uint8 RGB, one at a time, only when asked."""
 
+import io
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
-from fairgrpo_jax.data.record import Media, Record
+from fairgrpo_jax.data import archives, dicom, prepared
+from fairgrpo_jax.data.record import Media, Record, RecordList, Source
+
+
+BOX_COLOUR, BOX_WIDTH = (0, 255, 0), 8  # as in the reference code of MedVidBench; pixels of the file
+HELD_PIXELS = 2**28  # of a video while its frames are counted: about 400 MB
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,10 +44,10 @@ class Decoded:
 def decode(media: Media, *, num_frames: int | None = None) -> np.ndarray:
     """The pixels of one image or video.
 
-    An image is turned upright as its EXIF data say. A video of N frames is sampled at ``linspace(0, N - 1, F)``,
-    rounded to the nearest frame (half to even), where N is counted by decoding, not believed from the header. A video
-    shorter than F frames repeats some. While N is unknown all its frames are held in memory: made for clips of
-    seconds, not for hours of surgery.
+    An image is turned upright as its EXIF data say; a DICOM file is windowed by ``dicom.pixels``. A video of N frames
+    is sampled at ``linspace(0, N - 1, F)``, rounded to the nearest frame (half to even), where N is counted by
+    decoding, not believed from the header. A video shorter than F frames repeats some. If the frame of ``media.box``
+    is not among the samples, the one nearest to it gives way to it. The box is drawn before anything is resized.
 
     Args:
         media: what to decode.
@@ -47,7 +57,8 @@ def decode(media: Media, *, num_frames: int | None = None) -> np.ndarray:
         uint8 RGB, (H, W, 3) or (F, H, W, 3).
 
     Raises:
-        ValueError: the file is missing, broken, empty or not 8-bit; ``num_frames`` below 1 or given for an image.
+        ValueError: the file is missing, broken, empty or not 8-bit; frames of different sizes; a box on a frame that is
+            not there; ``num_frames`` below 1 or given for an image.
 
     Example:
         >>> from fairgrpo_jax.data import media, synthetic
@@ -58,19 +69,72 @@ def decode(media: Media, *, num_frames: int | None = None) -> np.ndarray:
         return decode_clip(media, num_frames=num_frames).frames
     if num_frames is not None:
         raise ValueError("num_frames is of videos and this is an image; leave it out")
-    return media.pixels if media.pixels is not None else _read_image(_file(media))
+    image = media.pixels if media.pixels is not None else _read_image(media)
+    if media.box is None:
+        return image
+    _require_frame(media, 1)
+    return _boxed(image, media.box)
 
 
-def decode_clip(media: Media, *, num_frames: int | None = None) -> Clip:
-    """The frames of a video as ``decode`` samples them, with their times; for its errors see there."""
+def decode_clip(media: Media, *, num_frames: int | None = None, max_pixels: int | None = None) -> Clip:
+    """The frames of a video as ``decode`` samples them, with their times; for its errors see there.
+
+    Args:
+        media: a video.
+        num_frames: frames F; by default ``media.num_frames``, else by ``max_pixels``, else all.
+        max_pixels: pixels that all frames together may have; F as ``adaptive_frames`` says.
+    """
     num_frames = media.num_frames if num_frames is None else num_frames
     if media.kind != "video" or (num_frames is not None and num_frames < 1):
         raise ValueError(f"a {media.kind}, {num_frames} frames; wanted a video and at least one frame")
+
+    def sample(times: np.ndarray, pixels: int) -> np.ndarray:
+        count = num_frames
+        if count is None and max_pixels is not None:
+            seconds = float(times[-1] - times[0]) * len(times) / max(1, len(times) - 1)
+            count = min(len(times), adaptive_frames(seconds, pixels, max_pixels=max_pixels))
+        return _sample(len(times), count, media)
+
+    if media.path is not None and not (media.fps and media.path.is_dir()):  # of frames in a prepared folder
+        return _read_video(media, sample)
     if media.pixels is not None:
-        frames, times = media.pixels, np.arange(len(media.pixels)) / (media.fps or 1.0)
-        chosen = _sample(len(frames), num_frames)
-        return Clip(frames[chosen], times[chosen], _spacing(times, chosen))
-    return _read_video(_file(media), num_frames)
+        times = np.arange(len(media.pixels)) / (media.fps or 1.0)
+        chosen = sample(times, media.pixels[0][..., 0].size)
+        return _clip(media, media.pixels[chosen], times, chosen)
+    return _read_frames(media, sample)
+
+
+def adaptive_frames(seconds: float, pixels: int, *, max_pixels: int, slowest: float = 0.1, fastest: float = 3.0) -> int:
+    """How many frames of a video to show: as many as the pixel budget holds, between 0.1 and 3 a second.
+
+    F = min(max(max_pixels / pixels, slowest · seconds), fastest · seconds), down to an even number, at least 2. A video
+    so long that ``slowest`` breaks the budget keeps ``slowest``: its frames must then be reduced to
+    max_pixels / F pixels each.
+
+    Args:
+        seconds: duration of the video.
+        pixels: height · width of a frame as the model will see it.
+        max_pixels: budget for all frames together.
+        slowest: frames a second at least.
+        fastest: frames a second at most.
+
+    Raises:
+        ValueError: a duration below 0, no pixels, no budget, or rates that are not 0 < slowest <= fastest.
+
+    Source: 0.1 to 3 frames a second is the range MedVidBench was sampled with; the rule between them is ours.
+
+    Example:
+        >>> from fairgrpo_jax.data.media import adaptive_frames
+        >>> [adaptive_frames(seconds, 48 * 28 * 28, max_pixels=64 * 48 * 28 * 28) for seconds in (4, 60, 1800)]
+        [12, 64, 180]
+    """
+    if not seconds >= 0 or pixels < 1 or max_pixels < 1 or not 0 < slowest <= fastest:
+        raise ValueError(
+            f"got {seconds} seconds, {pixels} pixels, a budget of {max_pixels}, {slowest} to {fastest} frames a "
+            "second; wanted seconds >= 0, pixels and budget >= 1, 0 < slowest <= fastest"
+        )
+    frames = min(max(max_pixels / pixels, slowest * seconds), fastest * seconds)
+    return max(2, int(frames) // 2 * 2)
 
 
 def decode_record(record: Record) -> Decoded:
@@ -93,52 +157,201 @@ def decode_record(record: Record) -> Decoded:
     return Decoded(images, videos)
 
 
-def _file(media: Media) -> Path:
-    path = Path(media.path or "")
+def without_broken(source: Source, *, threads: int = 4) -> RecordList:
+    """The records whose media decode; the others are counted and named in one warning.
+
+    Every medium is decoded once, before training: a record that dropped out during a run would change its batches.
+
+    Args:
+        source: what to look through.
+        threads: records decoded at the same time.
+
+    Warns:
+        UserWarning: how many records are left out of how many, and why (the first 20).
+
+    Example:
+        >>> from fairgrpo_jax.data import media, synthetic
+        >>> len(media.without_broken(synthetic.load("test", domains=("us",))))
+        180
+    """
+
+    def problem(record: Record) -> str | None:
+        try:
+            decode_record(record)
+        except ValueError as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor(threads) as pool:
+        problems = list(pool.map(problem, source.records))
+    if found := [text for text in problems if text]:
+        more = f"; and {len(found) - 20} more" if len(found) > 20 else ""
+        text = f"{len(found)} of {len(problems)} records are left out: {'; '.join(found[:20])}{more}"
+        warnings.warn(text, stacklevel=2)
+    return RecordList(tuple(record for record, text in zip(source.records, problems, strict=True) if not text))
+
+
+def files(media: Media) -> tuple[Path, ...]:
+    """The files that must be there to decode a medium; an archive stands for its members.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from fairgrpo_jax.data import media
+        >>> media.files(media.Media("video", frames=(Path("1.jpg"), Path("2.jpg")), fps=1.0))
+        (PosixPath('1.jpg'), PosixPath('2.jpg'))
+    """
+    return media.frames if media.path is None else (media.path,)
+
+
+def content(media: Media) -> bytes:
+    """The bytes of a medium's file, or of its member of an archive.
+
+    Raises:
+        ValueError: it is missing, or the archive is broken.
+    """
+    if media.path is not None and media.member is not None:
+        if media.path.is_dir():
+            return prepared.contents(media.path, media.member)[0]
+        return archives.read(media.path, media.member)
+    return _existing(media.kind, media.path).read_bytes()
+
+
+def _existing(kind: str, path: Path | None) -> Path:
+    path = Path(path or "")
     if not path.is_file():
-        raise ValueError(f"{media.kind} {path} does not exist; download it again from the dataset's owner")
+        raise ValueError(f"{kind} {path} does not exist; download it again from the dataset's owner")
     return path
 
 
-def _read_image(path: Path) -> np.ndarray:
+# ---- images ----------------------------------------------------------------------------------------------------------
+
+
+def _read_image(media: Media) -> np.ndarray:
+    if media.member is not None:
+        inside = content(media)
+        return open_image(io.BytesIO(inside), f"{media.path}!{media.member}", media)
+    path = _existing("image", media.path)
+    with path.open("rb") as file:
+        return open_image(file, str(path), media)
+
+
+def open_image(file: IO[bytes], name: str, media: Media | None = None) -> np.ndarray:
+    """uint8 RGB (H, W, 3) of an open image or DICOM file; ``name`` is for messages."""
     from PIL import Image, ImageOps
 
+    if dicom.is_dicom(name, file.read(132)):
+        file.seek(0)
+        return dicom.pixels(file.read(), name, window=(media and media.window) or "voi")
+    file.seek(0)
     try:
-        with Image.open(path) as image:
+        with Image.open(file) as image:
             if image.mode.startswith(("I", "F")):
-                raise ValueError(f"image {path} holds {image.mode} pixels; window it to 8 bits first")
+                raise ValueError(f"image {name} holds {image.mode} pixels; window it to 8 bits first")
             return np.array(ImageOps.exif_transpose(image).convert("RGB"))
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"image {path} is broken ({error}); download it again from the dataset's owner") from error
+        raise ValueError(f"image {name} is broken ({error}); download it again from the dataset's owner") from error
 
 
-def _read_video(path: Path, num_frames: int | None) -> Clip:
+def _boxed(image: np.ndarray, box: Sequence[float]) -> np.ndarray:
+    from PIL import Image, ImageDraw
+
+    picture = Image.fromarray(image)
+    ImageDraw.Draw(picture).rectangle([*box[1:]], outline=BOX_COLOUR, width=BOX_WIDTH)
+    return np.array(picture)
+
+
+# ---- videos ----------------------------------------------------------------------------------------------------------
+
+Sampler = Callable[[np.ndarray, int], np.ndarray]  # times of all frames, pixels of one -> indices of the sample
+
+
+def _read_frames(media: Media, sample: Sampler) -> Clip:
+    """A video kept as images, loose or in a prepared folder; only the sampled ones are decoded."""
+    stored = prepared.contents(media.path, media.member or "") if media.path is not None else []
+    names = [f"{media.path}/{media.member}"] * len(stored) or [str(path) for path in media.frames]
+    times = np.arange(len(names)) / (media.fps or 1.0)
+
+    def read(index: int) -> np.ndarray:
+        if stored:
+            return open_image(io.BytesIO(stored[index]), names[index])
+        with _existing("frame", media.frames[index]).open("rb") as file:
+            return open_image(file, names[index])
+
+    first = read(0)
+    chosen = sample(times, first[..., 0].size)
+    pictures = {index: first if index == 0 else read(index) for index in dict.fromkeys(chosen.tolist())}
+    for index, picture in pictures.items():
+        if picture.shape != first.shape:
+            raise ValueError(
+                f"frame {names[index]} has the shape {picture.shape[:2]}, the first of its video {first.shape[:2]}; "
+                "wanted one size: download them again from the dataset's owner"
+            )
+    return _clip(media, np.stack([pictures[index] for index in chosen.tolist()]), times, chosen)
+
+
+def _read_video(media: Media, sample: Sampler) -> Clip:
+    """The pixels of the sampled frames; a video too large to hold while its frames are counted is decoded twice."""
     import av
     import av.error
 
+    name = f"{media.path}!{media.member}" if media.member is not None else str(_existing("video", media.path))
+    inside = content(media) if media.member is not None else None
+    stamps, held, pixels = [], {}, 0
     try:
-        with av.open(str(path)) as container:
+        with av.open(name if inside is None else io.BytesIO(inside), "r") as container:
             if not container.streams.video:
-                raise ValueError(f"{path} has no video stream; download it again from the dataset's owner")
+                raise ValueError(f"{name} has no video stream; download it again from the dataset's owner")
             promised = container.streams.video[0].frames  # 0 if the header does not tell
-            frames = list(container.decode(video=0))
-        if not frames or len(frames) < promised:
+            for index, frame in enumerate(container.decode(video=0)):
+                stamps.append(frame.time)
+                pixels = frame.width * frame.height
+                if len(stamps) * pixels <= HELD_PIXELS:
+                    held[index] = frame
+        if not stamps or len(stamps) < promised:
             raise ValueError(
-                f"video {path} is broken: {len(frames)} of {promised} frames decode; download it again from the "
+                f"video {name} is broken: {len(stamps)} of {promised} frames decode; download it again from the "
                 "dataset's owner"
             )
-        chosen = _sample(len(frames), num_frames)
-        pixels = np.stack([frames[i].to_ndarray(format="rgb24") for i in chosen])
+        if any(stamp is None for stamp in stamps):
+            raise ValueError(f"video {name} has frames without time stamps; re-encode it with constant frame rate")
+        times = np.array(stamps)
+        chosen = sample(times, pixels)
+        wanted = set(chosen.tolist())
+        if not wanted <= set(held):
+            held = {}
+            with av.open(name if inside is None else io.BytesIO(inside), "r") as container:
+                for index, frame in enumerate(container.decode(video=0)):
+                    if index in wanted:
+                        held[index] = frame
+        pictures = {index: held[index].to_ndarray(format="rgb24") for index in wanted}
     except av.error.FFmpegError as error:
-        raise ValueError(f"video {path} is broken ({error}); download it again from the dataset's owner") from error
-    if any(frame.time is None for frame in frames):
-        raise ValueError(f"video {path} has frames without time stamps; re-encode it with constant frame rate")
-    times = np.array([frame.time for frame in frames])
-    return Clip(pixels, times[chosen] - times[0], _spacing(times, chosen))
+        raise ValueError(f"video {name} is broken ({error}); download it again from the dataset's owner") from error
+    return _clip(media, np.stack([pictures[index] for index in chosen.tolist()]), times, chosen)
 
 
-def _sample(count: int, num_frames: int | None) -> np.ndarray:
-    return np.arange(count) if num_frames is None else np.linspace(0, count - 1, num_frames).round().astype(int)
+def _clip(media: Media, frames: np.ndarray, times: np.ndarray, chosen: np.ndarray) -> Clip:
+    if media.box is not None:
+        for place in np.flatnonzero(chosen == media.box[0]):
+            frames[place] = _boxed(frames[place], media.box)
+    return Clip(frames, times[chosen] - times[0], _spacing(times, chosen))
+
+
+def _sample(count: int, num_frames: int | None, media: Media) -> np.ndarray:
+    """Indices of the frames to show, the boxed one among them."""
+    chosen = np.arange(count) if num_frames is None else np.linspace(0, count - 1, num_frames).round().astype(int)
+    if media.box is None:
+        return chosen
+    boxed = _require_frame(media, count)
+    if boxed not in chosen:
+        chosen[np.abs(chosen - boxed).argmin()] = boxed
+    return chosen
+
+
+def _require_frame(media: Media, count: int) -> int:
+    frame = int((media.box or (0,))[0])
+    if frame >= count:
+        raise ValueError(f"the box is on frame {frame} of {count} of {', '.join(map(str, files(media)[:1]))}; from 0")
+    return frame
 
 
 def _spacing(times: np.ndarray, chosen: np.ndarray) -> float:

@@ -1,7 +1,8 @@
 """Deterministic mixing of datasets with Grain; its place in the order of batches is one integer."""
 
+import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import grain
 import numpy as np
@@ -14,7 +15,8 @@ def mixture(
     *,
     batch_size: int,
     seed: int,
-    weights: Sequence[float] | None = None,
+    weights: Sequence[float] | Literal["size"] = "size",
+    temperature: float = 1.0,
     process: int = 0,
     processes: int = 1,
 ) -> grain.MapDataset:
@@ -30,7 +32,9 @@ def mixture(
         sources: the datasets, none of them empty.
         batch_size: records in a batch over all processes; divisible by ``processes``.
         seed: of the orders, non-negative; source i shuffles with a seed derived from (seed, i).
-        weights: positive, one a source; by default the sizes, which is one shuffled pool.
+        weights: positive, one a source; or ``"size"``, n ** temperature for a source of n records.
+        temperature: of ``"size"``, in [0, 1]: 1 is one shuffled pool, 0 gives all sources alike, between them small
+            sources are seen more often than their size alone would have it. Not with weights of your own.
         process: index of this process.
         processes: how many processes read together.
 
@@ -38,7 +42,7 @@ def mixture(
         A ``grain.MapDataset`` whose item n is this process's part of batch n, a list of ``Record``.
 
     Raises:
-        ValueError: no source, an empty source, weights that do not fit, a batch that does not divide.
+        ValueError: no source, an empty source, weights or a temperature that do not fit, a batch that does not divide.
 
     Example:
         >>> from fairgrpo_jax.data import mixture, synthetic
@@ -50,9 +54,7 @@ def mixture(
     empty = [i for i, source in enumerate(sources) if not len(source)]
     if not sources or empty:
         raise ValueError(f"sources to mix: {len(sources)}, of which empty: {empty}; give at least one, none empty")
-    weights = [len(source) for source in sources] if weights is None else weights
-    if len(weights) != len(sources) or not all(weight > 0 for weight in weights):
-        raise ValueError(f"weights are {list(weights)}; wanted {len(sources)} positive ones, leave out what weighs 0")
+    shares = _shares([len(source) for source in sources], weights, temperature)
     if batch_size < 1 or not 0 <= process < processes or batch_size % processes:
         raise ValueError(
             f"batch_size {batch_size}, process {process} of {processes}; wanted a batch divisible by the number of "
@@ -61,9 +63,24 @@ def mixture(
     streams = [
         grain.MapDataset.source(source).shuffle(seed=_seed(seed, i)).repeat() for i, source in enumerate(sources)
     ]
-    mixed = grain.MapDataset.mix(streams, [round(100 * weight / min(weights)) for weight in weights])
+    mixed = grain.MapDataset.mix(streams, [round(100 * share / min(shares)) for share in shares])
     local = mixed.batch(batch_size // processes, drop_remainder=True, batch_fn=list)  # endless: there is no remainder
     return local[process::processes]
+
+
+def _shares(sizes: Sequence[int], weights: Sequence[float] | str, temperature: float) -> list[float]:
+    if isinstance(weights, str):
+        if weights != "size" or not 0 <= temperature <= 1:
+            raise ValueError(
+                f"weights are {weights!r} and the temperature {temperature}; wanted 'size' with one in [0, 1], or a "
+                "weight for each source"
+            )
+        return [size**temperature for size in sizes]
+    if len(weights) != len(sizes) or not all(0 < weight < math.inf for weight in weights):
+        raise ValueError(f"weights are {list(weights)}; wanted {len(sizes)} positive ones, leave out what weighs 0")
+    if temperature != 1:
+        raise ValueError(f"temperature is {temperature} and weights are given; it is of weights='size' only")
+    return list(weights)
 
 
 def iterate(

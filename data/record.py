@@ -1,5 +1,6 @@
 """The one record every dataset is mapped to, and its two renderings: what the model is asked, what it should say."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,45 +9,79 @@ from typing import Literal, Protocol
 import numpy as np
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Media:
     """One image or video, on disk or in memory; ``data.media`` decodes it when asked.
 
+    Exactly one of ``path``, ``frames`` and ``pixels`` says where it is.
+
     Attributes:
         kind: ``"image"`` or ``"video"``.
-        path: the owner's file, or None.
-        pixels: uint8 RGB, (H, W, 3) for an image and (F, H, W, 3) for a video, or None; exactly one of both is given.
+        path: an image, a DICOM file (kind ``"image"``), a video, or with ``member`` a zip archive or prepared folder.
+        member: name inside the archive; ``"!"`` between nested archives, as in
+            ``"images/imgs_part_1.zip!imgs_part_1/PAT_1.png"``. For a prepared folder see ``prepared.contents``.
+        frames: image files of a video that is kept as frames, in order, repeats allowed.
         num_frames: how many frames of a video the model sees; None means all of them.
-        fps: frames a second of a video held in memory (a file tells its own).
+        fps: frames a second of ``frames``, of a video in ``pixels``, or of frames in a prepared folder (a video file
+            tells its own).
+        window: how a DICOM file becomes 8 bits: ``"voi"`` (the default, the viewer's window) or ``"minmax"``.
+        box: (frame, x1, y1, x2, y2), drawn before any resizing: index of the frame among all frames of the video (0 for
+            an image), corners in pixels of the file.
+        pixels: uint8 RGB, (H, W, 3) for an image and (F, H, W, 3) for a video.
 
     Raises:
-        ValueError: both or neither of ``path`` and ``pixels``; pixels of another shape or type; a video in memory
-            without ``fps``.
+        ValueError: none or several of ``path``, ``frames`` and ``pixels``; pixels of another shape or type; a video of
+            frames or in memory without ``fps``; a ``member`` without ``path``; another window; a box that is none.
     """
 
     kind: Literal["image", "video"]
     path: Path | None = None
-    pixels: np.ndarray | None = field(default=None, repr=False)
+    member: str | None = None
+    frames: tuple[Path, ...] = ()
     num_frames: int | None = None
     fps: float | None = None
+    window: Literal["voi", "minmax"] | None = None
+    box: tuple[float, float, float, float, float] | None = None
+    pixels: np.ndarray | None = field(default=None, repr=False)
 
     def __post_init__(self):
         if self.kind not in ("image", "video"):
             raise ValueError(f"media kind is {self.kind!r}; it is 'image' or 'video'")
-        if (self.path is None) == (self.pixels is None):
-            raise ValueError("media has a path or pixels, exactly one of them: pass path=... or pixels=...")
-        if self.pixels is None:
+        if (self.path is not None) + bool(self.frames) + (self.pixels is not None) != 1:
+            raise ValueError("media has a path, frames or pixels, exactly one of them: pass path=... or frames=... ...")
+        if self.window is not None and self.window not in ("voi", "minmax"):
+            raise ValueError(f"window is {self.window!r}; it is 'voi' or 'minmax'")
+        if self.member is not None and self.path is None:
+            raise ValueError(f"member {self.member!r} has no archive; pass path=..., the zip it is in")
+        if self.frames and self.kind == "image":
+            raise ValueError("frames are of a video and this is an image; pass kind='video'")
+        if self.box is not None:
+            _check_box(self.box)
+        if self.pixels is not None:
+            _check_pixels(self.kind, self.pixels)
+        if not self.fps and (self.frames or (self.pixels is not None and self.kind == "video")):
+            raise ValueError("a video of frames or held in memory does not know its speed: pass fps=...")
+
+
+def _check_box(box: Sequence[float]) -> None:
+    if len(box) == 5 and all(math.isfinite(value) for value in box):
+        frame, x1, y1, x2, y2 = box
+        if frame >= 0 and frame == int(frame) and x1 <= x2 and y1 <= y2:
             return
-        rank = 3 if self.kind == "image" else 4
-        if self.pixels.ndim != rank or self.pixels.shape[-1] != 3 or self.pixels.dtype != np.uint8:
-            wanted = "(H, W, 3)" if rank == 3 else "(F, H, W, 3)"
-            got = f"{self.pixels.dtype} {self.pixels.shape}"
-            raise ValueError(f"pixels of a {self.kind} are {got}; wanted uint8 {wanted}: convert to 8-bit RGB first")
-        if rank == 4 and not self.fps:
-            raise ValueError("a video held in memory does not know its speed: pass fps=...")
+    raise ValueError(
+        f"box is {tuple(box)}; wanted (frame index, x1, y1, x2, y2), x1 <= x2, y1 <= y2, pixels of the file"
+    )
 
 
-@dataclass(frozen=True)
+def _check_pixels(kind: str, pixels: np.ndarray) -> None:
+    rank = 3 if kind == "image" else 4
+    if pixels.ndim != rank or pixels.shape[-1] != 3 or pixels.dtype != np.uint8:
+        wanted = "(H, W, 3)" if rank == 3 else "(F, H, W, 3)"
+        got = f"{pixels.dtype} {pixels.shape}"
+        raise ValueError(f"pixels of a {kind} are {got}; wanted uint8 {wanted}: convert to 8-bit RGB first")
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
     """One question about one patient's images, with the answer and what is known of the patient.
 
@@ -61,7 +96,7 @@ class Record:
         patient: unit of the split. Records of one patient are never on both sides of it.
         sex: ``"F"``, ``"M"`` or None for unknown.
         age: years, or None for unknown.
-        extra: what else the owner tells, as strings.
+        extra: what else the owner tells, as strings, further attributes ("race", "skin_type") too; "" for unknown.
         split: the split the record was loaded as.
         finding: what a supervised target says inside ``<think>``.
     """
@@ -94,9 +129,15 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class RecordList:
-    """The plain ``Source``: records in memory, their media still on disk (or already small enough to hold)."""
+    """The plain ``Source``: records in memory, their media still on disk (or already small enough to hold).
+
+    Attributes:
+        records: in the owner's order.
+        left_out: by reason, how many of the owner's rows made no record or a record that lacks something.
+    """
 
     records: tuple[Record, ...]
+    left_out: Mapping[str, int] = field(default_factory=dict, compare=False)
 
     def __len__(self) -> int:
         return len(self.records)

@@ -1,7 +1,9 @@
 """Splits by patient: no patient is ever on both sides."""
 
 import hashlib
+import itertools
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -64,6 +66,57 @@ def by_number(patients: Sequence[str], *, fraction: float) -> np.ndarray:
     order = sorted(set(patients), key=int)
     kept = set(order[: int(len(order) * fraction)])
     return np.array([patient not in kept for patient in patients], dtype=bool)
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What two splits have in common, dataset by dataset.
+
+    Attributes:
+        dataset: its name.
+        splits: names of the two splits.
+        patients: names of the patients in both, sorted.
+        media: how many files, or members of archives, are in both.
+    """
+
+    dataset: str
+    splits: tuple[str, str]
+    patients: tuple[str, ...]
+    media: int
+
+    def __str__(self) -> str:
+        shown = ", ".join(self.patients[:5]) + (" ..." if len(self.patients) > 5 else "")
+        names = f" ({shown})" if self.patients else ""
+        return (
+            f"{self.dataset}: {' and '.join(self.splits)} share {len(self.patients)} patients{names} and "
+            f"{self.media} media files"
+        )
+
+
+def leakage(records: Iterable[Record]) -> list[Shared]:
+    """Every pair of splits of a dataset that share patients or media files, by ``record.split``.
+
+    Example:
+        >>> from fairgrpo_jax.data import splits, synthetic
+        >>> sides = [synthetic.load(split, domains=("us",)) for split in ("train", "test")]
+        >>> splits.leakage(record for side in sides for record in side)
+        []
+    """
+    patients: dict[tuple[str, str], set[str]] = {}
+    files: dict[tuple[str, str], set[object]] = {}
+    for record in records:
+        side = (record.dataset, record.split)
+        patients.setdefault(side, set()).add(record.patient)
+        files.setdefault(side, set()).update(
+            (media.path, media.member) if media.path else media.frames for media in record.media if media.pixels is None
+        )
+    found = []
+    for one, other in itertools.combinations(patients, 2):
+        if one[0] == other[0]:
+            people, shared = patients[one] & patients[other], files[one] & files[other]
+            if people or shared:
+                found.append(Shared(one[0], (one[1], other[1]), tuple(sorted(people)), len(shared)))
+    return found
 
 
 def check_leakage(train: Iterable[Record], test: Iterable[Record]) -> None:

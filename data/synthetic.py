@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from fairgrpo_jax.data.about import About
 from fairgrpo_jax.data.media import decode
 from fairgrpo_jax.data.record import Media, Record, RecordList
 from fairgrpo_jax.data.splits import by_patient
@@ -42,6 +43,16 @@ WARMUP_SHARE = 0.35  # of the training patients
 AGES = ((26, 50), (51, 75), (76, 95))  # years; the three strata of the drawn patients
 
 Split = Literal["train", "warmup", "test"]
+SPLITS = ("train", "warmup", "test")
+ABOUT = About(
+    name="synthetic",
+    title="The clinic",
+    where="fairgrpo_jax.data.synthetic",
+    licence="as this software; the real measurements as scikit-learn",
+    download="nothing: it is made when asked for",
+    note="Its images are cartoons; a gap found here says nothing about any hospital.",
+    shared=(("train", "warmup"),),  # the warm-up is a part of the training records
+)
 
 
 @dataclass(frozen=True)
@@ -145,7 +156,7 @@ def load(
         >>> len(source), source[0].media[0].pixels.shape, source[0].choices
         (360, (32, 32, 3), ('No Hemorrhage', 'Intraparenchymal', 'Subdural'))
     """
-    if split not in ("train", "warmup", "test"):
+    if split not in SPLITS:
         raise ValueError(f"split is {split!r}; the clinic has 'train', 'warmup' and 'test'")
     unknown = [name for name in domains if name not in DOMAINS]
     if unknown or not domains or len(set(domains)) < len(domains):

@@ -4,7 +4,9 @@ import math
 
 import pytest
 
+from fairgrpo_jax import grouping
 from fairgrpo_jax.data import demographics
+from fairgrpo_jax.data.record import Record
 
 
 @pytest.mark.parametrize(
@@ -21,6 +23,9 @@ from fairgrpo_jax.data import demographics
         (" 45 ", 45.0),
         ("90", 90.0),
         (0, 0.0),
+        ("25.5", 25.5),
+        ("['053Y']", 53.0),
+        ("053y", 53.0),
         ("0.0027", 0.0027),
         ("", None),
         (None, None),
@@ -63,3 +68,22 @@ def test_age_bins_include_their_upper_edge():
     bins = ["≤25", "≤25", "26–50", "26–50", "26–50", "51–75", "51–75", ">75", ">75", ">75", None]
     assert [demographics.age_bin(age) for age in ages] == bins
     assert [demographics.age_bin(age, edges=(60.0,)) for age in (60, 61)] == ["≤60", ">60"]
+
+
+def test_groups_by_further_attributes():
+    extra = {"race": "Asian", "skin_type": "", "income": " unknown "}
+    record = Record("d/1", "d", "", (), "?", "x", (), "p", "F", 25.5, extra, "train")
+    assert demographics.attributes(record) == {"sex": "F", "age": "26–50"}
+    names = ("race", "sex", "skin_type", "income", "insurance")
+    assert list(demographics.attributes(record, names=names).items()) == [
+        ("race", "Asian"),
+        ("sex", "F"),
+        ("skin_type", None),
+        ("income", None),
+        ("insurance", None),
+    ]
+    assert demographics.attributes(record, edges=(60,), names=("age",)) == {"age": "≤60"}
+    rows = [demographics.attributes(record, names=names), demographics.attributes(record, names=names[2:])]
+    vocabulary = grouping.vocabulary([rows[0]])
+    assert grouping.explicit_groups(rows[:1], vocabulary).tolist() == [0]
+    assert grouping.explicit_groups(rows[1:], vocabulary).tolist() == [-1]

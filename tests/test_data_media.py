@@ -1,12 +1,14 @@
 """Decoding against files written here with known pixels and times."""
 
+import zipfile
+
 import av
 import numpy as np
 import pytest
 from PIL import Image
 
 from fairgrpo_jax.data import media
-from fairgrpo_jax.data.record import Media, Record
+from fairgrpo_jax.data.record import Media, Record, RecordList
 
 
 FPS = 10
@@ -186,3 +188,125 @@ def test_decode_record_keeps_order_by_kind(video):
     decoded = media.decode_record(Record("d/1", "d", "", items, "?", "x", (), "p", None, None, {}, "train"))
     assert [int(image[0, 0, 0]) for image in decoded.images] == [1, 2]
     assert [shown(clip.frames) for clip in decoded.videos] == [[0, 19]]
+
+
+# ---- frames, boxes, budgets ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def frames(tmp_path):
+    """Twenty JPEG frames, grey of frame i as in the clip."""
+    folder = tmp_path / "frames_15fps" / "v"
+    folder.mkdir(parents=True)
+    for i, level in enumerate(LEVELS):
+        Image.new("L", (64, 48), int(level)).save(folder / f"{i:04d}.jpg")
+    return tuple(sorted(folder.iterdir()))
+
+
+def test_a_video_kept_as_frames_in_order_with_repeats(frames):
+    order = (*frames[:5], frames[2], frames[2], frames[19])
+    clip = media.decode_clip(Media("video", frames=order, fps=0.5))
+    assert shown(clip.frames) == [0, 1, 2, 3, 4, 2, 2, 19]
+    np.testing.assert_allclose(clip.times, 2.0 * np.arange(8))
+    assert clip.seconds_per_frame == 2.0
+    four = media.decode_clip(Media("video", frames=frames, fps=10.0, num_frames=4))
+    assert shown(four.frames) == [0, 6, 13, 19] and four.frames.shape == (4, 48, 64, 3)
+    np.testing.assert_allclose(four.times, [0.0, 0.6, 1.3, 1.9])
+
+
+def test_only_sampled_frames_are_read_and_a_missing_one_is_named(frames):
+    frames[7].unlink()
+    assert shown(media.decode(Media("video", frames=frames, fps=1.0, num_frames=4))) == [0, 6, 13, 19]
+    with pytest.raises(ValueError, match="frame .*0007.jpg does not exist"):
+        media.decode(Media("video", frames=frames, fps=1.0))
+
+
+def test_frames_of_several_sizes(frames):
+    Image.new("L", (32, 48)).save(frames[3])
+    with pytest.raises(ValueError, match=r"0003.jpg has the shape \(48, 32\), the first of its video \(48, 64\)"):
+        media.decode(Media("video", frames=frames, fps=1.0))
+
+
+def green(picture):
+    return np.argwhere((picture == (0, 255, 0)).all(axis=-1))
+
+
+def test_a_box_is_drawn_in_the_pixels_of_the_file():
+    pixels = np.full((100, 200, 3), 90, np.uint8)
+    picture = media.decode(Media("image", pixels=pixels, box=(0, 40, 20, 160, 90)))
+    drawn = green(picture)  # rows, columns
+    assert drawn.min(axis=0).tolist() == [20, 40] and drawn.max(axis=0).tolist() == [90, 160]
+    assert len(drawn) == 71 * 121 - (71 - 16) * (121 - 16)  # eight pixels wide, inwards
+    assert (pixels == 90).all() and (picture[50, 100] == 90).all()
+
+
+def test_the_boxed_frame_stays_in_the_sample(frames, video):
+    for where in ({"frames": frames, "fps": 10.0}, {"path": video}):
+        clip = media.decode_clip(Media("video", num_frames=4, box=(11, 5, 5, 60, 40), **where))
+        assert [len(green(frame)) > 0 for frame in clip.frames] == [False, False, True, False]
+        np.testing.assert_allclose(clip.times, [0.0, 0.6, 1.1, 1.9], atol=1e-9)
+        assert shown(clip.frames[[0, 1, 3]]) == [0, 6, 19]
+    held = np.full((3, 48, 64, 3), 90, np.uint8)
+    media.decode(Media("video", pixels=held, fps=1.0, box=(1, 5, 5, 60, 40)))
+    assert (held == 90).all()
+    repeated = media.decode(Media("video", frames=(frames[0], frames[0]), fps=1.0, box=(1, 0, 0, 9, 9)))
+    assert [len(green(frame)) > 0 for frame in repeated] == [False, True]
+    with pytest.raises(ValueError, match="box is on frame 20 of 20 of .*clip.mp4"):
+        media.decode(Media("video", path=video, box=(20, 0, 0, 9, 9)))
+
+
+@pytest.mark.parametrize(
+    "seconds,frames,expected",
+    [
+        (10, 64, 30),  # 3 a second are enough
+        (10, 20, 20),  # the budget
+        (10, 21, 20),  # down to an even number
+        (100, 4, 10),  # 0.1 a second at least
+        (0, 64, 2),
+        (1e4, 64, 1000),
+    ],
+)
+def test_frames_by_budget(seconds, frames, expected):
+    assert media.adaptive_frames(seconds, 1000, max_pixels=1000 * frames) == expected
+
+
+def test_a_clip_by_budget(video, frames):
+    """2 seconds of 20 frames: six at 3 a second, fewer by budget, two at least."""
+    for medium in (Media("video", path=video), Media("video", frames=frames, fps=10.0)):
+        for budget, count in ((100, 6), (5, 4), (1, 2)):
+            assert len(media.decode_clip(medium, max_pixels=budget * 48 * 64).frames) == count
+    assert len(media.decode_clip(Media("video", path=video, num_frames=9), max_pixels=1).frames) == 9
+    with pytest.raises(ValueError, match="budget"):
+        media.adaptive_frames(-1, 10, max_pixels=10)
+    with pytest.raises(ValueError, match="slowest"):
+        media.adaptive_frames(1, 10, max_pixels=10, slowest=4)
+
+
+def test_long_videos_are_not_held(video, monkeypatch):
+    whole = [media.decode(Media("video", path=video, num_frames=n)) for n in (3, 7)]
+    opened, really = [], av.open
+    monkeypatch.setattr(av, "open", lambda *args: opened.append(args) or really(*args))
+    media.decode(Media("video", path=video))
+    assert len(opened) == 1  # a short one is decoded once
+    monkeypatch.setattr(media, "HELD_PIXELS", 48 * 64 * 5)
+    for n, expected in zip((3, 7), whole, strict=True):
+        np.testing.assert_array_equal(media.decode(Media("video", path=video, num_frames=n)), expected)
+    assert len(opened) == 5
+
+
+def test_a_video_in_an_archive(video, tmp_path):
+    with zipfile.ZipFile(tmp_path / "v.zip", "w") as archive:
+        archive.write(video, "lus/clip.mp4")
+    inside = Media("video", path=tmp_path / "v.zip", member="lus/clip.mp4", num_frames=4)
+    np.testing.assert_array_equal(media.decode(inside), media.decode(Media("video", path=video, num_frames=4)))
+
+
+def test_broken_records_are_left_out_and_named(frames, video, tmp_path):
+    (tmp_path / "noise.mp4").write_bytes(b"no video")
+    items = [Media("video", path=video), Media("video", path=tmp_path / "noise.mp4"), Media("image", path=frames[3])]
+    items.append(Media("image", path=tmp_path / "absent.jpg"))
+    rows = [Record(f"d/{i}", "d", "", (m,), "?", "x", (), "p", None, None, {}, "train") for i, m in enumerate(items)]
+    with pytest.warns(UserWarning, match="2 of 4 records are left out: .*d/1: .*noise.mp4.*d/3: .*absent.jpg"):
+        kept = media.without_broken(RecordList(tuple(rows)))
+    assert [record.uid for record in kept] == ["d/0", "d/2"]
+    assert media.without_broken(kept).records == kept.records  # and no warning

@@ -1,11 +1,14 @@
 """Order, proportions and resumption of the batches, on sources small enough to count by hand."""
 
+import dataclasses
 import json
 from collections import Counter
 from typing import Any
 
+import numpy as np
 import pytest
 
+from fairgrpo_jax import grouping
 from fairgrpo_jax.data import mixture as mixing
 from fairgrpo_jax.data.mixture import iterate
 from fairgrpo_jax.data.record import Record, RecordList
@@ -55,6 +58,56 @@ def test_weights_are_not_truncated():
     """0.21 / 0.07 is a little less than 3 in floating point."""
     counts = names(mixture([A, B], batch_size=2000, seed=0, weights=(0.07, 0.21))[0])
     assert counts == {"a": 500, "b": 1500}
+
+
+@pytest.mark.parametrize(
+    "temperature,expected",
+    [
+        (1.0, {"a": 800, "b": 200, "c": 50}),
+        (0.5, {"a": 600, "b": 300, "c": 150}),  # 4 : 2 : 1
+        (0.0, {"a": 350, "b": 350, "c": 350}),
+    ],
+)
+def test_temperature_of_the_sizes(temperature, expected):
+    sources = [source("a", 160), source("b", 40), source("c", 10)]
+    counts = names(mixture(sources, batch_size=1050, seed=0, temperature=temperature)[0])
+    assert all(abs(counts[name] - count) <= 2 for name, count in expected.items())
+    if temperature == 1.0:
+        assert uids([mixture(sources, batch_size=50, seed=0)[3]]) == uids(
+            [mixture(sources, batch_size=50, seed=0, weights=(160, 40, 10))[3]]
+        )
+
+
+def test_groups_balanced_by_repetition_keep_their_ratio_in_the_mix():
+    """Resampled rows are a source like any other: both sexes equally often within their share."""
+    rows = [dataclasses.replace(record, sex="F" if i < 10 else "M") for i, record in enumerate(A)]
+    groups = np.array([int(record.sex == "M") for record in rows])
+    balanced = RecordList(tuple(rows[row] for row in grouping.balanced_rows(groups, seed=0)))
+    drawn = sum((mixture([balanced, B], batch_size=20, seed=0, weights=(4, 1))[i] for i in range(5)), [])
+    assert len(balanced) == 80 and Counter(r.sex for r in drawn if r.dataset == "a") == {"F": 40, "M": 40}
+    assert names(drawn) == {"a": 80, "b": 20}
+
+
+@pytest.mark.parametrize("before,after", [(1, 2), (2, 4), (4, 2), (2, 1)])
+def test_resume_at_another_number_of_processes_goes_on_in_the_same_order(before, after):
+    def run(processes, start, count):
+        options = {"batch_size": 20, "seed": 5, "weights": (5, 2, 3), "processes": processes}
+        parts = [iterate(mixture([A, B, C], process=p, **options), start=start) for p in range(processes)]
+        batches = [sum((next(part) for part in parts), []) for _ in range(count)]
+        (state,) = {json.dumps(part.get_state()) for part in parts}
+        return uids(batches), json.loads(state)["next_index"]
+
+    unbroken, _ = run(1, 0, 9)
+    head, step = run(before, 0, 4)
+    tail, _ = run(after, step, 5)
+    assert step == 4 and head + tail == unbroken
+
+
+def test_a_source_smaller_than_the_number_of_processes():
+    parts = [
+        mixture([A, source("tiny", 2)], batch_size=8, seed=0, weights=(1, 1), process=p, processes=4) for p in range(4)
+    ]
+    assert all(names(part[step]) == {"a": 1, "tiny": 1} for part in parts for step in range(5))
 
 
 def test_seeds_and_sources_have_orders_of_their_own():
@@ -135,6 +188,10 @@ def test_batches_of_one_record():
         ([A, RecordList(())], {}, r"empty: \[1\]"),
         ([A, B], {"weights": (1,)}, "wanted 2 positive"),
         ([A, B], {"weights": (1, 0)}, "wanted 2 positive"),
+        ([A, B], {"weights": (1, float("nan"))}, "wanted 2 positive"),
+        ([A, B], {"weights": "sizes"}, "'sizes'"),
+        ([A, B], {"temperature": 1.5}, "temperature 1.5; wanted 'size'"),
+        ([A, B], {"temperature": 0.5, "weights": (1, 2)}, "temperature is 0.5 and weights are given"),
         ([A], {"batch_size": 0}, "batch_size 0"),
         ([A], {"batch_size": 5, "processes": 2}, "divisible"),
         ([A], {"process": 1}, "process 1 of 1"),

@@ -1,4 +1,5 @@
 import doctest
+import gc
 import importlib
 from pathlib import Path
 
@@ -6,6 +7,7 @@ import numpy as np
 import pytest
 
 from fairgrpo_jax import data
+from fairgrpo_jax.data import synthetic
 from fairgrpo_jax.data.record import Media, Record, RecordList, conversation, target
 
 
@@ -51,6 +53,15 @@ def test_target_is_finding_then_boxed_answer():
         ({"kind": "image", "pixels": np.zeros((2, 2, 3), np.float32)}, "float32"),
         ({"kind": "video", "pixels": np.zeros((2, 2, 3), np.uint8), "fps": 25.0}, r"\(F, H, W, 3\)"),
         ({"kind": "video", "pixels": np.zeros((5, 2, 2, 3), np.uint8)}, "fps"),
+        ({"kind": "video", "frames": (Path("1.jpg"),)}, "fps"),
+        ({"kind": "video", "frames": (Path("1.jpg"),), "path": Path("a.mp4"), "fps": 1.0}, "exactly one"),
+        ({"kind": "image", "frames": (Path("1.jpg"),), "fps": 1.0}, "kind='video'"),
+        ({"kind": "image", "path": Path("a.dcm"), "window": "bone"}, "'bone'"),
+        ({"kind": "image", "pixels": np.zeros((2, 2, 3), np.uint8), "member": "a.png"}, "has no archive"),
+        ({"kind": "image", "path": Path("a.png"), "box": (0, 9, 0, 3, 4)}, "x1 <= x2"),
+        ({"kind": "image", "path": Path("a.png"), "box": (0.5, 0, 0, 3, 4)}, "frame index"),
+        ({"kind": "image", "path": Path("a.png"), "box": (0, 0, float("nan"), 3, 4)}, "frame index"),
+        ({"kind": "image", "path": Path("a.png"), "box": (0, 0, 3, 4)}, "frame index"),
     ],
 )
 def test_media_that_cannot_be(arguments, message):
@@ -59,18 +70,41 @@ def test_media_that_cannot_be(arguments, message):
 
 
 def test_load_by_name(monkeypatch):
-    with pytest.raises(ValueError, match="'mnist'; known are covid_blues, synthetic"):
+    with pytest.raises(ValueError, match="'mnist'; known are chexpert, covid_blues, "):
         data.load("mnist", split="train")
     with pytest.raises(ValueError, match="leave root out"):
         data.load("synthetic", "/some/where", split="train")
     with pytest.raises(ValueError, match="pass root="):
         data.load("covid_blues", split="train")
-    monkeypatch.setitem(data.LOADERS, "synthetic", lambda root, *, split: RecordList(()))
+    monkeypatch.setattr(synthetic, "load", lambda split: RecordList(()))
     with pytest.raises(ValueError, match="'test' split of synthetic has no record"):
         data.load("synthetic", split="test")
 
 
-@pytest.mark.parametrize("name", ["", ".record", ".demographics", ".media", ".splits", ".mixture", ".synthetic"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        ".record",
+        ".demographics",
+        ".media",
+        ".splits",
+        ".mixture",
+        ".synthetic",
+        ".tables",
+        ".about",
+        ".archives",
+        ".dicom",
+    ],
+)
 def test_examples_in_the_docstrings(name):
     result = doctest.testmod(importlib.import_module(f"fairgrpo_jax.data{name}"))
     assert result.attempted > 0 and result.failed == 0
+
+
+def test_loading_leaves_the_garbage_collector_as_it_was():
+    assert gc.isenabled()
+    data.load("synthetic", split="test", domains=("us",))
+    with pytest.raises(ValueError):
+        data.load("synthetic", split="nowhere")
+    assert gc.isenabled()

@@ -1,10 +1,11 @@
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from fairgrpo_jax.data import splits
-from fairgrpo_jax.data.record import Record
+from fairgrpo_jax.data.record import Media, Record
 
 
 PATIENTS = [f"p{i % 700}" for i in range(2000)]
@@ -55,3 +56,22 @@ def test_leakage_names_the_shared_patients():
     splits.check_leakage([ann], [namesake])
     with pytest.raises(ValueError, match="1 patients .* a patient ann"):
         splits.check_leakage([ann, namesake], [dataclasses.replace(ann, uid="a/2")])
+
+
+def record(split, patient, *files, dataset="a"):
+    media = tuple(Media("image", path=Path("a.zip"), member=file) for file in files)
+    return Record(f"{dataset}/{split}/{patient}", dataset, "", media, "?", "x", (), patient, None, None, {}, split)
+
+
+def test_leakage_between_all_pairs_of_splits():
+    rows = [record("train", "ann", "1"), record("train", "bob", "2"), record("valid", "eve", "1")]
+    rows += [record("test", "bob", "3"), record("test", "ann", "4"), record("test", "eve", "4", dataset="b")]
+    found = splits.leakage(rows)
+    assert found == [
+        splits.Shared("a", ("train", "valid"), (), 1),
+        splits.Shared("a", ("train", "test"), ("ann", "bob"), 0),
+    ]
+    assert str(found[1]) == "a: train and test share 2 patients (ann, bob) and 0 media files"
+    frames = Media("video", frames=(Path("1.jpg"), Path("2.jpg")), fps=1.0)
+    twice = [dataclasses.replace(record(split, split), media=(frames,)) for split in ("train", "test")]
+    assert splits.leakage(twice) == [splits.Shared("a", ("train", "test"), (), 1)]

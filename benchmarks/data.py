@@ -1,0 +1,221 @@
+"""The data layer at true size: ``python benchmarks/data.py``.
+
+First the index: tables of the size of the real ones (CheXpert's 223,414 rows; the 227,000 questions of PMC-VQA with an
+archive of 149,000 figures) are written with invented content and loaded, each in a process of its own; the memory is
+that of the records, the process with its imports taken off. Then the media: records a second from each kind of source,
+decoded by one thread and by two, on noise of the usual sizes (noise compresses badly: real images decode faster).
+"""
+
+import argparse
+import csv
+import io
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import av
+import numpy as np
+import pydicom.uid
+from PIL import Image
+from pydicom.dataset import FileDataset, FileMetaDataset
+from rich.console import Console
+from rich.table import Table
+
+from fairgrpo_jax.data import media, prepare, prepared
+from fairgrpo_jax.data.chexpert import FINDINGS
+from fairgrpo_jax.data.record import Media, Record
+
+
+CHEXPERT, PMC_VQA, FIGURES = 223_414, 227_000, 149_000
+RNG = np.random.default_rng(0)
+
+
+# ---- index -----------------------------------------------------------------------------------------------------------
+
+
+def chexpert(root: Path, rows: int) -> None:
+    """A table of the form and the blanks of CheXpert's; every row has a positive label."""
+    labels = RNG.choice(["", "0.0", "1.0", "-1.0"], size=(rows, len(FINDINGS)), p=[0.7, 0.1, 0.16, 0.04])
+    labels[np.arange(rows), RNG.integers(0, len(FINDINGS), rows)] = "1.0"
+    for name, count in (("train", rows), ("valid", 200)):
+        with (root / f"{name}.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *FINDINGS])
+            for i in range(count):
+                path = f"CheXpert-v1.0-small/{name}/patient{i // 3:05d}/study{i % 3 + 1}/view1_frontal.jpg"
+                writer.writerow([path, ("Female", "Male")[i % 2], 18 + i % 73, "Frontal", "AP", *labels[i]])
+
+
+def pmc_vqa(root: Path, rows: int) -> None:
+    """Tables and an archive of the form of PMC-VQA's first version; the figures are empty."""
+    figures = [f"PMC{1_000_000 + i // 2}_Fig{i % 2 + 1}_{i}.jpg" for i in range(FIGURES)]
+    with zipfile.ZipFile(root / "images.zip", "w") as archive:
+        for name in figures:
+            archive.writestr(f"images/{name}", b"")
+    choices = [f" {letter}: The {letter.lower()} finding of the figure, as told by its caption " for letter in "ABCD"]
+    for name, count in (("train", rows), ("test", 1), ("test_clean", 1)):
+        with (root / f"{name}.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            names = [f"Choice {letter}" for letter in "ABCD"]
+            writer.writerow(["Figure_path", "Question", "Answer", *names, "Answer_label"])
+            for i in range(count):
+                question = f"What does the arrow number {i} in the left panel of the figure point at?"
+                answer = choices[i % 4].partition(":")[2].strip()
+                writer.writerow([figures[i % FIGURES], question, answer, *choices, "ABCD"[i % 4]])
+
+
+LOAD = """
+import gc, json, resource, sys, time
+from fairgrpo_jax import data
+module = data.module(sys.argv[1])
+import csv, fairgrpo_jax.data.tables, fairgrpo_jax.data.archives
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize() / 1e6
+before = resident()
+start, used = time.perf_counter(), time.process_time()
+source = data.load(sys.argv[1], sys.argv[2], split="train")
+seconds, used = time.perf_counter() - start, time.process_time() - used
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+print(json.dumps([len(source), seconds, used, resident() - before, peak - before]))
+"""
+
+
+def index(name: str, root: Path) -> list[float]:
+    """Records, seconds, processor seconds, MB kept and MB at the peak of a load in a new process."""
+    result = subprocess.run([sys.executable, "-c", LOAD, name, root], capture_output=True, text=True, check=True)
+    return json.loads(result.stdout)
+
+
+# ---- media -----------------------------------------------------------------------------------------------------------
+
+
+def image(height: int, width: int) -> Image.Image:
+    """Soft noise, grey."""
+    small = Image.fromarray(RNG.integers(0, 255, (height // 8, width // 8), np.uint8))
+    return small.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def encoded(picture: Image.Image, kind: str) -> bytes:
+    """The bytes of a file of this kind."""
+    buffer = io.BytesIO()
+    picture.save(buffer, kind)
+    return buffer.getvalue()
+
+
+def dicom(path: Path, compressed: bool) -> None:
+    """A mammogram of 12 bits."""
+    meta = FileMetaDataset()
+    meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    meta.MediaStorageSOPClassUID = meta.MediaStorageSOPInstanceUID = pydicom.uid.UID("1.2.3.4")
+    file = FileDataset("", {}, file_meta=meta, preamble=bytes(128))
+    pixels = np.asarray(image(2288, 1912)).astype(np.uint16) * 16
+    file.Rows, file.Columns, file.SamplesPerPixel, file.PhotometricInterpretation = *pixels.shape, 1, "MONOCHROME2"
+    file.BitsAllocated, file.BitsStored, file.HighBit, file.PixelRepresentation = 16, 12, 11, 0
+    file.WindowCenter, file.WindowWidth, file.PixelData = 2048, 3000, pixels.tobytes()
+    if compressed:
+        file.compress(pydicom.uid.JPEG2000Lossless, generate_instance_uid=False)
+    file.save_as(path)
+
+
+def video(path: Path) -> None:
+    """Four seconds, as a lung ultrasound."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("h264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 350, 350, "yuv420p"
+        frame = np.asarray(image(352, 352).convert("RGB"))[:350, :350]
+        for i in range(100):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.roll(frame, i, axis=0).copy())))
+        container.mux(stream.encode())
+
+
+def sources(root: Path, count: int) -> dict[str, list[Record]]:
+    """Records of every kind of source, ``count`` each, fewer of the large ones."""
+    root.mkdir()
+    jpegs, frames = [encoded(image(320, 392), "jpeg") for _ in range(count)], []
+    with zipfile.ZipFile(root / "all.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for i, content in enumerate(jpegs):
+            (root / f"{i}.jpg").write_bytes(content)
+            archive.writestr(f"images/{i}.jpg", content)
+    for i in range(8):
+        frames.append(root / f"frame{i}.jpg")
+        frames[-1].write_bytes(encoded(image(480, 848), "jpeg"))
+    for i in range(max(2, count // 20)):
+        dicom(root / f"{i}.dicom", compressed=False)
+        dicom(root / f"{i}.j2k.dicom", compressed=True)
+    (root / "large.jpg").write_bytes(encoded(image(3000, 4000), "jpeg"))
+    video(root / "v.mp4")
+    few = range(max(2, count // 20))
+    kinds = {
+        "JPEG 392 x 320, loose": [Media("image", path=root / f"{i}.jpg") for i in range(count)],
+        "the same in a zip": [Media("image", path=root / "all.zip", member=f"images/{i}.jpg") for i in range(count)],
+        "JPEG 4000 x 3000": [Media("image", path=root / "large.jpg")] * len(few),
+        "DICOM 1912 x 2288": [Media("image", path=root / f"{i}.dicom") for i in few],
+        "the same, JPEG 2000": [Media("image", path=root / f"{i}.j2k.dicom") for i in few],
+        "H.264, 100 frames of 350 x 350, 4 shown": [Media("video", path=root / "v.mp4", num_frames=4)] * len(few),
+        "8 JPEG frames 848 x 480": [Media("video", frames=tuple(frames), fps=1.0)] * len(few),
+    }
+    records = {kind: [of(medium, i) for i, medium in enumerate(items)] for kind, items in kinds.items()}
+    return records | {"the first, prepared (ArrayRecord)": written(root / "prepared", records["JPEG 392 x 320, loose"])}
+
+
+def of(medium: Media, i: int) -> Record:
+    """A record that shows one medium."""
+    return Record(f"bench/{i}", "bench", "", (medium,), "?", "x", (), f"{i}", None, None, {}, "train")
+
+
+def written(out: Path, records: list[Record]) -> list[Record]:
+    """The records after ``data.prepare`` wrote them."""
+    lines = [prepared.line(record, prepared.describe(record.media)) for record in records]
+    out.mkdir()
+    prepare.write_parts(out, "train", records, lines, rows_per_part=500, threads=2)
+    side = dict.fromkeys(("schema", "name", "options", "splits", "sources", "complete")) | {"rows_per_part": 500}
+    (out / prepared.MARK).write_text(json.dumps(side))
+    return [of(Media("image", path=out, member=f"train/{i}/0"), i) for i in range(len(records))]
+
+
+def rate(records: list[Record], threads: int) -> float:
+    """Records a second, best of three rounds."""
+    decode: Callable[[Record], object] = media.decode_record
+    decode(records[0])
+    times = []
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in range(3):
+            start = time.perf_counter()
+            list(pool.map(decode, records))
+            times.append(time.perf_counter() - start)
+    return len(records) / min(times)
+
+
+def main() -> None:
+    """Writes what is measured to a folder that goes away, and prints two tables."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rows", type=int, help="of both tables, instead of the true sizes")
+    parser.add_argument("--media", type=int, default=100, help="small images; of large media a twentieth")
+    told = parser.parse_args()
+    console = Console()
+    console.print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
+    table = Table("index of", "records", "seconds", "of the processor", "MB kept", "MB at the peak")
+    with tempfile.TemporaryDirectory() as folder:
+        for name, write, rows in (("chexpert", chexpert, CHEXPERT), ("pmc_vqa", pmc_vqa, PMC_VQA)):
+            root = Path(folder) / name
+            root.mkdir()
+            write(root, told.rows or rows)
+            records, *figures = index(name, root)
+            table.add_row(name, f"{records:,}", *(f"{value:.1f}" for value in figures))
+        console.print(table)
+        table = Table("media", "records/s, 1 thread", "2 threads")
+        for kind, items in sources(Path(folder) / "media", told.media).items():
+            table.add_row(kind, *(f"{rate(items, threads):.0f}" for threads in (1, 2)))
+        console.print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""What is known of a dataset from its owner, and the same figures counted from records."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fairgrpo_jax.data import demographics
+from fairgrpo_jax.data.record import Record
+
+
+@dataclass(frozen=True)
+class About:
+    """Where a dataset comes from, and what its owner says is in it.
+
+    Attributes:
+        name: as in ``data.load``.
+        title: the owner's name for it.
+        where: address to get it from.
+        licence: under which terms.
+        download: the files to download and how they lie in the folder.
+        note: what a user should know before use.
+        published: the owner's figures by the names of ``counts``, over all splits.
+        shared: pairs of splits that share patients or media in the owner's own split, which is kept as it is.
+    """
+
+    name: str
+    title: str
+    where: str
+    licence: str
+    download: str
+    note: str = ""
+    published: Mapping[str, int] = field(default_factory=dict)
+    shared: tuple[tuple[str, str], ...] = ()
+
+    def require(self, root: str | Path, *names: str | tuple[str, ...]) -> tuple[Path, ...]:
+        """The files or folders of ``root`` with these names; of a tuple of names, the first that is there.
+
+        Raises:
+            ValueError: naming all that are missing at once.
+
+        Example:
+            ``train, validation = ABOUT.require(root, "train.json", ("validate.json", "validation.json"))``
+        """
+        root, found, absent = Path(root), [], []
+        for name in names:
+            choices = (name,) if isinstance(name, str) else name
+            there = [root / choice for choice in choices if (root / choice).exists()]
+            found.extend(there[:1])
+            absent.extend([] if there else [" or ".join(choices)])
+        if absent:
+            raise ValueError(
+                f"{self.title} in {root}: missing {', '.join(absent)}; get the dataset from {self.where} "
+                f"({self.download})"
+            )
+        return tuple(found)
+
+
+def counts(records: Iterable[Record]) -> Counter[str]:
+    """Counts by the names that ``About.published`` uses.
+
+    ``records/<split>``, ``patients/<split>``, ``media``, ``answer/<label>`` (of questions with choices; each label
+    counts), ``sex/F``, ``sex/M``, ``sex/unknown``, ``age/<bin>`` and ``age/unknown`` (bins of
+    ``demographics.age_bin``, over records).
+
+    Example:
+        >>> from fairgrpo_jax.data import synthetic
+        >>> from fairgrpo_jax.data.about import counts
+        >>> found = counts(synthetic.load("test", domains=("us",)))
+        >>> found["records/test"], found["answer/A-lines"], found["sex/unknown"], found["age/26–50"]
+        (180, 90, 180, 60)
+    """
+    found: Counter[str] = Counter()
+    patients: set[tuple[str, str]] = set()
+    for record in records:
+        found[f"records/{record.split}"] += 1
+        found["media"] += len(record.media)
+        found[f"sex/{record.sex or 'unknown'}"] += 1
+        found[f"age/{demographics.age_bin(record.age) or 'unknown'}"] += 1
+        patients.add((record.split, f"{record.dataset}/{record.patient}"))
+        for label in labels(record):
+            found[f"answer/{label}"] += 1
+    found.update(f"patients/{split}" for split, _ in patients)
+    return found
+
+
+def labels(record: Record) -> tuple[str, ...]:
+    """The labels of a closed question's answer; none of an open question.
+
+    Example:
+        >>> from fairgrpo_jax.data import synthetic
+        >>> from fairgrpo_jax.data.about import labels
+        >>> labels(synthetic.load("test", domains=("us",))[0])
+        ('B-lines',)
+    """
+    if not record.choices:
+        return ()
+    return (record.answer,) if record.answer in record.choices else tuple(record.answer.split(", "))

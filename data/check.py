@@ -1,0 +1,171 @@
+"""Compares a dataset as it lies on disk with what its owner published, and looks for what would spoil a run."""
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fairgrpo_jax import data
+from fairgrpo_jax.data import about, archives, demographics, media, splits
+from fairgrpo_jax.data.record import Record, RecordList
+
+
+SHOWN = 10  # missing files that are named
+LABELS = 30  # rows of the table of labels
+
+
+@dataclass
+class Report:
+    """What was found.
+
+    Attributes:
+        lines: the report, to be printed.
+        wrong: what is wrong, a sentence each; empty if the dataset is as published and whole.
+    """
+
+    lines: list[str] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+
+    def bad(self, text: str) -> None:
+        """Notes what is wrong, in the report too."""
+        self.lines.append(f"WRONG: {text}")
+        self.wrong.append(text)
+
+
+def check(name: str, root: str | Path | None, *, names: Sequence[str] | None = None, **options: Any) -> Report:
+    """Loads all splits and compares, without decoding media.
+
+    Wrong are: a split that does not load, a count that is not the published one, files that are missing, and patients
+    or media that two splits share, unless the owner's own split is known to share them (``About.shared``).
+
+    Args:
+        name: as in ``data.load``.
+        root: the dataset's folder, the owner's or a prepared one; None for the synthetic clinic.
+        names: splits to look at, by default all; counts over all splits are then not compared.
+        options: of the dataset's ``load``; with any, published counts are shown but not compared.
+
+    Example:
+        >>> from fairgrpo_jax.data.check import check
+        >>> report = check("synthetic", None, names=("train", "test"), domains=("us",))
+        >>> report.wrong
+        []
+    """
+    module = data.module(name)
+    report = Report([f"{module.ABOUT.title} in {root}" if root else module.ABOUT.title])
+    records: list[Record] = []
+    names = tuple(names or module.SPLITS)
+    for split in names:
+        try:
+            source = data.load(name, root, split=split, **options)
+        except ValueError as error:
+            report.bad(f"split {split} does not load: {error}")
+            continue
+        records.extend(source.records)
+        if isinstance(source, RecordList):
+            report.lines += [f"{split}: left out or incomplete: {n} {why}" for why, n in source.left_out.items()]
+    loaded = {record.split for record in records}
+    counts = about.counts(records)
+    whole = not report.wrong and set(names) == set(module.SPLITS)
+    _compare(report, counts, module.ABOUT.published, loaded if not options else set(), whole and not options)
+    report.lines += ["", *table(records), ""]
+    _missing(report, records)
+    for shared in splits.leakage(records):
+        told = frozenset(shared.splits) in set(map(frozenset, module.ABOUT.shared))
+        report.lines.append(f"{shared} (known of the owner's split)") if told else report.bad(str(shared))
+    report.lines.append("nothing is wrong" if not report.wrong else f"{len(report.wrong)} things are wrong")
+    return report
+
+
+def _compare(report: Report, counts: Counter[str], published: Any, loaded: set[str], whole: bool) -> None:
+    """A line a count: found, published, and whether they agree."""
+    for name in dict.fromkeys((*(n for n in counts if "/" in n and not n.startswith("answer/")), "media", *published)):
+        split = name.partition("/")[2] if name.startswith(("records/", "patients/")) else None
+        compared = name in published and (whole if split is None else split in loaded)
+        text = f"{name}: {counts[name]}" + (f", published {published[name]}" if name in published else "")
+        if compared and counts[name] != published[name]:
+            report.bad(text)
+        else:
+            report.lines.append(text + ("" if not compared else ", as published"))
+
+
+def table(records: Sequence[Record], *, edges: Sequence[float] = (25, 50, 75)) -> list[str]:
+    r"""Lines of a table: records by label (rows, the most frequent first) and sex and age bin (columns).
+
+    Example:
+        >>> from fairgrpo_jax.data import synthetic
+        >>> from fairgrpo_jax.data.check import table
+        >>> print("\n".join(table(synthetic.load("test", domains=("us",)).records)))
+        label        all        F        M  sex unk    26–50    51–75      >75  age unk
+        B-lines       90        0        0       90       30       30       30        0
+        A-lines       90        0        0       90       30       30       30        0
+    """
+    cells: dict[str, Counter[str]] = {}
+    for record in records:
+        group = demographics.attributes(record, edges=edges)
+        for label in about.labels(record) or ("(open question)",):
+            row = cells.setdefault(label, Counter())
+            row.update(("all", group["sex"] or "sex unk", group["age"] or "age unk"))
+    bins = list(dict.fromkeys(demographics.age_bin(edge, edges=edges) for edge in (*edges, edges[-1] + 1)))
+    used = [name for name in bins if name and any(row[name] for row in cells.values())]
+    columns = ["all", "F", "M", "sex unk", *used, "age unk"]
+    order = sorted(cells, key=lambda label: -cells[label]["all"])
+    width = max([len("label"), *(min(len(label), 30) for label in order[:LABELS])])
+    lines = [" ".join([f"{'label':{width}}", *(f"{name:>8}" for name in columns)])]
+    for label in order[:LABELS]:
+        lines.append(" ".join([f"{label[:30]:{width}}", *(f"{cells[label][name]:8}" for name in columns)]))
+    return [*lines, *([f"and {len(order) - LABELS} more labels"] if len(order) > LABELS else [])]
+
+
+def _missing(report: Report, records: Sequence[Record]) -> None:
+    """Files and members of archives that records name and that are not there."""
+    wanted: dict[tuple[Path, str | None], str] = {}
+    for record in records:
+        for medium in record.media:
+            for path in media.files(medium):
+                wanted.setdefault((path, medium.member), record.uid)
+    there = {path: path.exists() for path, _ in wanted}
+    held: dict[tuple[Path, str], frozenset[str]] = {}
+    absent = []
+    for (path, member), uid in wanted.items():
+        if not there[path]:
+            absent.append(f"{path} of {uid}")
+        elif member is not None and not os.path.isdir(path) and member not in _held(held, path, member):
+            absent.append(f"{path}!{member} of {uid}")
+    report.lines.append(f"{len(wanted)} media files, {len(absent)} missing")
+    if absent:
+        more = f" and {len(absent) - SHOWN} more" if len(absent) > SHOWN else ""
+        report.bad(f"missing {', '.join(absent[:SHOWN])}{more}")
+
+
+def _held(held: dict[tuple[Path, str], frozenset[str]], path: Path, member: str) -> frozenset[str]:
+    """The members of the archive that a member lies in; none if the archive is broken."""
+    inside = member.rpartition("!")[0]
+    if (path, inside) not in held:
+        try:
+            held[path, inside] = frozenset(archives.members(path, inside=inside))
+        except ValueError:
+            held[path, inside] = frozenset()
+    return held[path, inside]
+
+
+def listing() -> list[str]:
+    r"""Every dataset: title, where to get it, licence, what to download, and what to know.
+
+    Example:
+        >>> from fairgrpo_jax.data.check import listing
+        >>> print("\n".join(listing()[:3]))
+        chexpert: CheXpert
+            from      https://stanfordmlgroup.github.io/competitions/chexpert
+            licence   Stanford University Dataset Research Use Agreement
+    """
+    lines = []
+    for name in data.LOADERS:
+        module = data.module(name)
+        told = module.ABOUT
+        lines += [f"{name}: {told.title}", f"    from      {told.where}", f"    licence   {told.licence}"]
+        lines += [f"    download  {told.download}", f"    splits    {', '.join(module.SPLITS)}"]
+        lines += [f"    note      {told.note}"] if told.note else []
+        lines += [""]
+    return lines

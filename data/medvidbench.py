@@ -1,0 +1,278 @@
+"""MedVidBench: eight tasks on videos of operations and nursing, from grounding in time and space to captions.
+
+Su et al., MedGRPO, CVPR 2026, arXiv 2512.06581. Published are 6,245 test questions without answers (these are on the
+owners' server) and, on request, 6,270 questions with answers; the 531,850 pairs of the paper are not. Videos are lists
+of JPEG frames. What is asked and answered is in seconds from the first frame and in pixels of the files.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import re
+import reprlib
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+from fairgrpo_jax.data.about import About
+from fairgrpo_jax.data.found import check_split
+from fairgrpo_jax.data.record import Media, Record, RecordList
+from fairgrpo_jax.data.rows import inside, read_json, text
+from fairgrpo_jax.data.splits import by_patient
+
+
+SPLITS = ("train", "validation", "test")
+ABOUT = About(
+    "medvidbench",
+    "MedVidBench",
+    "https://huggingface.co/datasets/UII-AI/MedVidBench",
+    "CC BY-NC-SA 4.0 (test); non-commercial, on request, not to be passed on (MedVidU_ECCV2026_TrainVal)",
+    "cleaned_test_data_11_04.json and testdata.zip, unpacked; medvidu_eccv2026_trainval.json and its folder of frames",
+    note="The test questions come without answers. No demographics.",
+    published={"records/test": 6245},
+)
+TASKS = (
+    "tal",
+    "stg",
+    "next_action",
+    "dense_captioning",
+    "video_summary",
+    "region_caption",
+    "skill_assessment",
+    "cvs_assessment",
+)
+HELD_OUT = 0.2  # of the videos, for validation
+
+_FILES = {"train": "medvidu_eccv2026_trainval.json", "test": "cleaned_test_data_11_04.json"}
+_FOLDERS = ("", "valdata", "testdata")
+_KEYS = ("id", "qa_type", "video", "metadata", "conversations")
+_TIMES = {  # the owners' three ways to tell which part of the source video a clip is
+    "frames": (("input_video_start_frame", "input_video_end_frame"), ("start_frame", "end_frame")),
+    "seconds": (("input_video_start_time", "input_video_end_time"),),
+}
+_CHOLEC = ("cholec80", "cholect50", "cholectrack20")  # numbered alike: one number is one operation
+
+
+def load(
+    root: str | Path,
+    *,
+    split: Literal["train", "validation", "test"],
+    tasks: Sequence[str] | None = None,
+    annotations: str | None = None,
+    prefix: str = "/root/data",
+    num_frames: int | None = None,
+) -> RecordList:
+    """One record a question about a clip; its frames all in the owners' order, repeats included.
+
+    Args:
+        root: the folder with the JSON files and, in it or in ``valdata`` or ``testdata``, the frames.
+        split: ``"test"``: the owners' test questions, without answers. ``"train"`` and ``"validation"``: the questions
+            with answers, a fifth of the videos held out by the hash of their names.
+        tasks: which of ``TASKS``; None for all.
+        annotations: another JSON file in ``root`` of the same form, instead of the split's own.
+        prefix: folder that the owners' absolute frame paths begin with; the rest of a path goes on from ``root``.
+        num_frames: frames of a clip the model sees, spread evenly; None, as in the paper: all that are listed.
+
+    Returns:
+        A ``Source`` in the order of the file, which is that of a submission. ``question`` is the owners' whole prompt;
+        ``answer`` their text, ``""`` where they give none (counted in ``left_out``); there are no ``choices``: where
+        one is to choose, the labels stand in the question. ``patient`` is the source video; videos of one number in
+        Cholec80, CholecT50 and CholecTrack20 are one operation. The uid is a hash of what identifies a question (id,
+        task, question, frames, box), ``-2`` and so on for those that are there again.
+
+        The box of a region to caption is drawn on its frame (``Media.box``); a region whose frame is not in the clip
+        has none, and is counted in ``left_out`` though kept. ``extra``: ``task`` (of ``TASKS``),
+        ``writer`` ("gpt" or "gemini" where a model wrote the reference), ``source``, ``video``, ``id``, ``row`` (from
+        0), ``start``, ``end`` and ``unit`` ("frames" or "seconds" of the source video), ``box`` and ``struc_info``, the
+        answer in parts (a JSON list).
+
+    Raises:
+        ValueError: missing files, named at once; frames still in ``testdata.zip``; bad rows, named in one error; an
+            unknown split or task.
+
+    Source:
+        Form: the authors' inference code (UII-AI/MedGRPO-Code). Unlike there, the box is drawn before the frames are
+        resized and none is turned. That one number is one operation in the three Cholec sets is our reading; where it
+        is wrong, operations stay together that could be apart.
+
+    Example:
+        ``load("MedVidBench", split="test", tasks=("tal", "stg"))[0].question``
+    """
+    check_split(split, SPLITS, ABOUT.title)
+    if unknown := [task for task in tasks or () if task not in TASKS]:
+        raise ValueError(f"tasks are {unknown}; wanted some of {', '.join(TASKS)}")
+    if num_frames is not None and num_frames < 1:
+        raise ValueError(f"num_frames is {num_frames}; wanted at least 1")
+    root = Path(root)
+    (table,) = ABOUT.require(root, annotations or _FILES["test" if split == "test" else "train"])
+    rows, made, seen = read_json(table, _KEYS), [], Counter()
+    place = _places(root, prefix)
+    for number, row in rows:
+        try:
+            record = _record(row, number - 1, split, place, num_frames)
+            seen[record.uid] += 1
+            if seen[record.uid] > 1:
+                record = dataclasses.replace(record, uid=f"{record.uid}-{seen[record.uid]}")
+            made.append(record)
+        except ValueError as error:
+            rows.problems.add(number, str(error))
+    if split != "test":
+        held_out = by_patient([record.patient for record in made], fraction=HELD_OUT, seed=0)
+        made = [record for record, out in zip(made, held_out, strict=True) if out == (split == "validation")]
+    wanted = tuple(record for record in made if tasks is None or record.extra["task"] in tasks)
+    if wanted and (root / "testdata.zip").is_file() and not wanted[0].media[0].frames[0].exists():
+        raise ValueError(f"frame {wanted[0].media[0].frames[0]} does not exist: unpack testdata.zip in {root}")
+    lacking = {
+        "kept without an answer": sum(not record.answer for record in wanted),
+        "kept without the box to caption": sum(
+            record.extra["task"] == "region_caption" and not record.extra["box"] for record in wanted
+        ),
+    }
+    return RecordList(wanted, {reason: count for reason, count in lacking.items() if count})
+
+
+def _record(row: Mapping, index: int, split: str, place: Callable[[str], Path], num_frames: int | None) -> Record:
+    metadata, source = _object(row, "metadata"), text(row, "data_source", empty=True) or text(row, "dataset_name")
+    (task, writer), (question, answer) = _task(text(row, "qa_type")), _turns(row["conversations"])
+    names, video = row["video"], text(metadata, "video_id")
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"video is {reprlib.repr(names)}; wanted a list of frame files")
+    box = _box(row, names)
+    start, end, unit = _part(metadata)
+    key = json.dumps([text(row, "id"), row["qa_type"], question, names, box])
+    return Record(
+        uid=f"medvidbench/{hashlib.blake2b(key.encode(), digest_size=8).hexdigest()}",
+        dataset="medvidbench",
+        modality="video",
+        media=(Media("video", frames=tuple(map(place, names)), fps=_fps(metadata), box=box, num_frames=num_frames),),
+        question=question,
+        answer=answer,
+        choices=(),
+        patient=_operation(source, video),
+        sex=None,
+        age=None,
+        extra={
+            "task": task,
+            "writer": writer,
+            "source": source,
+            "video": video,
+            "id": text(row, "id"),
+            "row": str(index),
+            "start": start,
+            "end": end,
+            "unit": unit,
+            "box": "" if box is None else ", ".join(f"{value:g}" for value in box),
+            "struc_info": _parts(row.get("struc_info")),
+        },
+        split=split,
+    )
+
+
+def _object(row: Mapping, key: str) -> Mapping:
+    if not isinstance(row[key], dict):
+        raise ValueError(f"{key} is {reprlib.repr(row[key])}; wanted an object")
+    return row[key]
+
+
+def _task(name: str) -> tuple[str, str]:
+    """``"video_summary_gpt"`` -> the task of ``TASKS``, and who wrote its references."""
+    for task in TASKS:
+        if name == task or name.startswith(f"{task}_"):
+            return task, name[len(task) + 1 :]
+    raise ValueError(f"qa_type is {name!r}; wanted one that begins with {', '.join(TASKS)}")
+
+
+def _turns(turns: object) -> tuple[str, str]:
+    """Question, without the tag of the video, and answer; ``""`` where there is none."""
+    said: dict[str, str] = {}
+    for turn in turns if isinstance(turns, list) else ():
+        who = turn.get("from") if isinstance(turn, dict) else None
+        if who not in ("human", "gpt") or who in said or not isinstance(turn.get("value"), str | None):
+            raise ValueError(f"conversations hold {reprlib.repr(turn)}; wanted one human turn and at most one of gpt")
+        said[who] = (turn.get("value") or "").replace("<video>", "").strip()
+    if not said.get("human"):
+        raise ValueError("conversations hold no question; wanted a human turn")
+    for who in said:
+        text(said, who, empty=True)  # half characters are no text
+    return said["human"], said.get("gpt", "")
+
+
+def _fps(metadata: Mapping) -> float:
+    try:
+        fps = float(text(metadata, "fps"))
+    except ValueError:
+        fps = math.nan
+    if not 0 < fps < math.inf:
+        raise ValueError(f"metadata.fps is {metadata.get('fps')!r}; wanted frames a second, above 0")
+    return fps
+
+
+def _part(metadata: Mapping) -> tuple[str, str, str]:
+    for unit, names in _TIMES.items():
+        for first, last in names:
+            if first in metadata or last in metadata:
+                return text(metadata, first, empty=True), text(metadata, last, empty=True), unit
+    return "", "", ""
+
+
+def _box(row: Mapping, names: Sequence[str]) -> tuple[float, float, float, float, float] | None:
+    """Index of the frame and corners of the region to caption; None if there is none, or none on these frames."""
+    region = row.get("RC_info") or {}
+    if not isinstance(region, dict):
+        raise ValueError(f"RC_info is {reprlib.repr(region)}; wanted an object or null")
+    frame, corners = region.get("start_frame"), region.get("start_frame_bbox")
+    if not frame and not corners:
+        return None
+    numbers = (
+        [c for c in corners if isinstance(c, int | float) and math.isfinite(c)] if isinstance(corners, list) else []
+    )
+    if len(numbers) != 4 or numbers != corners or numbers[0] > numbers[2] or numbers[1] > numbers[3]:
+        raise ValueError(f"RC_info.start_frame_bbox is {reprlib.repr(corners)}; wanted [x1, y1, x2, y2] in pixels")
+    x1, y1, x2, y2 = map(float, numbers)
+    return (float(names.index(frame)), x1, y1, x2, y2) if frame in names else None
+
+
+def _parts(value: object) -> str:
+    """The structured answer as a JSON list, whether the owner gives a list or one object; "" for none."""
+    if not value:
+        return ""
+    if not isinstance(value, list | dict):
+        raise ValueError(f"struc_info is {reprlib.repr(value)}; wanted a list, an object or null")
+    return json.dumps(value if isinstance(value, list) else [value], ensure_ascii=False)
+
+
+def _operation(source: str, video: str) -> str:
+    """The source video, named alike where several sources show the same operation."""
+    numbers = re.findall(r"\d+", video)
+    if source.lower().startswith(_CHOLEC) and len(numbers) == 1:
+        return f"cholec/{int(numbers[0])}"
+    return f"{source}/{video}"
+
+
+def _places(root: Path, prefix: str) -> Callable[[str], Path]:
+    """From the owner's path of a frame to the user's; where a source's folder lies is looked up once."""
+    start = PurePosixPath(prefix)
+    below: dict[str, Path] = {}  # by first folder
+    found: dict[str, Path] = {}  # clips share frames
+
+    def place(name: str) -> Path:
+        if name not in found:
+            path = PurePosixPath(name.replace("\\", "/"))
+            if path.is_absolute() and not path.is_relative_to(start):
+                raise ValueError(f"frame {name!r} does not begin with {prefix}; pass prefix=..., what it begins with")
+            path = inside(str(path.relative_to(start) if path.is_absolute() else path))
+            first, *rest = path.parts
+            usual, parts = (first, rest) if first in _FOLDERS and rest else ("", [first, *rest])
+            if parts[0] not in below:
+                below[parts[0]] = _folder(root, parts[0], usual=usual)
+            found[name] = below[parts[0]].joinpath(*parts)
+        return found[name]
+
+    return place
+
+
+def _folder(root: Path, source: str, *, usual: str) -> Path:
+    """The folder under which the frames of a source lie; the usual one if they are nowhere."""
+    return next((root / folder for folder in (usual, *_FOLDERS) if (root / folder / source).exists()), root / usual)

@@ -1,0 +1,174 @@
+"""Reads datasets that ``data.prepare`` wrote: the same records, their media in ArrayRecord files.
+
+A prepared folder holds ``prepared.json`` (what it was made from), ``<split>.jsonl`` (the records, a line each) and, for
+every ``rows_per_part`` records, a TensorFlow Datasets folder ``<split>-<part>/prepared/1.0.0`` with the features
+``uid``, ``record`` (the same line) and ``media`` (the bytes of each medium); ``tfds.builder_from_directories`` reads
+the parts as one dataset. TensorFlow is not needed.
+"""
+
+import functools
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fairgrpo_jax.data.record import Media, Record, RecordList
+
+
+MARK = "prepared.json"
+SCHEMA = 1  # of the folder; another number, another form
+
+
+def is_prepared(root: str | Path) -> bool:
+    """Whether a folder was written by ``data.prepare``."""
+    return (Path(root) / MARK).is_file()
+
+
+def load(name: str, root: str | Path, *, split: str, **options: Any) -> RecordList:
+    """One split of a prepared dataset; ``data.load`` calls it for such a folder.
+
+    Args:
+        name: the dataset's name.
+        root: the prepared folder.
+        split: one of those prepared.
+        options: as they were when it was prepared, or none. ``num_frames`` is free: whole videos are stored.
+
+    Raises:
+        ValueError: another dataset, schema, split or options; a folder whose preparation did not end, or whose records
+            are not those that were written.
+
+    Example:
+        ``data.load("chexpert", "prepared/chexpert", split="train")``
+    """
+    root = Path(root)
+    side = sidecar(root)
+    if side["schema"] != SCHEMA:
+        raise ValueError(f"{root} has the form {side['schema']}, this version reads {SCHEMA}; prepare it again")
+    if side["name"] != name:
+        raise ValueError(f"{root} is prepared from {side['name']!r}; load it by that name, not as {name!r}")
+    if not side["complete"]:
+        raise ValueError(
+            f"{root} is not fully prepared; run the same prepare command again, it goes on where it stopped"
+        )
+    if split not in side["splits"]:
+        raise ValueError(f"split is {split!r}; {root} was prepared with {', '.join(side['splits'])}")
+    num_frames = options.pop("num_frames", None)
+    made = {key: value for key, value in side["options"].items() if key not in ("num_frames", "on_broken")}
+    if options and options != made:
+        raise ValueError(f"options are {options}; {root} was prepared with {made}: leave them out, or prepare it again")
+    path = root / f"{split}.jsonl"
+    content = path.read_bytes() if path.is_file() else b""
+    if hashlib.sha256(content).hexdigest() != side["splits"][split]["sha256"]:
+        raise ValueError(f"{path} is not the file that was written with {MARK}; prepare it again")
+    lines = content.decode().removesuffix("\n").split("\n")
+    return RecordList(
+        tuple(_record(json.loads(line), root, split, row, num_frames) for row, line in enumerate(lines)),
+        side["splits"][split]["left_out"],
+    )
+
+
+def sidecar(root: Path) -> dict[str, Any]:
+    """What ``prepared.json`` holds.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    try:
+        side = json.loads((root / MARK).read_text(encoding="utf-8"))
+        if {"schema", "name", "options", "rows_per_part", "splits", "sources", "complete"} <= set(side):
+            return side
+    except ValueError:
+        pass
+    raise ValueError(f"{root / MARK} is damaged; prepare the dataset again")
+
+
+def contents(path: Path, member: str) -> list[bytes]:
+    """The bytes of a medium: one item, or one for each frame.
+
+    Args:
+        path: a prepared folder, or one of TensorFlow Datasets.
+        member: ``"<split>/<row>/<number>"`` of a prepared folder, ``"<split>/<row>/<first>-<last>"`` for frames;
+            ``"<split>/<row>/<feature>"`` of a TFDS folder.
+
+    Raises:
+        ValueError: no such record or medium.
+    """
+    split, row, which = member.split("/")
+    try:
+        if not is_prepared(path):
+            return [_part(str(path), split)[int(row)][which]]
+        part, place = divmod(int(row), sidecar_rows(str(path)))
+        media = _part(str(tfds_folder(path, split, part)), split)[place]["media"]
+        first, _, last = which.partition("-")
+        return list(media[int(first) : int(last or first) + 1])
+    except (KeyError, IndexError, OSError, RuntimeError) as error:
+        raise ValueError(f"{path}: no {member} in the prepared files ({error}); prepare the dataset again") from error
+
+
+def names(folder: Path, split: str) -> list[str]:
+    """The feature ``name`` of every example of a TFDS folder, in order."""
+    source = _part(str(folder), split)
+    return [source[row]["name"].decode() for row in range(len(source))]
+
+
+def tfds_folder(root: Path, split: str, part: int) -> Path:
+    """Where a part of a split lies."""
+    return root / f"{split}-{part:05d}" / "prepared" / "1.0.0"
+
+
+@functools.lru_cache(maxsize=64)
+def sidecar_rows(root: str) -> int:
+    """Records in a part."""
+    return sidecar(Path(root))["rows_per_part"]
+
+
+@functools.lru_cache(maxsize=4096)
+def _part(folder: str, split: str) -> Sequence[Mapping[str, Any]]:
+    """Random access to the examples of a TFDS folder, images as their bytes."""
+    import tensorflow_datasets as tfds
+
+    builder: Any = tfds.builder_from_directory(folder)
+    features = builder.info.features
+    images = [name for name, feature in features.items() if isinstance(feature, tfds.features.Image)]
+    as_bytes: Any = tfds.decode.SkipDecoding
+    return builder.as_data_source(split, decoders={name: as_bytes() for name in images})
+
+
+def line(record: Record, media: list[dict[str, Any]]) -> str:
+    """A record as a line of ``<split>.jsonl``."""
+    told = {
+        name: getattr(record, name)
+        for name in ("uid", "dataset", "modality", "question", "answer", "patient", "sex", "age", "split", "finding")
+    }
+    told |= {"choices": list(record.choices), "extra": dict(record.extra), "media": media}
+    return json.dumps(told, ensure_ascii=False)
+
+
+def describe(media: Sequence[Media]) -> list[dict[str, Any]]:
+    """What the lines tell of media: kind, place among the stored items, frames, rate and box."""
+    told, place = [], 0
+    for medium in media:
+        stored = medium.pixels is not None and medium.kind == "video"
+        count = len(medium.pixels) if stored and medium.pixels is not None else len(medium.frames)
+        member = f"{place}-{place + count - 1}" if count else f"{place}"
+        place += count or 1
+        item = {"kind": medium.kind, "member": member, "num_frames": medium.num_frames, "fps": medium.fps}
+        told.append(item | {"box": medium.box and list(medium.box)})
+    return told
+
+
+def _record(told: dict[str, Any], root: Path, split: str, row: int, num_frames: int | None) -> Record:
+    media = tuple(
+        Media(
+            item["kind"],
+            path=root,
+            member=f"{split}/{row}/{item['member']}",
+            num_frames=(num_frames or item["num_frames"]) if item["kind"] == "video" else None,
+            fps=item["fps"],
+            box=item["box"] and tuple(item["box"]),
+        )
+        for item in told.pop("media")
+    )
+    choices = tuple(told.pop("choices"))
+    return Record(**told, media=media, choices=choices)

@@ -1,0 +1,178 @@
+"""Owners' CSV files, read strictly: columns by name, every bad row with its line, nothing guessed."""
+
+import csv
+import re
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from operator import itemgetter
+from pathlib import Path
+
+
+SHOWN = 20  # bad rows that an error lists
+
+
+@dataclass
+class Problems:
+    """Collects the bad rows of one file, to name them all in one error.
+
+    Attributes:
+        path: the file.
+        unit: what ``add`` counts by: ``"line"`` of a text file, ``"row"`` of a list.
+
+    Example:
+        >>> from fairgrpo_jax.data.tables import Problems
+        >>> problems = Problems("train.csv")
+        >>> problems.add(7, "Age is 'x'")
+        >>> problems.raise_if_any()
+        Traceback (most recent call last):
+        ...
+        ValueError: train.csv: 1 bad rows: line 7: Age is 'x'; correct them, or get the file again from its owner
+    """
+
+    path: str | Path | zipfile.Path
+    unit: str = "line"
+    found: list[tuple[int, str]] = field(default_factory=list)
+
+    def add(self, line: int, text: str) -> None:
+        """Notes what is wrong on a line (from 1)."""
+        self.found.append((line, text))
+
+    def __len__(self) -> int:
+        return len(self.found)
+
+    def raise_if_any(self) -> None:
+        """Raises one error with the count and the first 20 of what was found.
+
+        Raises:
+            ValueError: if anything was added.
+        """
+        if not self.found:
+            return
+        listed = "; ".join(f"{self.unit} {line}: {text}" for line, text in self.found[:SHOWN])
+        more = f"; and {len(self.found) - SHOWN} more" if len(self.found) > SHOWN else ""
+        rows = len({line for line, _ in self.found})
+        raise ValueError(
+            f"{self.path}: {rows} bad rows: {listed}{more}; correct them, or get the file again from its owner"
+        )
+
+
+@dataclass
+class Table:
+    """The rows of a CSV file, read anew by every iteration: ``for line, row in table``.
+
+    ``line`` is the row's first line in the file, ``row`` a dict of the wanted columns, values stripped; an optional
+    column that the file lacks is "" in every row. Add what is wrong with a row to ``problems``. Damaged rows (too few
+    or too many fields, broken quotes) are in ``problems`` and are not handed out. When the rows are through, the
+    iteration raises what ``problems`` holds.
+
+    Attributes:
+        path: the file.
+        columns: the wanted columns that the file has.
+        problems: bad rows found so far.
+    """
+
+    path: Path | zipfile.Path
+    columns: tuple[str, ...]
+    problems: Problems
+    _places: dict[str, int | None] = field(repr=False)
+    _width: int = field(repr=False)
+
+    def __iter__(self) -> Iterator[tuple[int, dict[str, str]]]:
+        present = [name for name, place in self._places.items() if place is not None]
+        absent = dict.fromkeys((name for name, place in self._places.items() if place is None), "")
+        pick = itemgetter(*(self._places[name] for name in present), 0)  # the last makes it a tuple for one column too
+        rows = _rows(self.path, self.problems)
+        next(rows)
+        for line, fields in rows:
+            if len(fields) != self._width:
+                self.problems.add(line, f"{len(fields)} fields, the header has {self._width}")
+                continue
+            row = dict(zip(present, map(str.strip, pick(fields)), strict=False))
+            row.update(absent)
+            yield line, row
+        self.problems.raise_if_any()
+
+
+def read_csv(
+    path: str | Path | zipfile.Path,
+    required: Sequence[str],
+    *,
+    optional: Sequence[str] = (),
+    aliases: Mapping[str, Sequence[str]] | None = None,
+) -> Table:
+    r"""Opens a CSV file by the names of its columns.
+
+    UTF-8 with or without byte order mark, any line ends, commas (tabs in ``.tab`` and ``.tsv`` files). Column names are
+    compared without case, with runs of white space (also line breaks inside quotes) as one space; their order is
+    free, and columns nobody asked for are ignored.
+
+    Args:
+        path: the file, which may lie in an archive.
+        required: columns it must have.
+        optional: columns it may have.
+        aliases: other spellings of a column, as in ``{"Answer": ("Anwser",)}``.
+
+    Returns:
+        A ``Table``; only the header has been read.
+
+    Raises:
+        ValueError: no such file, not UTF-8, empty, a column that is missing or there twice. Iterating: bad rows.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> from fairgrpo_jax.data.tables import read_csv
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "people.csv"
+        >>> _ = path.write_bytes(b'\xef\xbb\xbfid,"Age\n(years)"\r\na, 61\r\n')
+        >>> list(read_csv(path, ["Age (years)"], optional=["sex"]))
+        [(3, {'Age (years)': '61', 'sex': ''})]
+    """
+    path, aliases = Path(path) if isinstance(path, str) else path, aliases or {}
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist; wanted a table with the columns {', '.join(required)}")
+    problems = Problems(path)
+    _, header = next(_rows(path, problems), (1, []))
+    problems.raise_if_any()
+    if not header:
+        raise ValueError(f"{path} is empty; wanted a table with the columns {', '.join(required)}")
+    known: dict[str, list[int]] = {}
+    for place, name in enumerate(header):
+        known.setdefault(_plain(name), []).append(place)
+    found = {
+        name: [place for spelling in (name, *aliases.get(name, ())) for place in known.get(_plain(spelling), ())]
+        for name in (*required, *optional)
+    }
+    if wrong := [name for name in required if not found[name]]:
+        raise ValueError(
+            f"{path}: missing columns {', '.join(wrong)}; it has {', '.join(' '.join(n.split()) for n in header)}; "
+            "get the file again from its owner"
+        )
+    if twice := [name for name, places in found.items() if len(set(places)) > 1]:
+        raise ValueError(f"{path}: columns {', '.join(twice)} are there more than once; keep one of each")
+    places = {name: found[name][0] if found[name] else None for name in found}
+    return Table(path, tuple(name for name in places if places[name] is not None), problems, places, len(header))
+
+
+def _rows(path: Path | zipfile.Path, problems: Problems) -> Iterator[tuple[int, list[str]]]:
+    """First line and fields of each row that is not blank; what cannot be read goes to ``problems``."""
+    delimiter = "\t" if path.suffix.lower() in (".tab", ".tsv") else ","
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, delimiter=delimiter, strict=True)
+        line = 1
+        while True:
+            try:
+                for fields in reader:
+                    if fields:
+                        yield line, fields
+                    line = reader.line_num + 1
+                return
+            except UnicodeDecodeError as error:
+                problems.add(line, f"or below: not UTF-8 ({error.reason})")
+                return
+            except csv.Error as error:
+                problems.add(line, str(error))
+                line = reader.line_num + 1
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"\s+", " ", name).strip().casefold()
