@@ -42,7 +42,7 @@ def parse(argv: list[str], *, prog: str, description: str | None, schema: type =
     """
     if argv[:1] == ["--list"]:
         for name, summary in configs.summaries().items():
-            print(f"{name:24s}{summary}")
+            print(f"{name:40s}{summary}")
         raise SystemExit(0)
     named = bool(argv) and not argv[0].startswith("-")
     config = configs.get(argv[0] if named else configs.DEFAULT)

@@ -38,9 +38,16 @@ class Data:
     """What to train and evaluate on."""
 
     name: str = "synthetic"
-    """Dataset, by its name in fairgrpo_jax.data ("synthetic" is the embedded clinic)."""
+    """Dataset by its name in fairgrpo_jax.data, or several joined by commas ("synthetic" is the embedded clinic)."""
     root: Path | None = None
-    """Folder of the dataset as its owner publishes it; the embedded clinic needs none."""
+    """Folder of the dataset as its owner publishes it; of several, the folder that has one of each name."""
+    options: tuple[str, ...] = ()
+    """Options of the datasets' loaders as KEY=VALUE, of several datasets as NAME.KEY=VALUE; e.g. split_by=article."""
+    temperature: float = 1.0
+    """Of the mixture of datasets: each is drawn from like its size to this power; 1 mixes all records, 0 weighs
+    datasets alike."""
+    on_broken: Literal["raise", "skip"] = "raise"
+    """What becomes of records whose media cannot be decoded; "skip" decodes everything once before the run."""
     num_frames: int = 4
     """Frames taken uniformly from a video; even, as the vision tower joins two frames to one."""
     instruction: str = ""
@@ -55,8 +62,12 @@ class Data:
     """Smaller images are enlarged to this many pixels; by default as the checkpoint says (32 x 32 without one)."""
     max_pixels: int | None = None
     """Larger images are reduced to this many pixels; by default as the checkpoint says (32 x 32 without one)."""
+    attributes: tuple[str, ...] = ("sex", "age")
+    """What the demographic groups are made of: sex, age, and what else a dataset tells (race, skin_type, ...)."""
     age_edges: tuple[int, ...] = (25, 50, 75)
     """Upper edges, in years and inclusive, of the age groups."""
+    leakage: Literal["refuse", "report"] = "refuse"
+    """What to do when a patient is in training and held-out records, as in some official splits (VQA-RAD's)."""
     resample: bool = False
     """Repeat training records until every demographic group of a dataset is as large as its largest (GRPO+RS)."""
     workers: int = 2
@@ -68,6 +79,7 @@ class Data:
             f"data.num_frames={self.num_frames}",
             "an even number of frames, at least 2",
         )
+        _require(0 <= self.temperature <= 1, f"data.temperature={self.temperature}", "0 to 1")
         _require(
             self.prompt_length > 0 and self.num_patches >= 0,
             f"data.prompt_length={self.prompt_length}",
@@ -78,6 +90,11 @@ class Data:
             (least is None or least > 0) and (most is None or most >= (least or 1)),
             f"data.min_pixels={least}, data.max_pixels={most}",
             "0 < min_pixels <= max_pixels",
+        )
+        _require(
+            len(self.attributes) == len(set(self.attributes)) > 0,
+            f"data.attributes={self.attributes}",
+            "at least one attribute, none twice",
         )
         _require(
             list(self.age_edges) == sorted(set(self.age_edges)),
@@ -94,6 +111,9 @@ class Model:
     """Checkpoint folder as Hugging Face publishes it (Qwen2-VL, Qwen2.5-VL, Qwen3-VL, Gemma 3, MedGemma)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the weights that are trained; bfloat16 halves the memory, and loses updates below a 256th of a weight."""
+    compute: Literal["float32", "bfloat16"] | None = None
+    """Of the passes over the weights in training, cast once a pass; by default the dtype of the weights.  With dtype
+    float32 and compute bfloat16, gradients are summed and updates done in float32."""
     lora_rank: int = 0
     """Rank of low-rank adapters, which alone are then trained; 0 trains the weights themselves."""
     lora_alpha: float = 32.0
@@ -177,8 +197,26 @@ class Sampling:
     """Divides the logits, in sampling and in the update alike; evaluation is greedy."""
     top_p: float = 1.0
     """Nucleus sampling: only the likeliest tokens that make up this probability."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Of the weights that sample; by default as they are trained.  bfloat16 halves what every token reads."""
+    weights: Literal["replicated", "tensor"] = "replicated"
+    """How the weights are gathered while sampling: whole on every device, or split along the mesh's second axis."""
+    tries: int = 1
+    """Batches of prompts drawn for a step until none is left whose completions all have the same reward (DAPO's
+    dynamic sampling, bounded); 1 takes the first batch as it is."""
+    truncated: Literal["keep", "mask", "penalise"] = "keep"
+    """Completions cut at max_new_tokens: learned from like others, left out of the loss, or, by overlong_buffer,
+    long ones made worse before they are cut."""
+    overlong_buffer: int = 4
+    """With truncated "penalise": last tokens over which the reward falls by up to 1."""
 
     def __post_init__(self):
+        _require(self.tries > 0, f"sampling.tries={self.tries}", "at least 1")
+        _require(
+            self.truncated != "penalise" or 1 <= self.overlong_buffer <= self.max_new_tokens,
+            f"sampling.overlong_buffer={self.overlong_buffer}",
+            f"1 to sampling.max_new_tokens={self.max_new_tokens}",
+        )
         _require(self.max_new_tokens > 0, f"sampling.max_new_tokens={self.max_new_tokens}", "at least one token")
         _require(
             self.temperature > 0,
@@ -186,6 +224,14 @@ class Sampling:
             "a positive temperature (evaluation is greedy by itself)",
         )
         _require(0 < self.top_p <= 1, f"sampling.top_p={self.top_p}", "0 < top_p <= 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Reward:
+    """What a completion is worth."""
+
+    kind: Literal["exact", "set_f1"] = "exact"
+    """1 where the boxed labels are the reference labels, or the F1 of the two sets, for several right labels."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,6 +244,9 @@ class Update:
     """Times that the rollout batch is gone through."""
     accumulation: int = 1
     """Parts of a mini-batch whose gradients are summed before the update; saves memory, changes nothing else."""
+    chunks: int = 0
+    """Parts of the rollouts of each prompt, a divisor of them, one backward pass each; saves memory, and time on
+    padding as the short ones go together.  0: as many as the memory of the device asks for."""
     kind: Literal["clip", "gspo", "cispo"] = "clip"
     """Ratio of single tokens, clipped (PPO, GRPO); of whole completions (GSPO, with clips of about 3e-4); or clipped
     without stopping the gradient (CISPO)."""
@@ -209,12 +258,27 @@ class Update:
     """Bounds the loss of negative advantages at this multiple (3.0 in verl); none by default."""
     aggregation: Literal["token", "sequence", "constant"] = "token"
     """Mean over tokens (DAPO, verl), over sequences (GRPO), or sum over a constant length (Dr.GRPO)."""
+    beta: float = 0.0
+    """Weight of the KL divergence to the policy with which reinforcement learning begins (with adapters: to the model
+    without them), e.g. 0.04; 0 needs no reference."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    """Of that divergence, from the sampled tokens; see fairgrpo_jax.losses.kl."""
+    importance: Literal["none", "token", "sequence"] = "none"
+    """Correction for completions sampled by another program (sampling.dtype, say) than the one that learns: weights
+    of tokens, or of whole completions."""
+    importance_cap: float = 2.0
+    """Largest of those weights."""
     remat: bool = True
     """Recompute each layer's activations in the backward pass: less memory, more compute (on a CPU not more time)."""
 
     def __post_init__(self):
         for name in ("mini_batches", "passes", "accumulation"):
             _require(getattr(self, name) > 0, f"update.{name}={getattr(self, name)}", "at least 1")
+        _require(
+            self.chunks >= 0, f"update.chunks={self.chunks}", "at least 1, or 0 for as many as the memory asks for"
+        )
+        _require(self.importance_cap >= 1, f"update.importance_cap={self.importance_cap}", "a cap >= 1")
+        _require(self.beta >= 0, f"update.beta={self.beta}", "a weight >= 0")
         _require(
             self.kind != "cispo" or self.dual_clip is None,
             f"update.kind='cispo' with update.dual_clip={self.dual_clip}",
@@ -250,6 +314,8 @@ class Fairness:
     binary ones, or not at all (then the unlabelled prompts of a domain are one group)."""
     capacity: int = 8192
     """Reward vectors kept for each domain where history is "ring"."""
+    shift: float = 0.0
+    """Added to all rewards before means and clusters are taken, for rewards that may be negative."""
     step_size: float = 0.01
     """Of group_dro's weights; larger ones let one hopeless group take them all."""
 
@@ -260,6 +326,7 @@ class Fairness:
             "powers >= 0",
         )
         _require(self.step_size > 0, f"fairness.step_size={self.step_size}", "a positive step size")
+        _require(self.shift >= 0, f"fairness.shift={self.shift}", "a shift >= 0")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -306,6 +373,7 @@ class Config:
     model: Model = Model()
     warmup: Warmup = Warmup()
     sampling: Sampling = Sampling()
+    reward: Reward = Reward()
     update: Update = Update()
     optim: Optim = Optim()
     fairness: Fairness = Fairness()
@@ -331,7 +399,29 @@ class Config:
             f"prompts={self.prompts} with update.mini_batches x update.accumulation = {parts}",
             f"prompts as a multiple of {parts}",
         )
-        binary = self.fairness.history == "binary"
+        _require(
+            self.update.chunks == 0 or self.rollouts % self.update.chunks == 0,
+            f"rollouts={self.rollouts} with update.chunks={self.update.chunks}",
+            f"update.chunks as a divisor of {self.rollouts}, or 0",
+        )
+        binary, clustered = self.fairness.history == "binary", self.algorithm in ("fair_grpo", "fair_grpo_nd", "drpo")
+        punished = self.sampling.truncated == "penalise" and clustered
+        _require(
+            not (binary and clustered and self.reward.kind == "set_f1"),
+            "reward.kind=set_f1 with fairness.history=binary, which holds rewards of 0 and 1",
+            "--fairness.history ring",
+        )
+        _require(
+            not punished or (self.fairness.shift >= 1 and not binary),
+            f"sampling.truncated=penalise with algorithm={self.algorithm}, fairness.shift={self.fairness.shift}, "
+            f"fairness.history={self.fairness.history}",
+            "rewards that are not negative in the statistics: --fairness.shift 1 --fairness.history ring",
+        )
+        _require(
+            self.sampling.truncated != "penalise" or self.algorithm != "group_dro",
+            "sampling.truncated=penalise with algorithm=group_dro",
+            "rewards between 0 and 1: keep or mask truncated completions",
+        )
         _require(
             not binary or self.rollouts <= 16,
             f"rollouts={self.rollouts} with fairness.history='binary' (2^rollouts counts)",

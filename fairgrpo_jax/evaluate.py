@@ -22,6 +22,7 @@ SMALLEST_GROUP = 20  # records; smaller groups are no candidates for the worst o
 def held_out(run: runs.Run, params: Any, step: int) -> dict[str, float]:
     """Answers every held-out record; writes ``evals/<step>.jsonl`` and a row of the log, and returns its values."""
     records = run.sources["test"].records
+    params = sampler(run, params)
     rows = answer(run, params, records)
     drawn = answer(run, params, records, temperature=run.config.sampling.temperature, step=step)
     path = _path(run.folder, step)
@@ -30,6 +31,12 @@ def held_out(run: runs.Run, params: Any, step: int) -> dict[str, float]:
     values = summary(rows) | {"reward_sampled": sum(row["reward"] for row in drawn) / len(drawn)}
     run.log.append("eval", step, values | run.phases.collect())
     return values
+
+
+def sampler(run: runs.Run, params: Any) -> Any:
+    """The copy of the parameters with which a run samples; see ``rollout.weights``."""
+    spec = run.config.sampling
+    return rollout.weights(params, dtype=spec.dtype, tensor=spec.weights == "tensor")
 
 
 def answer(
@@ -51,14 +58,15 @@ def answer(
                     num_rollouts=1,
                     max_new_tokens=run.config.sampling.max_new_tokens,
                     temperature=temperature,
+                    tensor=run.config.sampling.weights == "tensor",
                 )
                 texts = [row[0] for row in rollout.texts(rollouts, run.tokenizer)][: len(part)]
             rewards = accuracy.exact(texts, [record.answer for record in part])
-            rows += [_row(*item) for item in zip(part, texts, rewards, strict=True)]
+            rows += [_row(run, *item) for item in zip(part, texts, rewards, strict=True)]
     return rows
 
 
-def _row(record: Record, text: str, reward: float) -> dict:
+def _row(run: runs.Run, record: Record, text: str, reward: float) -> dict:
     known = {
         "uid": record.uid,
         "dataset": record.dataset,
@@ -67,25 +75,28 @@ def _row(record: Record, text: str, reward: float) -> dict:
         "age": record.age,
     }
     said = {"answer": record.answer, "prediction": accuracy.extract(text) or "", "completion": text}
-    return known | said | {"reward": float(reward)}
+    told = runs.groups_of(record, run.config.data)
+    further = {name: value for name, value in told.items() if name not in known}
+    return known | said | {"reward": float(reward)} | ({"attributes": further} if further else {})
 
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Scalars of the evaluation for the log: held-out reward, and the figures of ``metrics.fairness_report``.
 
-    ``worst_f1`` and ``best_f1`` are taken over the sex and age groups of at least ``SMALLEST_GROUP`` records, as the F1
-    of a handful of records says nothing; the report shows every group with its interval.
+    ``worst_f1`` and ``best_f1`` are taken over the groups of single attributes of at least ``SMALLEST_GROUP`` records,
+    as the F1 of a handful of records says nothing; the report shows every group with its interval.
     """
     report = metrics.fairness_report(
         [row["prediction"] for row in rows],
         [row["answer"] for row in rows],
-        [{"sex": row["sex"], "age": row["age"]} for row in rows],
+        [{"sex": row["sex"], "age": row["age"]} | row.get("attributes", {}) for row in rows],
         [row["dataset"] for row in rows],
     )
+    attributes = "|".join(map(re.escape, {"sex", "age", *(name for row in rows for name in row.get("attributes", {}))}))
     large = [
         float(value)
         for name, value in report.items()
-        if re.fullmatch(r"fairness/[^/]+/(sex|age)/[^/]+/f1", name)
+        if re.fullmatch(rf"fairness/[^/]+/({attributes})/[^/]+/f1", name)
         and report[name.removesuffix("f1") + "n"] >= SMALLEST_GROUP
     ]
     extremes = {"worst_f1": min(large), "best_f1": max(large)} if large else {}

@@ -1,22 +1,24 @@
 """The jitted updates: the supervised step and the policy step.
 
-Both run a prompt once and its completions against its keys and values (``completion_logprobs``), sum gradients over
-strided micro-batches under one global denominator, and apply AdamW to donated, sharded buffers.
+Both take their gradients in stages (``fairgrpo_jax.staged``): a prompt runs once, its completions chunk by chunk
+against its keys and values, under one global denominator.  AdamW is applied to donated, sharded buffers.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
 
-from fairgrpo_jax import config as options, losses, mesh, models
+from fairgrpo_jax import config as options, losses, mesh, models, staged
 from fairgrpo_jax.fairness import FairnessState
 from fairgrpo_jax.models import decoder, lora
+
+
+MEMORY = 16 << 30  # bytes of a device that does not say how many it has
 
 
 @struct.dataclass
@@ -39,6 +41,13 @@ class PolicyBatch:
     sampler_logprobs: jax.Array  # (P, G, T) float32
     advantages: jax.Array  # (P, G) float32
     old_logprobs: jax.Array | None = None  # (P, G, T) of the learner; None where there is one update per rollout batch
+    reference_logprobs: jax.Array | None = None  # (P, G, T) of the reference; None without a KL term
+
+    @property
+    def rollouts(self) -> staged.Rollouts:
+        """All but the prompts, as far as it is there."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: x for name, x in fields.items() if name != "prompt" and x is not None}
 
 
 def optimizer(optim: options.Optim, steps: int) -> optax.GradientTransformation:
@@ -66,24 +75,199 @@ def completion_logprobs(
 
     The first token is predicted by the prompt's last valid position, token t by token t - 1.
     """
-    hidden, prompt_kv = decoder.prompt_pass(params, config, prompt, remat=remat)
-    P, G, T = tokens.shape
-    first = decoder.last_hidden(prompt, hidden)[:, None, None]
-    states = jnp.broadcast_to(first, (P, G, 1, first.shape[-1]))
-    if T > 1:
-        rest = decoder.completion_pass(params, config, prompt, prompt_kv, tokens[..., :-1], remat=remat)
-        states = jnp.concatenate([states, rest], axis=2)
-    return decoder.log_probs(params, config, states, tokens, temperature=temperature)
+    plan = staged.Plan(config, temperature=temperature, remat=remat)
+    return staged.completion_logprobs(params, prompt, staged.prompt_ends(params, prompt, plan), tokens, plan)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "temperature", "remat"))
-def score(params: Any, batch: PolicyBatch, *, config: Any, temperature: float, remat: bool = False) -> PolicyBatch:
-    """The batch with the learner's own log-probabilities before its first update as ``old_logprobs``."""
-    logprobs = completion_logprobs(params, config, batch.prompt, batch.tokens, temperature=temperature, remat=remat)
-    return dataclasses.replace(batch, old_logprobs=logprobs)
+@functools.partial(jax.jit, static_argnames=("config", "temperature", "remat", "compute", "parts", "chunks", "policy"))
+def score(
+    params: Any,
+    batch: PolicyBatch,
+    *,
+    config: Any,
+    temperature: float,
+    remat: bool = False,
+    compute: str | None = None,
+    parts: int = 1,
+    chunks: int = 1,
+    policy: Literal["old", "reference"] = "old",
+) -> PolicyBatch:
+    """The batch with the log-probabilities of its tokens under ``params``, 0 where masked.
+
+    Args:
+      params: the learner before its first update, or ``reference`` of it.
+      batch: P prompts, G rollouts each.
+      config: the model.
+      temperature: of the policy.
+      remat: as in the update; nothing is differentiated here.
+      compute: see ``cast``.
+      parts: micro-batches of the prompts, a divisor of P.
+      chunks: of the rollouts of each prompt, a divisor of G.
+      policy: whose they are: they become ``old_logprobs`` or ``reference_logprobs``.
+    """
+    plan = staged.Plan(config, parts, chunks, temperature, remat)
+    logprobs = staged.logprobs(cast(params, compute), batch.prompt, batch.rollouts, plan)
+    return dataclasses.replace(batch, **{f"{policy}_logprobs": logprobs})
 
 
-@functools.partial(jax.jit, static_argnames=("config", "optim", "steps", "remat", "freeze"), donate_argnums=0)
+def reference(params: dict) -> dict:
+    """The policy that a KL term holds the trained one to: these parameters in bfloat16, sharded alike.
+
+    Parameters with low-rank adapters are returned without them, and nothing is copied: ask again after an update, which
+    consumes its buffers.  If the adapters were trained before reinforcement learning, this is the policy before that.
+
+    Args:
+      params: nested dict.
+
+    Returns:
+      a nested dict; without adapters a copy that survives the updates.
+
+    >>> copy = reference({"norm": jnp.ones(3)})
+    >>> copy["norm"].dtype.name
+    'bfloat16'
+    """
+    return lora.trainable(params)[1] if lora.has(params) else _half(params)
+
+
+@jax.jit
+def _half(params: dict) -> dict:
+    return mesh.keep_sharded(jax.tree.map(lambda x: jnp.array(x, jnp.bfloat16, copy=True), params))
+
+
+def cast(params: Any, compute: str | None) -> Any:
+    """Parameters in the dtype of a pass ("float32" or "bfloat16"), before any of them is gathered; None: as they are.
+
+    >>> cast({"norm": jnp.ones(3)}, "bfloat16")["norm"].dtype.name
+    'bfloat16'
+    """
+    return params if compute is None else mesh.keep_sharded(jax.tree.map(lambda x: x.astype(compute), params))
+
+
+def chunk_count(
+    config: Any,
+    *,
+    prompts: int,
+    rollouts: int,
+    prompt_length: int,
+    length: int,
+    free: int,
+    itemsize: int = 4,
+    remat: bool = True,
+) -> int:
+    """Into how many chunks the rollouts of each prompt have to be cut for their update to fit into memory.
+
+    The smallest divisor m of G with  (P G / m) (T c + 12 V min(T, t)) <= free - P Tp e,  or G if there is none; logits
+    of t steps (``decoder.logit_steps`` of P G / m rows) in three float32 copies, and in bytes of a token
+      c = s L d + s a + 16 N (Tp + T)   a completion: kept between layers, of one layer, scores and their gradients;
+      c = L (s a + 8 N (Tp + T))        without recomputation: all of every layer is kept;
+      e = L (s d + 2 K H (s + 4))       a prompt: kept, its keys and values and their gradient,
+    with a = 2 (6 d + 2 (N + K) H + 3 F) activations of one layer and their gradients.
+
+    Args:
+      config: the decoder: L layers, width d, N heads and K key-value heads of size H, MLP width F, vocabulary V.
+      prompts: P of one micro-batch on one device.
+      rollouts: G of a prompt.
+      prompt_length: Tp, tokens, padding included.
+      length: T, tokens of the longest completion.
+      free: bytes of a device that parameters, optimizer and gradients leave.
+      itemsize: s, bytes of an activation.
+      remat: whether layers are recomputed in the backward pass.
+
+    Returns:
+      m in 1 .. G.  An estimate: the compiler may need more or less, and ``update.chunks`` overrides it.
+
+    >>> from fairgrpo_jax.models import qwen2_5_vl
+    >>> sizes = dict(prompts=4, rollouts=8, prompt_length=256, length=256)
+    >>> [chunk_count(qwen2_5_vl.tiny(), free=mib << 20, **sizes) for mib in (512, 192, 100, 16)]
+    [1, 2, 4, 8]
+    """
+    L, d, N, H = config.num_layers, config.hidden_size, config.num_heads, config.head_dim
+    layer = 6 * d + 2 * (N + config.num_kv_heads) * H + 3 * config.intermediate_size
+    scores = 8 * N * (prompt_length + length)
+    completion = itemsize * (L * d + 2 * layer) + 2 * scores if remat else L * (2 * itemsize * layer + scores)
+    prompt = L * (itemsize * d + 2 * config.num_kv_heads * H * (itemsize + 4))
+    left = free - prompts * prompt_length * prompt
+
+    def need(m: int) -> int:
+        rows = prompts * rollouts // m
+        steps = min(length, decoder.logit_steps(rows, config.vocab_size))
+        return rows * (length * completion + 12 * config.vocab_size * steps)
+
+    return next((m for m in range(1, rollouts) if rollouts % m == 0 and need(m) <= left), rollouts)
+
+
+def automatic_chunks(
+    config: Any,
+    update: options.Update,
+    params: Any,
+    moments: Any,
+    *,
+    prompts: int,
+    rollouts: int,
+    prompt_length: int,
+    length: int,
+    devices: tuple[int, int],
+    memory: int,
+    compute: str | None = None,
+) -> int:
+    """``chunk_count`` for what nine tenths of a device's memory leave.
+
+    Args:
+      config: the model.
+      update: its ``accumulation`` and ``remat``.
+      params: arrays or shapes; with their gradients, one more of them, and their copy in ``compute``.
+      moments: of the optimizer, alike.
+      prompts: P of a mini-batch, of all devices.
+      rollouts: G of a prompt.
+      prompt_length: Tp, tokens.
+      length: T, tokens.
+      devices: of the mesh, along ``fsdp`` and ``tensor``, over which all of it is taken to be split.
+      memory: bytes of a device.
+      compute: dtype of the passes; by default that of the parameters.
+    """
+    leaves, (fsdp, tensor) = jax.tree.leaves(params), devices
+    dtype = jnp.dtype(compute) if compute else leaves[0].dtype
+    held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((params, moments)))
+    held += sum(x.size * (4 + 2 * dtype.itemsize) for x in leaves)
+    return chunk_count(
+        config,
+        prompts=max(prompts // update.accumulation // fsdp, 1),
+        rollouts=rollouts,
+        prompt_length=prompt_length,
+        length=length,
+        free=int(0.9 * memory - held / (fsdp * tensor)),
+        itemsize=dtype.itemsize,
+        remat=update.remat,
+    )
+
+
+def _chunks(state: TrainState, batch: PolicyBatch, config: Any, update: options.Update, compute: str | None) -> int:
+    """``update.chunks``, or as many as the memory of the device asks for."""
+    P, G, T = batch.tokens.shape
+    if update.chunks:
+        if G % update.chunks:
+            raise ValueError(f"got update.chunks={update.chunks} for {G} rollouts; wanted a divisor of {G}")
+        return update.chunks
+    mesh = jax.sharding.get_abstract_mesh()
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return automatic_chunks(
+        config,
+        update,
+        state.params,
+        state.moments,
+        prompts=P,
+        rollouts=G,
+        prompt_length=batch.prompt.tokens.shape[1],
+        length=T,
+        devices=(1, 1) if mesh.empty else (mesh.shape["fsdp"], mesh.shape["tensor"]),
+        memory=stats.get("bytes_limit", MEMORY),
+        compute=compute,
+    )
+
+
+@functools.partial(
+    jax.jit, static_argnames=("config", "optim", "steps", "remat", "freeze", "compute"), donate_argnums=0
+)
 def supervised_step(
     state: TrainState,
     prompt: models.Prompt,
@@ -95,20 +279,24 @@ def supervised_step(
     steps: int,
     remat: bool = False,
     freeze: tuple[str, ...] = (),
+    compute: str | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One update towards the reference completions ``tokens`` (P, 1, T): mean negative log-likelihood of a token."""
     total = mask.sum()
 
-    def loss(params, part):
-        prompt, tokens, mask = part
-        logprobs = completion_logprobs(params, config, prompt, tokens, remat=remat)
-        return -jnp.where(mask, logprobs, 0.0).sum() / total, {"tokens": mask.sum()}
+    def loss(logprobs, part):
+        return -jnp.where(part["mask"], logprobs, 0.0).sum() / total, {"tokens": part["mask"].sum()}
 
-    return _update(state, loss, (prompt, tokens, mask), 1, optim, steps, freeze)
+    trained, frozen = lora.trainable(cast(state.params, compute), freeze)
+    plan = staged.Plan(config, remat=remat)
+    grads, metrics = staged.gradients(loss, trained, frozen, prompt, {"tokens": tokens, "mask": mask}, plan)
+    return _descend(state, grads, metrics, optim, steps, freeze)
 
 
 @functools.partial(
-    jax.jit, static_argnames=("config", "update", "optim", "temperature", "steps", "freeze"), donate_argnums=0
+    jax.jit,
+    static_argnames=("config", "update", "optim", "temperature", "steps", "freeze", "compute"),
+    donate_argnums=0,
 )
 def policy_step(
     state: TrainState,
@@ -121,80 +309,65 @@ def policy_step(
     temperature: float,
     steps: int,
     freeze: tuple[str, ...] = (),
+    compute: str | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One clipped update on mini-batch ``index`` of the rollout batch; returns the state and scalar metrics.
 
     Low-rank adapters are trained alone where the parameters have any; parameters that match ``freeze`` never are
-    (``lora.trainable``).  What is not trained gets no gradient and has no moments.
+    (``lora.trainable``).  What is not trained gets no gradient and has no moments.  With ``update.beta`` the loss is
+    policy loss + beta * (KL to the reference, aggregated alike).  The passes run in the dtype ``compute`` (``cast``);
+    gradients are summed and AdamW runs in the dtype of the parameters, or wider.
+
+    The metrics are those of ``losses.policy_loss``, its ``kl`` named ``kl_old``; ``kl``, the mean KL of a token to the
+    reference, with ``update.beta``; ``mismatch`` to the sampler, which ``update.importance`` corrects, and the mean and
+    the capped share of its weights; ``padding_share`` (``staged.gradients``).
+
+    Raises:
+      ValueError: if ``update.chunks`` does not divide the rollouts, or ``update.beta`` has no reference.
     """
-    batch = jax.tree.map(lambda x: _strided(x, update.mini_batches)[index], batch)
+    if update.beta and batch.reference_logprobs is None:
+        raise ValueError(f"got update.beta={update.beta} without reference_logprobs; wanted them: learner.score(...)")
+    batch = jax.tree.map(lambda x: staged.strided(x, update.mini_batches)[index], batch)
     total = losses.denominator(batch.mask, update.aggregation)
+    length = batch.tokens.shape[-1] if update.aggregation == "constant" else None
+    aggregate: dict = dict(aggregation=update.aggregation, max_length=length, normalizer=total)
 
-    def loss(params, part):
-        logprobs = completion_logprobs(
-            params, config, part.prompt, part.tokens, temperature=temperature, remat=update.remat
-        )
-        old = jax.lax.stop_gradient(logprobs) if part.old_logprobs is None else part.old_logprobs
+    def loss(logprobs, part):
+        old, mask = part.get("old_logprobs", jax.lax.stop_gradient(logprobs)), part["mask"]
+        clip = dict(clip_low=update.clip_low, clip_high=update.clip_high, dual_clip=update.dual_clip)
+        weights, corrected = None, {}
+        if update.importance != "none":
+            weights, corrected = losses.importance_weights(
+                old, part["sampler_logprobs"], mask, level=update.importance, cap=update.importance_cap
+            )
         value, metrics = losses.policy_loss(
-            logprobs,
-            old,
-            part.advantages,
-            part.mask,
-            kind=update.kind,
-            clip_low=update.clip_low,
-            clip_high=update.clip_high,
-            dual_clip=update.dual_clip,
-            aggregation=update.aggregation,
-            max_length=part.tokens.shape[-1] if update.aggregation == "constant" else None,
-            normalizer=total,
+            logprobs, old, part["advantages"], mask, weights=weights, kind=update.kind, **clip, **aggregate
         )
-        apart = jnp.where(part.mask, jnp.abs(logprobs - part.sampler_logprobs), 0.0)
-        return value, metrics | {"mismatch": apart.sum() / jnp.maximum(metrics["tokens"], 1)}
+        metrics |= {name: corrected[name] for name in ("weight_mean", "weight_capped") if corrected}
+        metrics["kl_old"] = metrics.pop("kl")
+        tokens = jnp.maximum(metrics["tokens"], 1)
+        if update.beta:
+            kl = losses.kl(logprobs, part["reference_logprobs"], estimator=update.kl_estimator, mask=mask)
+            value += update.beta * losses.aggregate(kl, mask, **aggregate)
+            metrics["kl"] = kl.sum() / tokens
+        apart = jnp.where(mask, jnp.abs(logprobs - part["sampler_logprobs"]), 0.0)
+        return value, metrics | {"mismatch": apart.sum() / tokens}
 
-    return _update(state, loss, batch, update.accumulation, optim, steps, freeze)
-
-
-def _strided(x: jax.Array, parts: int) -> jax.Array:
-    """(P, ...) to (parts, P / parts, ...), part j holding rows j, j + parts, ...: every prompt stays on its device."""
-    split = jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0)
-    if jax.sharding.get_abstract_mesh().empty:
-        return split
-    return jax.lax.with_sharding_constraint(split, jax.sharding.PartitionSpec(None, "fsdp"))
-
-
-def _gradients(loss: Callable, params: Any, batch: Any, parts: int) -> tuple[Any, dict[str, jax.Array]]:
-    """Gradient and metrics of ``loss`` over ``parts`` micro-batches; the loss itself divides by global totals."""
-    gradient = jax.value_and_grad(loss, has_aux=True)
-
-    def one(part):
-        (value, metrics), grads = gradient(params, part)
-        return grads, {"loss": value} | metrics
-
-    if parts == 1:
-        return one(batch)
-
-    def add(sums, part):
-        grads, metrics = one(part)
-        return jax.tree.map(jnp.add, sums, grads), metrics
-
-    zeros = jax.tree.map(jnp.zeros_like, params)
-    grads, metrics = jax.lax.scan(add, zeros, jax.tree.map(lambda x: _strided(x, parts), batch))
-    share = metrics["tokens"] / jnp.maximum(metrics["tokens"].sum(), 1)
-    combined = {name: (values * share).sum() for name, values in metrics.items()}
-    combined |= {name: metrics[name].sum() for name in ("loss", "tokens")}
-    if "ratio_max" in metrics:
-        combined["ratio_max"] = metrics["ratio_max"].max()
-    return grads, combined
+    trained, frozen = lora.trainable(cast(state.params, compute), freeze)
+    chunks = _chunks(state, batch, config, update, compute)
+    plan = staged.Plan(config, update.accumulation, chunks, temperature, update.remat)
+    grads, metrics = staged.gradients(loss, trained, frozen, batch.prompt, batch.rollouts, plan)
+    return _descend(state, grads, metrics, optim, steps, freeze)
 
 
-def _update(
-    state: TrainState, loss: Callable, batch: Any, parts: int, optim: options.Optim, steps: int, freeze: tuple[str, ...]
+def _descend(
+    state: TrainState, grads: dict, metrics: dict, optim: options.Optim, steps: int, freeze: tuple[str, ...]
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One step of AdamW on what is trained."""
     trained, frozen = lora.trainable(state.params, freeze)
-    grads, metrics = _gradients(lambda part, *rest: loss(lora.join(part, frozen), *rest), trained, batch, parts)
     norm = jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)))
-    grads = jax.tree.map(lambda g: g * jnp.minimum(1.0, optim.max_grad_norm / (norm + 1e-6)), grads)
+    factor = jnp.minimum(1.0, optim.max_grad_norm / (norm + 1e-6))
+    grads = jax.tree.map(lambda g, param: (g * factor).astype(param.dtype), grads, trained)
     updates, moments = optimizer(optim, steps).update(grads, state.moments, trained)
     params = mesh.keep_sharded(lora.join(optax.apply_updates(trained, updates), frozen))
     state = dataclasses.replace(state, params=params, moments=mesh.keep_sharded(moments), step=state.step + 1)

@@ -91,11 +91,19 @@ def constrain(x: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, P("fsdp"))
 
 
-def replicate(tree: Any) -> Any:
-    """Inside jit: gathers every leaf whole onto every device, once; without a mesh, returns the tree."""
-    if jax.sharding.get_abstract_mesh().empty:
+def gather(tree: Any, *, tensor: bool = False) -> Any:
+    """Inside jit: gathers parameters along ``fsdp`` onto every device; without a mesh, returns the tree.
+
+    With ``tensor`` they stay split along that axis by the rules, else every device gets them whole.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
         return tree
-    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, P()), tree)
+    sizes = dict(mesh.shape) if tensor else {}
+    return jax.tree.map_with_path(
+        lambda path, x: jax.lax.with_sharding_constraint(x, _without_fsdp(_spec(path, x.shape, mesh.shape), sizes)),
+        tree,
+    )
 
 
 def keep_sharded(tree: Any) -> Any:
@@ -113,6 +121,13 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map_with_path(lambda path, x: NamedSharding(mesh, _spec(path, x.shape, mesh.shape)), tree)
 
 
+def gathered(tree: Any, mesh: Mesh, *, tensor: bool = False) -> Any:
+    """The ``NamedSharding`` of every leaf of what ``gather`` returns."""
+    sizes = dict(mesh.shape) if tensor else {}
+    whole = lambda where: NamedSharding(mesh, _without_fsdp(where.spec, sizes))
+    return jax.tree.map(whole, shardings(tree, mesh))
+
+
 def put(batch: Any, mesh: Mesh) -> Any:
     """Host arrays to the devices, axis 0 split along ``fsdp``."""
     return jax.device_put(batch, NamedSharding(mesh, P("fsdp")))
@@ -125,3 +140,7 @@ def _spec(path: tuple, shape: tuple[int, ...], sizes: Any) -> P:
         return P()
     padded = (None,) * (len(shape) - len(rule)) + tuple(rule)
     return P(*(axis if axis and size % sizes[axis] == 0 else None for axis, size in zip(padded, shape, strict=True)))
+
+
+def _without_fsdp(spec: P, sizes: Any) -> P:
+    return P(*(axis if axis != "fsdp" and axis in sizes else None for axis in spec))

@@ -1,8 +1,8 @@
 """Sampling: a prompt runs once, images included, and its rollouts are decoded against its shared keys and values.
 
 ``sample`` is one jitted program: prompt pass, then a loop that decodes one token of every rollout until all have ended.
-Weights are gathered once, before the loop.  The randomness of a token depends on (key, row, position) alone, so neither
-the mesh nor the other rows of a batch change what a row samples.
+Weights are gathered once, before the loop, or by ``weights`` once for several batches.  The randomness of a token
+depends on (key, row, position) alone, so neither the mesh nor the other rows of a batch change what a row samples.
 """
 
 import functools
@@ -77,7 +77,34 @@ def generate(
     )
 
 
-@functools.partial(jax.jit, static_argnames=("config", "num_rollouts", "max_new_tokens", "temperature", "top_p"))
+def weights(params: Any, *, dtype: str | None = None, tensor: bool = False) -> Any:
+    """The copy of the parameters that samples: gathered along ``fsdp``, once for all batches of a rollout phase.
+
+    Args:
+      params: as the learner holds them.
+      dtype: of the copy; by default theirs.  Adapters are cast too.
+      tensor: leave them split along ``tensor``, else every device holds them whole.
+
+    Returns:
+      The copy; ``params`` themselves where nothing would change.
+    """
+    mesh_ = jax.sharding.get_abstract_mesh()
+    split = not mesh_.empty and (mesh_.shape["fsdp"] > 1 or (mesh_.shape["tensor"] > 1 and not tensor))
+    if not split and all(dtype in (None, leaf.dtype.name) for leaf in jax.tree.leaves(params)):
+        return params
+    return copy(params, dtype=dtype, tensor=tensor)
+
+
+@functools.partial(jax.jit, static_argnames=("dtype", "tensor"))
+def copy(params: Any, *, dtype: str | None, tensor: bool) -> Any:
+    """The program of ``weights``."""
+    cast = jax.tree.map(lambda leaf: leaf if dtype is None else leaf.astype(dtype), params)
+    return mesh.gather(cast, tensor=tensor)
+
+
+@functools.partial(
+    jax.jit, static_argnames=("config", "num_rollouts", "max_new_tokens", "temperature", "top_p", "tensor")
+)
 def sample(
     params: Any,
     prompt: models.Prompt,
@@ -88,9 +115,10 @@ def sample(
     max_new_tokens: int,
     temperature: float = 1.0,
     top_p: float = 1.0,
+    tensor: bool = False,
 ) -> RolloutBatch:
-    """``generate`` on packed prompts; the loop ends as soon as every row has ended."""
-    params = mesh.replicate(params)
+    """``generate`` on packed prompts; the loop ends as soon as every row has ended.  ``tensor``: see ``weights``."""
+    params = mesh.gather(params, tensor=tensor)
     hidden, prompt_kv = decoder.prompt_pass(params, config, prompt)
     P, G, T = prompt.tokens.shape[0], num_rollouts, max_new_tokens
     layers, layer_kv = decoder.unstack(params, prompt_kv)

@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import inspect
 import json
 import re
 import signal
@@ -38,6 +39,7 @@ from fairgrpo_jax import (
 )
 from fairgrpo_jax.data import demographics, media, mixture, splits
 from fairgrpo_jax.data.record import Record, RecordList, Source, conversation, target
+from fairgrpo_jax.models import lora
 
 
 @dataclasses.dataclass
@@ -102,13 +104,16 @@ class Run:
         if split == "train" and self.config.data.resample:
             by_domain = [self._balanced(records) for records in by_domain]
         dataset = mixture.mixture(
-            [RecordList(tuple(records)) for records in by_domain if records], batch_size=size, seed=self.config.seed
+            [RecordList(tuple(records)) for records in by_domain if records],
+            batch_size=size,
+            seed=self.config.seed,
+            temperature=self.config.data.temperature,
         )
         return mixture.iterate(dataset, start=start, encode=encode, threads=self.config.data.workers)
 
     def _balanced(self, records: list[Record]) -> list[Record]:
         """The records of a domain, each demographic group repeated to the size of the largest."""
-        attributes = [demographics.attributes(r, edges=self.config.data.age_edges) for r in records]
+        attributes = [groups_of(r, self.config.data) for r in records]
         groups = grouping.explicit_groups(attributes, self.vocabulary)
         return [records[row] for row in grouping.balanced_rows(groups, seed=self.config.seed)]
 
@@ -156,6 +161,19 @@ class Run:
             dataclasses.replace(places, **sharded),
         )
 
+    def reference(self, params: Any) -> Any:
+        """The policy that ``update.beta`` holds ``params`` to: that of the checkpoint with which reinforcement learning
+        begins, read once; with adapters, ``params`` without them.  See ``learner.reference``.
+        """
+        return learner.reference(params) if lora.has(params) else self._first_policy
+
+    @functools.cached_property
+    def _first_policy(self) -> Any:
+        like = jax.eval_shape(learner.reference, policy.shapes(self.config.model, self.model))
+        places = mesh.shardings(like, self.mesh)
+        like = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), like, places)
+        return checkpoint.restore_params(self.checkpoints, self.warmup_steps, like)
+
     def save(self, done: int, state: learner.TrainState, iterator: Any) -> None:
         """Writes checkpoint ``done``: the state and the place in the data."""
         host = {"data": iterator.get_state(), "domains": self.domains, "groups": self.vocabulary.cells}
@@ -183,8 +201,10 @@ def encode(run: Run, records: Sequence[Record]) -> PromptBatch:
     settings = run.config.data
     messages = [conversation(r, instruction=settings.instruction, list_choices=settings.list_choices) for r in records]
     decoded = [media.decode_record(r) for r in records]
+    if run.model.video_id is None:
+        messages, decoded = zip(*map(_as_images, messages, records, decoded), strict=True)
     inputs = run.processor(
-        messages,
+        list(messages),
         [d.images for d in decoded],
         [[clip.frames for clip in d.videos] for d in decoded],
         seconds_per_frame=[[clip.seconds_per_frame for clip in d.videos] for d in decoded],
@@ -196,13 +216,23 @@ def encode(run: Run, records: Sequence[Record]) -> PromptBatch:
         row = re.match(r"prompt (\d+)", str(error))
         name = records[int(row[1])].uid if row else f"one of {', '.join(r.uid for r in records)}"
         raise ValueError(f"record {name}: {error} (options data.prompt_length and data.num_patches)") from error
-    attributes = [demographics.attributes(r, edges=settings.age_edges) for r in records]
+    attributes = [groups_of(r, settings) for r in records]
     return PromptBatch(
         prompt=prompt,
         records=list(records),
         domains=np.array([run.domains.index(r.dataset) for r in records], np.int32),
         groups=np.asarray(grouping.explicit_groups(attributes, run.vocabulary), np.int32),
     )
+
+
+def _as_images(messages: list[dict], record: Record, decoded: media.Decoded) -> tuple[list[dict], media.Decoded]:
+    """Every video as its frames, one image each, for families that know no video; MedGemma was trained so."""
+    clips, images = iter(decoded.videos), iter(decoded.images)
+    shown = [next(clips).frames if part.kind == "video" else [next(images)] for part in record.media]
+    pictures = [picture for part in shown for picture in part]
+    text = [part for part in messages[0]["content"] if part["type"] == "text"]
+    content = [*({"type": "image"} for _ in pictures), *text]
+    return [{**messages[0], "content": content}], media.Decoded(tuple(pictures), ())
 
 
 @contextlib.contextmanager
@@ -218,9 +248,9 @@ def open_run(config: options.Config, workdir: Path | None) -> Iterator[Run]:
     mesh.require_divisible("prompts / (update.mini_batches x update.accumulation)", part, devices)
     mesh.require_divisible("warmup.batch", config.warmup.batch, devices)
     mesh.require_divisible("evaluation.batch", config.evaluation.batch, devices)
-    sources = {use: _load(config, split) for use, split in _splits(config).items()}
-    splits.check_leakage(sources["train"].records, sources["test"].records)
-    splits.check_leakage(sources["warmup"].records, sources["test"].records)
+    sources = load_sources(config)
+    for use in ("train", "warmup"):
+        _check_leakage(sources[use], sources["test"], config.data)
     architecture, processor = policy.describe(config.model, config.data)
     policy.shapes(config.model, architecture)
     folder = open_folder(config, workdir)
@@ -242,7 +272,7 @@ def open_run(config: options.Config, workdir: Path | None) -> Iterator[Run]:
             processor=processor,
             sources=sources,
             domains=tuple(sorted({record.dataset for record in known})),
-            vocabulary=grouping.vocabulary(demographics.attributes(r, edges=config.data.age_edges) for r in known),
+            vocabulary=grouping.vocabulary(groups_of(r, config.data) for r in known),
             log=log,
             checkpoints=checkpoints,
             stop=stop,
@@ -250,19 +280,74 @@ def open_run(config: options.Config, workdir: Path | None) -> Iterator[Run]:
         )
 
 
-def _splits(config: options.Config) -> dict[str, str]:
-    return {"train": "train", "warmup": config.warmup.split, "test": "test"}
+def load_sources(config: options.Config) -> dict[str, Source]:
+    """The records by use: "train", "warmup" and "test", of all datasets; what their loaders left out is printed.
+
+    Training takes the first of a dataset's splits, evaluation the last, the supervised stage ``warmup.split`` where
+    the dataset has it.
+
+    Raises:
+      ValueError: from ``data.load``; several datasets without the folder that holds them.
+    """
+    settings = config.data
+    names, root = settings.name.split(","), settings.root
+    if len(names) > 1 and root is None:
+        raise ValueError(f"got data.name={settings.name} without data.root; wanted the folder that holds them all")
+    told = _loader_options(settings, names)
+    records: dict[str, list[Record]] = {"train": [], "warmup": [], "test": []}
+    for name in names:
+        dataset = data.module(name)
+        known = inspect.signature(dataset.load).parameters
+        extra = {"num_frames": settings.num_frames} | told[name] if "num_frames" in known else told[name]
+        if unknown := extra.keys() - known.keys():
+            wanted = ", ".join(known.keys() - {"root", "split"}) or "none"
+            raise ValueError(f"got data.options {', '.join(unknown)} for {name}; wanted some of: {wanted}")
+        own = config.warmup.split if config.warmup.split in dataset.SPLITS else dataset.SPLITS[0]
+        splits = {"train": dataset.SPLITS[0], "warmup": own, "test": dataset.SPLITS[-1]}
+        folder = root / name if root and len(names) > 1 else root
+        for split in dict.fromkeys(splits.values()):
+            source = data.load(name, folder, split=split, on_broken=settings.on_broken, **extra)
+            answered = [record for record in source.records if record.answer]
+            left_out = dict(getattr(source, "left_out", {})) | {"no answer": len(source) - len(answered)}
+            for reason, count in left_out.items():
+                if count:
+                    print(f"{name}, {split}: {count} rows left out: {reason}")
+            for use in [use for use, its in splits.items() if its == split]:
+                records[use] += answered
+    return {use: RecordList(tuple(found)) for use, found in records.items()}
 
 
-def _load(config: options.Config, split: str) -> Source:
-    extra = {} if config.data.name == "synthetic" else {"num_frames": config.data.num_frames}
-    return data.load(config.data.name, config.data.root, split=split, **extra)
+def _loader_options(settings: options.Data, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """``data.options`` by dataset."""
+    told: dict[str, dict[str, Any]] = {name: {} for name in names}
+    for text in settings.options:
+        name, dot, rest = text.partition(".")
+        name, rest = (name, rest) if dot and name in told else (names[0], text)
+        if len(names) > 1 and rest == text:
+            raise ValueError(f"got data.options {text} with {len(names)} datasets; wanted NAME.KEY=VALUE")
+        key, value = data.option(rest)
+        told[name][key] = value
+    return told
+
+
+def _check_leakage(one: Source, other: Source, settings: options.Data) -> None:
+    try:
+        splits.check_leakage(one.records, other.records)
+    except ValueError as error:
+        if settings.leakage == "refuse":
+            raise ValueError(f"{error} (or --data.leakage report, to train on an official split as it is)") from error
+        print(f"warning: {error}")
+
+
+def groups_of(record: Record, settings: options.Data) -> dict[str, str | None]:
+    """The demographic attributes that a record's group is made of."""
+    return demographics.attributes(record, edges=settings.age_edges, names=settings.attributes)
 
 
 def default_workdir(config: options.Config) -> Path:
     """``outputs/<name>-<algorithm>-<mesh>-<digest>``: one folder for each config, so that equal commands resume."""
     digest = hashlib.sha256(json.dumps(options.to_dict(config), sort_keys=True).encode()).hexdigest()[:8]
-    return Path("outputs") / f"{config.name}-{config.algorithm}-{config.mesh}-{digest}"
+    return Path("outputs") / f"{config.name.replace('/', '-')}-{config.algorithm}-{config.mesh}-{digest}"
 
 
 def open_folder(config: options.Config, workdir: Path | None) -> Path:

@@ -66,6 +66,7 @@ def warm_up(run: runs.Run) -> Any:
                     steps=spec.steps,
                     remat=config.update.remat,
                     freeze=config.model.freeze,
+                    compute=config.model.compute,
                 )
                 metrics = jax.device_get(metrics)
             values = {name: float(value) for name, value in metrics.items()} | run.phases.collect()

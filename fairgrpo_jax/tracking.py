@@ -5,8 +5,8 @@ A run appends one JSON object a line to ``metrics.jsonl``::
     {"kind": "train", "step": 12, "reward/mean": 0.71, "time/step": 0.11}
 
 ``kind`` is ``"warmup"``, ``"train"`` or ``"eval"``, every other field is a number, and every field about wall time
-starts with ``time/``, so that two runs of one seed agree in all other fields.  A process may be killed at any moment:
-at worst the last line is cut in two, and whoever opens the file next drops that half line.
+starts with ``time/`` (seconds) or ``speed/``, so that two runs of one seed agree in all other fields.  A process may be
+killed at any moment: at worst the last line is cut in two, and whoever opens the file next drops that half line.
 """
 
 import collections
@@ -42,6 +42,8 @@ _WATCHED = (
     ("advantage/max_abs", "max |A|", "{:.1f}"),
     ("fairness/effective_sample_size", "effective n", "{:.1f}"),
     ("time/step", "s/step", "{:.2f}"),
+    ("speed/rollout_tokens_per_s", "tokens/s", "{:.0f}"),
+    ("speed/update_mfu", "MFU", "{:.0%}"),
 )
 
 
@@ -202,9 +204,8 @@ class Progress:
         if step > self._step:
             self._durations.extend([(now - self._last) / (step - self._step)] * min(step - self._step, 31))
         done_before, self._step, self._last = self._step, step, now
-        self._numbers = " · ".join(
-            f"{name} {form.format(values[key])}" for key, name, form in _WATCHED if key in values
-        )
+        numbers = [f"{name} {form.format(values[key])}" for key, name, form in _WATCHED if key in values]
+        self._numbers = " · ".join([*numbers, *_shares(values)])
         if not self._live and (step // self._every > done_before // self._every or step == self._total):
             parts = [f"{self._description} {step}/{self._total}", self._times(), self._numbers]
             self._print(" · ".join(part for part in parts if part))
@@ -237,6 +238,18 @@ class Progress:
         return Group(line, Text("  " + self._numbers, "dim", no_wrap=True, overflow="ellipsis"))
 
 
+def _shares(values: Mapping[str, Any]) -> list[str]:
+    """The phases that take a twentieth of a step or more, and what compiling took beside it."""
+    step, compiled = values.get("time/step", 0), values.get("time/compile", 0)
+    phases = {name: value for name, value in values.items() if name.startswith("time/")}
+    large = [
+        f"{name.removeprefix('time/')} {value / step:.0%}"
+        for name, value in phases.items()
+        if name not in ("time/step", "time/compile") and step and value / step >= 0.05
+    ]
+    return [*large, *([f"compiled {compiled:.0f} s"] if compiled >= 0.5 else [])]
+
+
 def age_group(age: float | None, edges: Sequence[float] = (25, 50, 75)) -> str | None:
     """The display name of an age in years; the upper edge belongs to the bin, None is unknown.
 
@@ -257,7 +270,7 @@ class Phases:
     def __init__(self):
         _listen()
         self.seconds: dict[str, float] = {}
-        self._begin = time.perf_counter()
+        self._begin, self._programs = time.perf_counter(), _PROGRAMS[0]
 
     @contextlib.contextmanager
     def __call__(self, name: str) -> Iterator[None]:
@@ -273,14 +286,19 @@ class Phases:
             self.seconds["compile"] = self.seconds.get("compile", 0.0) + compiled
 
     def collect(self) -> dict[str, float]:
-        """``{"time/rollout": seconds, ...}`` since the last call, with the whole as ``time/step``."""
+        """``{"time/rollout": seconds, ...}`` since the last call, with the whole as ``time/step``.
+
+        ``speed/programs`` counts the programs compiled since then: 0 once a run has seen all its shapes.
+        """
         now = time.perf_counter()
         self.seconds["step"] = now - self._begin - self.seconds.get("compile", 0.0)
         collected, self.seconds, self._begin = self.seconds, {}, now
-        return {f"time/{name}": seconds for name, seconds in collected.items()}
+        programs, self._programs = _PROGRAMS[0] - self._programs, _PROGRAMS[0]
+        return {f"time/{name}": seconds for name, seconds in collected.items()} | {"speed/programs": programs}
 
 
 _COMPILED = [0.0]  # seconds that this process has spent tracing and compiling
+_PROGRAMS = [0]  # that this process has compiled
 _listening = threading.Event()
 
 
@@ -293,6 +311,7 @@ def _listen() -> None:
 def _count_compilation(event: str, duration_secs: float, **kwargs: str | int) -> None:
     if event.startswith("/jax/core/compile/"):
         _COMPILED[0] += duration_secs
+        _PROGRAMS[0] += event.endswith("/backend_compile_duration")
 
 
 def held_out_table(

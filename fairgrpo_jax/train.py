@@ -23,7 +23,7 @@ Examples:
 import dataclasses
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +37,13 @@ from fairgrpo_jax import (
     advantages,
     commandline,
     config as options,
+    cost,
+    devices,
     diagnostics,
     evaluate,
     fairness,
     learner,
+    losses,
     report,
     rollout,
     runs,
@@ -49,6 +52,9 @@ from fairgrpo_jax import (
 )
 from fairgrpo_jax.data import media
 from fairgrpo_jax.rewards import accuracy
+
+
+REWARDS = {"exact": accuracy.exact, "set_f1": accuracy.set_f1}
 
 
 def train(config: options.Config, workdir: Path | None = None) -> dict[str, float]:
@@ -88,27 +94,35 @@ def reinforce(run: runs.Run, state: learner.TrainState, start: int, batches: Any
                 final = evaluate.held_out(run, state.params, step)
             if step == config.steps:
                 break
-            progress.phase("rollout")
-            with phases("data"):
-                batch = next(batches)
-                prompt = run.put(batch.prompt)
-            with phases("rollout"):
-                rollouts = jax.block_until_ready(sample(run, state.params, prompt, step))
-            with phases("reward"):
-                texts = rollout.texts(rollouts, run.tokenizer)
-                rewards = score(texts, batch)
+            kept, copy, tokens = None, evaluate.sampler(run, state.params), 0
+            for attempt in range(config.sampling.tries):
+                progress.phase("rollout")
+                with phases("data"):
+                    batch = next(batches)
+                    prompt = run.put(batch.prompt)
+                with phases("rollout"):
+                    rollouts = sample(run, copy, prompt, step * config.sampling.tries + attempt)
+                tokens += int(rollouts.mask.sum())
+                with phases("reward"):
+                    texts = rollout.texts(rollouts, run.tokenizer)
+                    rewards = score(run, texts, rollouts, batch)
+                kept, drawn = refill(kept, Sampled(batch, rollouts, texts, rewards))
+                if drawn["rollout/zero_variance"] == 0:
+                    break
+            assert kept is not None
+            del copy  # its memory is the update's
             with phases("advantage"):
-                advantage, statistics, watched = jax.block_until_ready(
-                    estimate(run, rewards, rollouts, batch, state.fairness)
-                )
+                advantage, statistics, watched = jax.block_until_ready(estimate(run, kept, state.fairness))
             progress.phase("update")
             with phases("update"):
                 state = dataclasses.replace(state, fairness=statistics)
-                state, learned = update(run, state, prompt, rollouts, advantage)
+                state, trained = update(run, state, kept, advantage)
+            advantage = np.asarray(advantage)
             if step % config.evaluation.every == 0:
-                save_samples(run, step, batch, texts, rewards, np.asarray(advantage))
-            values = describe(run, batch, rollouts, rewards, np.asarray(advantage)) | watched | learned
+                save_samples(run, step, kept, advantage)
+            values = describe(run, kept, advantage) | drawn | watched | trained
             values = {name: float(value) for name, value in values.items()} | phases.collect()
+            values |= speed(run, kept, tokens, values)
             run.log.append("train", step + 1, values)
             runs.require_finite(step + 1, "training", values)
             progress.update(step + 1, values)
@@ -120,10 +134,20 @@ def reinforce(run: runs.Run, state: learner.TrainState, start: int, batches: Any
 # ---- rollouts -> rewards -> advantages -> policy ---------------------------------------------------------------------
 
 
+@dataclasses.dataclass(frozen=True)
+class Sampled:
+    """P prompts with G scored completions each, on the host."""
+
+    batch: runs.PromptBatch
+    rollouts: rollout.RolloutBatch  # NumPy leaves (P, G, T)
+    texts: list[list[str]]
+    rewards: np.ndarray  # (P, G) float32
+
+
 def sample(run: runs.Run, params: Any, prompt: Any, step: int) -> rollout.RolloutBatch:
-    """G completions of each prompt, as one device program."""
+    """G completions of each prompt, by one device program, fetched in one transfer."""
     config = run.config
-    return rollout.sample(
+    rollouts = rollout.sample(
         params,
         prompt,
         run.key("rollout", step),
@@ -132,26 +156,78 @@ def sample(run: runs.Run, params: Any, prompt: Any, step: int) -> rollout.Rollou
         max_new_tokens=config.sampling.max_new_tokens,
         temperature=config.sampling.temperature,
         top_p=config.sampling.top_p,
+        tensor=config.sampling.weights == "tensor",
     )
+    return jax.device_get(rollouts)
 
 
-def score(texts: Sequence[Sequence[str]], batch: runs.PromptBatch) -> np.ndarray:
-    """Binary rewards (P, G): is the boxed answer the reference answer?"""
-    answers = [record.answer for record in batch.records]
-    return np.stack([accuracy.exact(row, [answer] * len(row)) for row, answer in zip(texts, answers, strict=True)])
+def score(
+    run: runs.Run, texts: Sequence[Sequence[str]], rollouts: rollout.RolloutBatch, batch: runs.PromptBatch
+) -> np.ndarray:
+    """Rewards (P, G) of the boxed answers against the reference answers; less for length where wanted."""
+    right = REWARDS[run.config.reward.kind]
+    rewards = np.stack([right(row, [r.answer] * len(row)) for row, r in zip(texts, batch.records, strict=True)])
+    spec = run.config.sampling
+    if spec.truncated == "penalise":
+        lengths = rollouts.mask.sum(-1)
+        penalty = losses.overlong_penalty(lengths, max_length=spec.max_new_tokens, buffer=spec.overlong_buffer)
+        rewards = rewards + np.asarray(penalty)
+    return rewards.astype(np.float32)
 
 
-def estimate(
-    run: runs.Run,
-    rewards: np.ndarray,
-    rollouts: rollout.RolloutBatch,
-    batch: runs.PromptBatch,
-    state: fairness.FairnessState,
-) -> tuple:
+def refill(kept: Sampled | None, new: Sampled) -> tuple[Sampled, dict[str, int]]:
+    """Dynamic sampling: of the prompts kept so far and the new ones, those first whose rewards differ; P in all.
+
+    A prompt whose rewards are all equal teaches nothing.  Those that remain for want of better ones are the oldest.
+    Source: Yu et al. 2025, DAPO (arXiv 2503.14476), equation 11, which tries without bound.
+
+    Returns:
+      The P prompts, and counts for the log: ``rollout/zero_variance`` prompts among them, ``rollout/replaced`` ones.
+    """
+    count = len(new.rewards)
+    both = new if kept is None else _joined(kept, new)
+    teaches = np.asarray(advantages.has_signal(both.rewards))
+    rows = np.argsort(~teaches, kind="stable")[:count]
+    equal, replaced = count - int(teaches[rows].sum()), len(teaches) - count
+    return _rows(both, rows), {"rollout/zero_variance": equal, "rollout/replaced": replaced}
+
+
+def _joined(one: Sampled, other: Sampled) -> Sampled:
+    a, b = one.batch, other.batch
+    arrays = lambda s: (s.batch.prompt, s.batch.domains, s.batch.groups, s.rollouts, s.rewards)
+    prompt, domains, groups, rollouts, rewards = jax.tree.map(
+        lambda x, y: np.concatenate([x, y]), arrays(one), arrays(other)
+    )
+    batch = runs.PromptBatch(prompt, [*a.records, *b.records], domains, groups)
+    return Sampled(batch, rollouts, [*one.texts, *other.texts], rewards)
+
+
+def _rows(sampled: Sampled, rows: np.ndarray) -> Sampled:
+    batch = sampled.batch
+    prompt, domains, groups, rollouts, rewards = jax.tree.map(
+        lambda x: x[rows], (batch.prompt, batch.domains, batch.groups, sampled.rollouts, sampled.rewards)
+    )
+    batch = runs.PromptBatch(prompt, [batch.records[row] for row in rows], domains, groups)
+    return Sampled(batch, rollouts, [sampled.texts[row] for row in rows], rewards)
+
+
+def finished(run: runs.Run, rollouts: rollout.RolloutBatch) -> np.ndarray:
+    """Whether each completion (P, G) ended by itself, rather than at the longest length."""
+    return np.any(np.isin(rollouts.tokens, run.model.eos_ids) & rollouts.mask, axis=-1)
+
+
+def learned(run: runs.Run, rollouts: rollout.RolloutBatch) -> np.ndarray:
+    """The tokens (P, G, T) that the loss is made of: all that were sampled, or those of finished completions."""
+    if run.config.sampling.truncated != "mask":
+        return np.asarray(rollouts.mask)
+    return np.asarray(losses.mask_truncated(rollouts.mask, finished(run, rollouts)))
+
+
+def estimate(run: runs.Run, sampled: Sampled, state: fairness.FairnessState) -> tuple:
     """Advantages (P, G) of the whole rollout batch, the new statistics, and the diagnostics of the weights."""
-    lengths = np.asarray(rollouts.mask).sum(-1, dtype=np.int32)
+    lengths = sampled.rollouts.mask.sum(-1, dtype=np.int32)
     whole = jax.sharding.NamedSharding(run.mesh, jax.sharding.PartitionSpec())
-    arrays = jax.device_put((rewards.astype(np.float32), lengths, batch.domains, batch.groups), whole)
+    arrays = jax.device_put((sampled.rewards, lengths, sampled.batch.domains, sampled.batch.groups), whole)
     return _estimate(*arrays, state, algorithm=run.config.algorithm, settings=run.config.fairness)
 
 
@@ -176,6 +252,7 @@ def _estimate(rewards, lengths, domains, groups, state, *, algorithm: str, setti
                 max_weight=settings.max_weight,
                 k_max=settings.k_max,
                 sort_vectors=settings.sort_vectors,
+                shift=settings.shift,
                 domain_mean="inverse_size" if hidden else "plain",
             )
             values = fairness.rescale(rewards, weights)
@@ -195,56 +272,49 @@ def _estimate(rewards, lengths, domains, groups, state, *, algorithm: str, setti
     return values, state, watched
 
 
-def update(
-    run: runs.Run, state: learner.TrainState, prompt: Any, rollouts: rollout.RolloutBatch, advantage: Any
-) -> tuple:
+def update(run: runs.Run, state: learner.TrainState, sampled: Sampled, advantage: Any) -> tuple:
     """``passes`` times over ``mini_batches`` clipped updates; returns the state and the mean metrics."""
-    config, spec = run.config, run.config.update
+    config, spec, rollouts = run.config, run.config.update, sampled.rollouts
     batch = learner.PolicyBatch(
-        prompt=prompt,
-        tokens=rollouts.tokens,
-        mask=rollouts.mask,
-        sampler_logprobs=rollouts.logprobs,
+        *run.put((sampled.batch.prompt, rollouts.tokens, learned(run, rollouts), rollouts.logprobs)),
         advantages=jax.device_put(advantage, jax.sharding.NamedSharding(run.mesh, jax.sharding.PartitionSpec("fsdp"))),
     )
-    temperature = config.sampling.temperature
+    shared: dict = dict(config=run.model, temperature=config.sampling.temperature, compute=config.model.compute)
     updates = spec.passes * spec.mini_batches
+    parts = dict(parts=spec.mini_batches * spec.accumulation, chunks=spec.chunks or 1)
     if updates > 1:
-        batch = learner.score(state.params, batch, config=run.model, temperature=temperature, remat=spec.remat)
+        batch = learner.score(state.params, batch, **shared, **parts)
+    if spec.beta:
+        batch = learner.score(run.reference(state.params), batch, policy="reference", **shared, **parts)
     collected = []
     for index in [*range(spec.mini_batches)] * spec.passes:
         state, metrics = learner.policy_step(
             state,
             batch,
             jax.device_put(np.int32(index)),
-            config=run.model,
+            **shared,
             update=spec,
             optim=config.optim,
-            temperature=temperature,
             steps=config.steps * updates,
             freeze=config.model.freeze,
         )
         collected.append(metrics)
     metrics = jax.device_get(collected)
     means = {name: np.mean([m[name] for m in metrics]) for name in metrics[0]}
-    shared = ("loss", "optim/grad_norm")
-    return state, {name if name in shared else f"policy/{name}": value for name, value in means.items()}
+    plain = ("loss", "optim/grad_norm")
+    return state, {name if name in plain else f"policy/{name}": value for name, value in means.items()}
 
 
 # ---- what is written down --------------------------------------------------------------------------------------------
 
 
-def describe(
-    run: runs.Run, batch: runs.PromptBatch, rollouts: rollout.RolloutBatch, rewards: np.ndarray, advantage: np.ndarray
-) -> dict[str, float]:
+def describe(run: runs.Run, sampled: Sampled, advantage: np.ndarray) -> dict[str, float]:
     """The step's rewards, lengths, and rewards and |advantage| share of every group that it held."""
-    mask = np.asarray(rollouts.mask)
-    tokens = np.asarray(rollouts.tokens)
-    ended = np.isin(tokens, run.model.eos_ids) & mask
+    batch, rewards = sampled.batch, sampled.rewards
     values = {
         "reward/mean": rewards.mean(),
-        "rollout/length": mask.sum(-1).mean(),
-        "rollout/truncated_share": 1 - ended.any(-1).mean(),
+        "rollout/length": sampled.rollouts.mask.sum(-1).mean(),
+        "rollout/truncated_share": 1 - finished(run, sampled.rollouts).mean(),
     }
     total = np.abs(advantage).sum()
     names = [*run.vocabulary.cells, "unlabelled"]
@@ -256,10 +326,35 @@ def describe(
     return values
 
 
-def save_samples(
-    run: runs.Run, step: int, batch: runs.PromptBatch, texts: Any, rewards: np.ndarray, advantage: np.ndarray
-) -> None:
+def speed(run: runs.Run, sampled: Sampled, tokens: int, values: Mapping[str, float]) -> dict[str, float]:
+    """Tokens sampled per second, and the update's model FLOPs utilisation (MFU) where the device is known.
+
+    MFU counts the prompts' and completions' own tokens, not their padding, and nothing that is computed twice.
+    """
+    config, prompt = run.config, sampled.batch.prompt
+    told = {"speed/rollout_tokens_per_s": tokens / max(values["time/rollout"], 1e-9)}
+    device = devices.known(run.mesh.devices.flat[0].device_kind)
+    if device is None:
+        return told
+    merge = 1 if run.model.vision is None else run.model.vision.spatial_merge_size**2
+    sizes = cost.Sizes(
+        prompts=config.prompts,
+        rollouts=config.rollouts,
+        prompt=int(prompt.valid.sum(1).mean()),
+        completion=float(sampled.rollouts.mask.sum(-1).mean()),
+        patches=int((prompt.feature >= 0).sum(1).mean()) * merge,
+    )
+    training = cost.Training(
+        lora_rank=config.model.lora_rank, lora_targets=config.model.lora_targets, freeze=config.model.freeze
+    )
+    flops = config.update.passes * cost.update_flops(run.model, sizes, training, recomputed=False).total
+    peak = device.flops if (config.model.compute or config.model.dtype) == "bfloat16" else device.flops32
+    return told | {"speed/update_mfu": flops / (values["time/update"] * peak * run.mesh.size)}
+
+
+def save_samples(run: runs.Run, step: int, sampled: Sampled, advantage: np.ndarray) -> None:
     """Keeps a few prompts of this step for the report: images, completions, rewards and advantages."""
+    batch, texts, rewards = sampled.batch, sampled.texts, sampled.rewards
     folder = run.folder / "samples"
     folder.mkdir(exist_ok=True)
     rows = []

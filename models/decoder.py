@@ -10,17 +10,22 @@ sampler).  All of them are pure functions of a plain nested dict of parameters, 
 """
 
 import dataclasses
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fairgrpo_jax.mesh import constrain
+from fairgrpo_jax.mesh import constrain, gather
 from fairgrpo_jax.models import layers, vision
+from fairgrpo_jax.models.attention import MASKED, KeyValue, Masks
 from fairgrpo_jax.models.inputs import Prompt
-from fairgrpo_jax.models.layers import MASKED, DecoderLayer, KeyValue, bind, maybe_remat, rms_norm
+from fairgrpo_jax.models.layers import DecoderLayer, bind, maybe_remat, rms_norm
 from fairgrpo_jax.models.vision import VisionConfig
+
+
+LOGITS = 512 << 20  # bytes of a device's logits, beyond which fewer time steps are taken at once
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -139,7 +144,7 @@ def prompt_pass(params: dict, config: TextConfig, prompt: Prompt, *, remat: bool
 
     def run(x, weights, local):
         view = _choose(views, local)
-        return bind(DecoderLayer, config, weights)(x, view.rotation, own_mask=view.own)
+        return bind(DecoderLayer, config, weights)(x, view.rotation, view.masks)
 
     def layer(x, index_local_weights):
         index, local, weights = index_local_weights
@@ -179,7 +184,7 @@ def completion_pass(
     def run(x, weights, kv, local):
         view = _choose(views, local)
         module = bind(DecoderLayer, config, weights)
-        return module(x, view.rotation, own_mask=view.own, prompt_kv=kv, prompt_mask=view.prompt)[0]
+        return module(x, view.rotation, view.masks, prompt_kv=kv)[0]
 
     def layer(x, local_weights_kv):
         local, weights, kv = local_weights_kv
@@ -231,7 +236,7 @@ def decode_step(
     updated = []
     for local, weights, kv, cache in zip(config.local_layers, params["layers"], prompt_kv, caches, strict=True):
         view, module = views[local], bind(DecoderLayer, config, weights)
-        x, cache = module(x, view.rotation, own_mask=view.own, prompt_kv=kv, prompt_mask=view.prompt, cache=cache, t=t)
+        x, cache = module(x, view.rotation, view.masks, prompt_kv=kv, cache=cache, t=t)
         updated.append(cache)
     return _final_norm(params, config, x)[:, :, 0], tuple(updated)
 
@@ -261,6 +266,18 @@ def policy_logits(
     return jnp.where(banned.reshape((1,) * (logits.ndim - 1) + (-1,)), MASKED, logits)
 
 
+def logit_steps(rows: int, vocab_size: int) -> int:
+    """Time steps whose logits a device holds at once, for so many rows of completions.
+
+    The largest power of two c from 8 to 128 with 4 rows c V <= 512 MiB; 8 where even that is more.
+
+    Example:
+        >>> [logit_steps(rows, 152_064) for rows in (4, 16, 32, 512)], logit_steps(512, 512)
+        ([128, 32, 16, 8], 128)
+    """
+    return next((steps for steps in (128, 64, 32, 16) if 4 * rows * steps * vocab_size <= LOGITS), 8)
+
+
 def log_probs(
     params: dict,
     config: TextConfig,
@@ -268,7 +285,7 @@ def log_probs(
     targets: jax.Array,
     *,
     temperature: float | jax.Array = 1.0,
-    chunk: int = 128,
+    chunk: int | None = None,
 ) -> jax.Array:
     """Log-probabilities of targets under :func:`policy_logits`, never holding the logits of more than ``chunk`` steps.
 
@@ -278,7 +295,8 @@ def log_probs(
         hidden: (..., T, d); row t predicts ``targets[..., t]``.
         targets: (..., T) int32.
         temperature: of the policy, above 0.
-        chunk: time steps whose logits (..., chunk, V) exist at once; they are recomputed in the backward pass.
+        chunk: time steps whose logits (..., chunk, V) exist at once; they are recomputed in the backward pass.  By
+            default :func:`logit_steps` of the rows of a device, (...) being split along ``fsdp``.
 
     Returns:
         (..., T) float32.
@@ -289,6 +307,10 @@ def log_probs(
         picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
         return picked - jax.nn.logsumexp(logits, axis=-1)
 
+    if chunk is None:
+        mesh = jax.sharding.get_abstract_mesh()
+        split = 1 if mesh.empty else mesh.shape["fsdp"]
+        chunk = logit_steps(-(-math.prod(targets.shape[:-1]) // split), config.vocab_size)
     steps = targets.shape[-1]
     if steps <= chunk:
         return jax.checkpoint(score)(hidden, targets)
@@ -304,7 +326,8 @@ def log_probs(
 
 def _embed(params: dict, config: TextConfig, tokens: jax.Array) -> jax.Array:
     """Token embeddings (..., d), times ``embedding_scale`` in their own dtype."""
-    x = constrain(params["embedding"][tokens])
+    (table,) = gather((params["embedding"],))  # else the columns of every token are exchanged
+    x = constrain(table[tokens])
     return x * jnp.asarray(config.embedding_scale, x.dtype) if config.embedding_scale != 1 else x
 
 
@@ -325,11 +348,10 @@ def _embed_prompt(params: dict, config: TextConfig, prompt: Prompt, remat: bool)
 
 
 class _View(NamedTuple):
-    """What a layer sees: its rotation, the mask (..., T, S) of the own keys, and that (P, T or 1, Tp) of the prompt."""
+    """What a layer sees: its rotation, and which keys."""
 
     rotation: KeyValue
-    own: jax.Array
-    prompt: jax.Array | None = None
+    masks: Masks
 
 
 def _choose(views: dict[bool, _View], local: jax.Array) -> _View:
@@ -337,6 +359,11 @@ def _choose(views: dict[bool, _View], local: jax.Array) -> _View:
     if len(views) == 1:
         return next(iter(views.values()))
     return jax.tree.map(lambda a, b: jnp.where(local, a, b), views[True], views[False])
+
+
+def _windows_end(config: TextConfig, size: int) -> bool:
+    """Whether a window ends inside a sequence of ``size`` tokens, in any layer."""
+    return any(config.local_layers) and size > config.window
 
 
 def _prompt_views(config: TextConfig, prompt: Prompt) -> dict[bool, _View]:
@@ -349,9 +376,11 @@ def _prompt_views(config: TextConfig, prompt: Prompt) -> dict[bool, _View]:
     if prompt.block is not None:
         seen |= (prompt.block[:, :, None] == prompt.block[:, None, :]) & (prompt.block[:, :, None] > 0)
     seen &= prompt.valid[:, None]
-    near = seen & (distance < config.window) if prompt.tokens.shape[1] > config.window else seen
+    windows_end = _windows_end(config, prompt.tokens.shape[1])
+    near = seen & (distance < config.window) if windows_end else seen
+    lengths = None if windows_end or prompt.block is not None else _lengths(prompt)
     return {
-        local: _View(_rotation(config, prompt.rope[:, None], local), near if local else seen)
+        local: _View(_rotation(config, prompt.rope[:, None], local), Masks(near if local else seen, lengths=lengths))
         for local in set(config.local_layers)
     }
 
@@ -362,18 +391,22 @@ def _completion_views(config: TextConfig, prompt: Prompt, steps: jax.Array, keys
     positions = jnp.broadcast_to(positions, (*positions.shape[:-1], 3))
     kinds = set(config.local_layers)
     distance = steps[:, None] - keys[None, :]
-    own = near_own = distance >= 0
-    shared = near_shared = prompt.valid[:, None]
-    if prompt.tokens.shape[1] + len(keys) > config.window:  # else no window ends inside the sequence
+    own, shared = distance >= 0, prompt.valid[:, None]
+    windows_end = _windows_end(config, prompt.tokens.shape[1] + len(keys))
+    whole = Masks(own, shared, None if windows_end or len(steps) != len(keys) else _lengths(prompt))
+    near = whole
+    if windows_end:
         since = prompt.order.max(axis=1)[:, None] + 1 + steps[None, :]
         since = since[:, :, None] - prompt.order[:, None, :]
-        near_own, near_shared = own & (distance < config.window), shared & (since < config.window)
+        near = Masks(own & (distance < config.window), shared & (since < config.window))
         if len(kinds) > 1:
-            shared = jnp.broadcast_to(shared, near_shared.shape)
-    return {
-        local: _View(_rotation(config, positions, local), near_own if local else own, near_shared if local else shared)
-        for local in kinds
-    }
+            whole = whole._replace(prompt=jnp.broadcast_to(shared, since.shape))
+    return {local: _View(_rotation(config, positions, local), near if local else whole) for local in kinds}
+
+
+def _lengths(prompt: Prompt) -> jax.Array:
+    """Tokens (P,) of every prompt, which stand first in their rows."""
+    return prompt.valid.sum(axis=1, dtype=jnp.int32)
 
 
 def _rotation(config: TextConfig, positions: jax.Array, local: bool) -> KeyValue:

@@ -1,4 +1,4 @@
-"""The blocks of the text decoders, and the one attention that the prompt, the update and the sampler share.
+"""The blocks of the text decoders, which the prompt, the update and the sampler share.
 
 A module describes ONE block.  The weights of all blocks of a kind are stacked along a leading axis in a plain nested
 dict (:func:`stack`); a pass binds a slice of that dict to the block (:func:`bind`) inside ``lax.scan`` or a loop.
@@ -14,11 +14,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fairgrpo_jax.mesh import constrain
+from fairgrpo_jax.models.attention import KeyValue, Masks, attend
 
-
-MASKED = -1e30  # finite, so that a row with no allowed key stays finite too
-
-KeyValue = tuple[jax.Array, jax.Array]
 
 # Under the names that published configs use.
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -172,64 +169,6 @@ def rotate(x: jax.Array, rotation: KeyValue) -> jax.Array:
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
 
-def attend(
-    q: jax.Array,
-    prompt_kv: KeyValue | None,
-    own_kv: KeyValue,
-    prompt_mask: jax.Array | None,
-    own_mask: jax.Array | None,
-    *,
-    scale: float | None = None,
-) -> jax.Array:
-    """Attention of G rollouts to the prompt they share and to their own tokens: one softmax over two score blocks.
-
-    ``softmax(scale [q k_promptᵀ, q k_ownᵀ]) [v_prompt, v_own]``, where the prompt's keys and values are never
-    repeated G times: the G·T queries of a prompt are the rows of one matrix product.  The two blocks share maximum and
-    normaliser, so that the result and its gradient are those of one softmax; nothing is merged by log-sum-exp.
-
-    Args:
-        q: (P, G, T, N, H) queries; N is a multiple of K (grouped-query attention).
-        prompt_kv: keys and values (P, Tp, K, H) that all G rollouts share, or None.
-        own_kv: keys and values (P, G, S, K, H).
-        prompt_mask: bool (P, T or 1, Tp), true where a query may look; None without ``prompt_kv``.
-        own_mask: bool (T, S), or (P, T, S); None where all may look at all.
-        scale: default ``1 / sqrt(H)``.
-
-    Returns:
-        (P, G, T, N * H) in the dtype of ``q``.  A query that may look nowhere gets a finite mean of the values.
-
-    Example:
-        >>> q = jnp.ones((1, 2, 1, 2, 4))
-        >>> prompt = jnp.ones((1, 3, 1, 4)), jnp.full((1, 3, 1, 4), 5.0)
-        >>> own = jnp.ones((1, 2, 1, 1, 4)), jnp.full((1, 2, 1, 1, 4), 1.0)
-        >>> float(attend(q, prompt, own, jnp.array([[[True, True, True]]]), jnp.array([[True]]))[0, 0, 0, 0])
-        4.0
-    """
-    P, G, T, N, H = q.shape
-    K = own_kv[0].shape[-2]
-    R = N // K
-    q = (q * (H**-0.5 if scale is None else scale)).reshape(P, G, T, K, R, H).transpose(0, 3, 1, 4, 2, 5)
-    wide = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-    own = wide("pkgrth,pgskh->pkgrts", q, own_kv[0])
-    if own_mask is not None:
-        own = jnp.where(own_mask.reshape((-1, 1, 1, 1) + own_mask.shape[-2:]), own, MASKED)
-    top = own.max(axis=-1, keepdims=True)
-    if prompt_kv is None or prompt_mask is None:
-        weights = jnp.exp(own - jax.lax.stop_gradient(top))
-        total = weights.sum(axis=-1, keepdims=True)
-        out = wide("pkgrts,pgskh->pkgrth", weights.astype(q.dtype), own_kv[1])
-    else:
-        shared = wide("pkmh,pskh->pkms", q.reshape(P, K, G * R * T, H), prompt_kv[0]).reshape(P, K, G, R, T, -1)
-        shared = jnp.where(prompt_mask[:, None, None, None], shared, MASKED)
-        top = jax.lax.stop_gradient(jnp.maximum(top, shared.max(axis=-1, keepdims=True)))
-        weights, shared = jnp.exp(own - top), jnp.exp(shared - top)
-        total = weights.sum(axis=-1, keepdims=True) + shared.sum(axis=-1, keepdims=True)
-        out = wide("pkgrts,pgskh->pkgrth", weights.astype(q.dtype), own_kv[1])
-        shared = shared.astype(q.dtype).reshape(P, K, G * R * T, -1)
-        out += wide("pkms,pskh->pkmh", shared, prompt_kv[1]).reshape(out.shape)
-    return (out / total).astype(q.dtype).transpose(0, 2, 4, 1, 3, 5).reshape(P, G, T, N * H)
-
-
 class Attention(nnx.Module):
     """Grouped-query attention with rotary positions; the output map has no bias."""
 
@@ -249,9 +188,8 @@ class Attention(nnx.Module):
         self,
         x: jax.Array,
         rotation: KeyValue,
+        masks: Masks,
         prompt_kv: KeyValue | None,
-        prompt_mask: jax.Array | None,
-        own_mask: jax.Array,
         cache: KeyValue | None,
         t: jax.Array | int,
     ) -> tuple[jax.Array, KeyValue]:
@@ -262,7 +200,7 @@ class Attention(nnx.Module):
         if cache is not None:
             k = jax.lax.dynamic_update_slice_in_dim(cache[0], k, t, axis=2)
             v = jax.lax.dynamic_update_slice_in_dim(cache[1], v, t, axis=2)
-        return self.o(attend(q, prompt_kv, (k, v), prompt_mask, own_mask, scale=self.scale)), (k, v)
+        return self.o(attend(q, prompt_kv, (k, v), masks, scale=self.scale)), (k, v)
 
 
 class DecoderLayer(nnx.Module):
@@ -281,10 +219,9 @@ class DecoderLayer(nnx.Module):
         self,
         x: jax.Array,
         rotation: KeyValue,
+        masks: Masks,
         *,
-        own_mask: jax.Array,
         prompt_kv: KeyValue | None = None,
-        prompt_mask: jax.Array | None = None,
         cache: KeyValue | None = None,
         t: jax.Array | int = 0,
     ) -> tuple[jax.Array, KeyValue]:
@@ -293,9 +230,8 @@ class DecoderLayer(nnx.Module):
         Args:
             x: (P, G, T, d).
             rotation: cosine and sine (P, 1, T, H/2).
-            own_mask: which of the own keys a query sees, (T, S) or (P, T, S).
+            masks: which of the own keys and of the prompt's keys a query sees.
             prompt_kv: keys and values (P, Tp, K, H) of the shared prompt, or None while the prompt itself runs.
-            prompt_mask: which of the prompt's keys a query sees, (P, T or 1, Tp).
             cache: own keys and values (P, G, S, K, H) so far; the new ones are written at position ``t``.
             t: position of the first of the T tokens in the cache.
 
@@ -303,7 +239,7 @@ class DecoderLayer(nnx.Module):
             (P, G, T, d), and the own keys and values: the updated cache, or those of the T tokens.
         """
         x = constrain(x)
-        out, kv = self.attention(self.input_norm(x), rotation, prompt_kv, prompt_mask, own_mask, cache, t)
+        out, kv = self.attention(self.input_norm(x), rotation, masks, prompt_kv, cache, t)
         x = x + (out if self.attention_out_norm is None else self.attention_out_norm(out))
         out = self.mlp(self.post_norm(x))
         return constrain(x + (out if self.mlp_out_norm is None else self.mlp_out_norm(out))), kv

@@ -16,8 +16,9 @@ from flax import nnx
 
 from fairgrpo_jax.mesh import constrain
 from fairgrpo_jax.models import layers
+from fairgrpo_jax.models.attention import KeyValue, Masks, attend
 from fairgrpo_jax.models.inputs import Vision
-from fairgrpo_jax.models.layers import MLP, KeyValue, LayerNorm, Linear, RMSNorm, attend, bind, create, rotate, stack
+from fairgrpo_jax.models.layers import MLP, LayerNorm, Linear, RMSNorm, bind, create, rotate, stack
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -108,8 +109,8 @@ class VisionBlock(nnx.Module):
         q, k, v = (part.reshape(*x.shape[:-1], self.num_heads, -1) for part in parts)
         if rotation is not None:
             q, k = (rotate(part.astype(jnp.float32), rotation).astype(x.dtype) for part in (q, k))
-        mask = None if segment is None else segment[:, :, None] == segment[:, None, :]
-        x = x + self.proj(attend(q[:, None], None, (k[:, None], v[:, None]), None, mask)[:, 0])
+        masks = Masks(None if segment is None else segment[:, :, None] == segment[:, None, :])
+        x = x + self.proj(attend(q[:, None], None, (k[:, None], v[:, None]), masks)[:, 0])
         return constrain(x + self.mlp(self.norm2(x)))
 
 

@@ -1,5 +1,6 @@
 """Eight simulated devices, quick compiles, no silent rank promotion: set once, before any backend starts."""
 
+import gc
 import os
 
 
@@ -7,6 +8,7 @@ import os
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
 
 import jax  # noqa: E402
+import pytest  # noqa: E402
 
 
 jax.config.update("jax_platforms", "cpu")
@@ -14,3 +16,11 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 jax.devices()  # starts the backend: no test may change the number of devices afterwards
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs():
+    """Compiled programs of a file are freed after it: each maps memory, and a process may have 65,530 maps only."""
+    yield
+    jax.clear_caches()
+    gc.collect()

@@ -31,7 +31,7 @@ def call(monkeypatch, capsys, *arguments, command=train.train):
         (["--mesh", "4by1"], "wanted FSDPxTENSOR"),
         (["--mesh", "3x1"], "=64 on a mesh with 3 devices along fsdp; wanted a multiple of 3, e.g. 66"),
         (["covid_blues", "--data.root", "nowhere"], "COVID-BLUES in nowhere: missing clinical_variables.csv.*github"),
-        (["--data.name", "mimic"], "no dataset 'mimic'; known are covid_blues, synthetic"),
+        (["--data.name", "mimic"], "no dataset 'mimic'; known are chexpert, covid_blues, "),
         (["--warmup.run", "nowhere"], "warmup.run=nowhere without a config.json; wanted a run folder"),
         (["--data.prompt-length", "20"], "record .*/.* tokens .*data.prompt_length"),
     ],

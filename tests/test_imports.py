@@ -15,8 +15,20 @@ FLOORS = (
     ("advantages", "diagnostics", "kmeans", "grouping", "normalization", "losses", "fairness_state", "fairness")
     + ("metrics", "interop"),
     ("config", "mesh", "configs", "data", "models", "rewards", "tracking", "report"),
-    ("rollout", "learner", "checkpoint", "policy", "runs"),
-    ("commandline", "evaluate", "sft", "train", "study", "export"),
+    (
+        "rollout",
+        "staged",
+        "learner",
+        "checkpoint",
+        "policy",
+        "cost",
+        "devices",
+        "footprint",
+        "gathers",
+        "ahead",
+        "runs",
+    ),
+    ("commandline", "evaluate", "sft", "train", "study", "export", "plan"),
 )
 ORDER = {name: (floor, place) for floor, names in enumerate(FLOORS) for place, name in enumerate(names)}
 # On the second floor only these arrows exist; data knows no model, models know no dataset.

@@ -57,4 +57,4 @@ def test_optimizer_moments_lie_where_their_parameters_lie():
 
 def test_constrain_is_nothing_without_a_mesh():
     x = jnp.ones((3, 2))
-    assert mesh.constrain(x) is x and mesh.replicate(x) is x and mesh.keep_sharded(x) is x
+    assert mesh.constrain(x) is x and mesh.gather(x) is x and mesh.keep_sharded(x) is x

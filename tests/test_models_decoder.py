@@ -1,5 +1,6 @@
 """The passes of every family against each other: batches laid out in other ways, in other steps, on other devices."""
 
+import contextlib
 import dataclasses
 import functools
 
@@ -243,6 +244,29 @@ def test_log_probs_in_chunks_over_time_equal_the_whole():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), run(4), run(128))
     whole = jax.jit(lambda h: score(h, targets, chunk=4)).lower(hidden).as_text()
     assert "2x2x4x96xf32" in whole and "2x2x11x96xf32" not in whole and "2x2x12x96xf32" not in whole
+
+
+def test_logits_of_a_device_stay_within_half_a_gibibyte():
+    """By hand for Qwen's vocabulary: a step of 16 rows takes 9.3 MiB, so 32 steps fit into 512 MiB and 64 do not."""
+    assert [decoder.logit_steps(rows, 152_064) for rows in (6, 7, 16, 32, 110, 111, 4096)] == [128, 64, 32, 16, 8, 8, 8]
+    assert decoder.logit_steps(4, 1 << 18) == 128 and decoder.logit_steps(4, (1 << 18) + 1) == 64  # 512 MiB exactly
+
+
+@pytest.mark.parametrize("devices,steps", [(None, 8), ("1x1", 8), ("2x1", 16), ("1x2", 8)])
+def test_the_chunk_is_chosen_for_the_rows_of_a_device(monkeypatch, devices, steps):
+    """Room for 16 steps of two rows of 96 logits; four rows, on one device or two."""
+    monkeypatch.setattr(decoder, "LOGITS", 4 * 2 * 16 * 96)
+    rng = np.random.default_rng(2)
+    hidden = jnp.asarray(rng.normal(size=(2, 2, 40, 32)), jnp.float32)
+    targets = jnp.asarray(rng.integers(7, 90, (2, 2, 40)))
+    run = lambda h, **chunk: (decoder.log_probs(PARAMS, CONFIG, h, targets, **chunk) ** 2).sum()
+    with contextlib.nullcontext() if devices is None else jax.set_mesh(mesh.make(devices)):
+        text = jax.jit(run).lower(hidden).as_text()
+        chosen = jax.jit(jax.value_and_grad(run))(hidden)
+        whole = jax.jit(jax.value_and_grad(functools.partial(run, chunk=40)))(hidden)
+    assert f"2x2x{steps}x96xf32" in text and f"2x2x{24 - steps}x96xf32" not in text
+    assert "2x2x40x96xf32" not in text
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), chosen, whole)
 
 
 def test_bfloat16_stays_bfloat16_and_near_float32():

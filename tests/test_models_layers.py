@@ -1,69 +1,10 @@
-"""The one attention against jax.nn's with the prompt repeated for every rollout, and the blocks by hand."""
+"""The blocks of the text decoder by hand."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from fairgrpo_jax.models import layers
-
-
-P, G, T, TP, N, K, H = 3, 2, 4, 5, 4, 2, 8
-
-
-def arrays():
-    rng = np.random.default_rng(0)
-    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
-    q, prompt_kv = draw(P, G, T, N, H), (draw(P, TP, K, H), draw(P, TP, K, H))
-    return q, prompt_kv, (draw(P, G, T, K, H), draw(P, G, T, K, H))
-
-
-VALID = np.arange(TP) < np.array([5, 2, 3])[:, None]
-CAUSAL = np.tril(np.ones((T, T), bool))
-
-
-def reference(q, prompt_kv, own_kv):
-    """Prompt and own keys side by side, the prompt copied for every rollout."""
-    k, v = (
-        jnp.concatenate([jnp.broadcast_to(shared[:, None], (P, G, TP, K, H)), own], axis=2).reshape(P * G, TP + T, K, H)
-        for shared, own in zip(prompt_kv, own_kv, strict=True)
-    )
-    seen = np.concatenate([np.broadcast_to(VALID[:, None], (P, T, TP)), np.broadcast_to(CAUSAL, (P, T, T))], axis=2)
-    mask = np.repeat(seen, G, axis=0)[:, None]
-    return jax.nn.dot_product_attention(q.reshape(P * G, T, N, H), k, v, mask=mask).reshape(P, G, T, N * H)
-
-
-def ours(q, prompt_kv, own_kv):
-    return layers.attend(q, prompt_kv, own_kv, jnp.asarray(VALID)[:, None], jnp.asarray(CAUSAL))
-
-
-def test_attention_to_shared_prompt_and_own_tokens_is_one_softmax():
-    np.testing.assert_allclose(ours(*arrays()), reference(*arrays()), atol=1e-6)
-
-
-def test_its_gradient_is_that_of_one_softmax():
-    weight = jnp.asarray(np.random.default_rng(1).normal(size=(P, G, T, N * H)), jnp.float32)
-    got, expected = (jax.grad(lambda a, f=f: (f(*a) * weight).sum())(arrays()) for f in (ours, reference))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), got, expected)
-
-
-def test_without_a_prompt_every_row_has_a_mask_of_its_own():
-    q, prompt_kv, _ = arrays()
-    kv = prompt_kv[0][:, None, :T], prompt_kv[1][:, None, :T]
-    mask = CAUSAL & VALID[:, None, :T]
-    got = layers.attend(q[:, :1], None, kv, None, jnp.asarray(mask))
-    expected = jax.nn.dot_product_attention(q[:, 0], kv[0][:, 0], kv[1][:, 0], mask=mask[:, None])
-    np.testing.assert_allclose(got[:, 0], expected.reshape(P, T, N * H), atol=1e-6)
-
-
-def test_large_scores_neither_overflow_nor_lose_the_smaller_block():
-    one = jnp.ones((1, 1, 1, 1, 4))
-    prompt, own = (100 * one[:, 0], 3 * one[:, 0]), (100 * one, one)
-    mask = jnp.ones((1, 1, 1), bool)
-    np.testing.assert_allclose(layers.attend(100 * one, prompt, own, mask, mask[0]), 2)
-    np.testing.assert_allclose(layers.attend(100 * one, prompt, own, ~mask, mask[0]), 1)
-    np.testing.assert_allclose(layers.attend(100 * one, prompt, own, mask, ~mask[0]), 3)
-    assert jnp.isfinite(layers.attend(100 * one, prompt, own, ~mask, ~mask[0])).all()
 
 
 def test_rotation_turns_the_two_halves_against_each_other():
@@ -134,16 +75,3 @@ def test_weights_with_an_adapter_bring_it_along():
     got, wanted, plain = (layers.bind(mlp, Config, these)(x) for these in (adapted, merged, weights))
     np.testing.assert_allclose(got, wanted, rtol=1e-5)
     assert not np.allclose(got, plain, rtol=1e-2)
-
-
-def test_attention_scales_its_scores_as_told():
-    q, prompt_kv, own_kv = arrays()
-    masks = jnp.asarray(VALID)[:, None], jnp.asarray(CAUSAL)
-    doubled = layers.attend(2 * q, prompt_kv, own_kv, *masks, scale=0.25)
-    np.testing.assert_allclose(doubled, layers.attend(q, prompt_kv, own_kv, *masks, scale=0.5), rtol=1e-5)
-    np.testing.assert_allclose(ours(q, prompt_kv, own_kv), layers.attend(q, prompt_kv, own_kv, *masks, scale=8**-0.5))
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_attention_keeps_the_dtype(dtype):
-    assert ours(*jax.tree.map(lambda a: a.astype(dtype), arrays())).dtype == dtype

@@ -169,6 +169,7 @@ def test_bad_folders_are_refused_with_what_to_do(tmp_path, fault, said):
 
 
 def test_a_dtype_that_is_none_is_refused(tmp_path):
+    write(tmp_path)
     with pytest.raises(ValueError, match="dtype=int8; wanted one of bfloat16, float16, float32"):
         models.load(tmp_path, dtype="int8")
 

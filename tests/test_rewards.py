@@ -1,8 +1,10 @@
 """Rewards from text: hand-made completions."""
 
 import doctest
+from typing import Any
 
 import pytest
+from sklearn.metrics import f1_score
 
 from fairgrpo_jax.rewards import accuracy
 
@@ -57,6 +59,32 @@ def test_exact(text, answer, score):
     assert got.dtype == "float32" and got.tolist() == [score]
 
 
+@pytest.mark.parametrize(
+    "text, answer, score",
+    [
+        (r"\boxed{Nevus}", "Nevus", 1),
+        (r"\boxed{Edema, Fracture}", "Fracture, Edema", 1),
+        (r"\boxed{Edema}", "Edema, Fracture", 2 / 3),
+        (r"\boxed{Edema, Fracture, Nodule}", "Edema", 1 / 2),
+        (r"\boxed{Edema, Edema, Nodule}", "Edema, Fracture", 1 / 2),
+        (r"\boxed{Nodule}", "Edema", 0),
+        (r"\boxed{}", "Edema", 0),
+        ("Edema", "Edema", 0),
+    ],
+)
+def test_set_f1_is_that_of_scikit_learn(text, answer, score):
+    """By hand, and as ``f1_score`` over the labels that either of them names."""
+    got = accuracy.set_f1([text], [answer])
+    assert got.dtype == "float32" and got.tolist() == pytest.approx([score])
+    said, wanted = (set((labels or "").split(", ")) for labels in (accuracy.extract(text), answer))
+    names = sorted((said | wanted) - {""})
+    rows = [[name in labels for name in names] for labels in (wanted, said)]
+    wanted_f1: Any = f1_score(*rows, zero_division=0)  # pyright: ignore[reportArgumentType]
+    assert got[0] == pytest.approx(wanted_f1)
+
+
 def test_exact_refuses_different_lengths():
     with pytest.raises(ValueError, match="2 texts and 1 answers"):
         accuracy.exact(["a", "b"], ["a"])
+    with pytest.raises(ValueError, match="2 texts and 1 answers"):
+        accuracy.set_f1(["a", "b"], ["a"])

@@ -8,7 +8,7 @@ import pytest
 from fairgrpo_jax import learner, mesh, models, rollout
 from fairgrpo_jax.models import decoder
 from fairgrpo_jax.rewards import accuracy
-from tests import tiny_batch
+from tests import compiled_text, tiny_batch
 
 
 LENGTH = 10
@@ -84,15 +84,47 @@ def test_a_row_samples_the_same_whatever_stands_beside_it(batch, sampled):
     np.testing.assert_array_equal(got.tokens[:3], sampled.tokens[:3])
 
 
-@pytest.mark.parametrize("spec", ["2x1", "2x2"])
-def test_a_mesh_changes_neither_samples_nor_their_logits(batch, sampled, spec):
+@pytest.mark.parametrize("spec, tensor", [("2x1", False), ("2x2", False), ("2x2", True)])
+def test_a_mesh_changes_neither_samples_nor_their_logits(batch, sampled, spec, tensor):
     _, params, prompt = batch
     devices = mesh.make(spec)
     with jax.set_mesh(devices):
         placed = jax.device_put(params, mesh.shardings(params, devices))
-        got = jax.device_get(rollout.sample(placed, mesh.put(prompt, devices), jax.random.key(0), **SAMPLE))
+        copy = rollout.weights(placed, tensor=tensor)
+        for leaf, where in zip(jax.tree.leaves(copy), jax.tree.leaves(mesh.shardings(params, devices)), strict=True):
+            kept = "tensor" if tensor and "tensor" in where.spec else None
+            assert {axis for axis in leaf.sharding.spec if axis} == ({kept} - {None})
+        prompt = mesh.put(prompt, devices)
+        got = jax.device_get(rollout.sample(copy, prompt, jax.random.key(0), tensor=tensor, **SAMPLE))
     np.testing.assert_array_equal(got.tokens, sampled.tokens)
     np.testing.assert_allclose(got.logprobs, sampled.logprobs, atol=1e-5)
+
+
+def test_the_copy_that_samples_is_made_only_where_it_differs(batch):
+    _, params, _ = batch
+    assert rollout.weights(params) is params and rollout.weights(params, dtype="float32") is params
+    with jax.set_mesh(mesh.make("1x1")):
+        assert rollout.weights(params) is params
+    half = rollout.weights(params, dtype="bfloat16")
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(half)} == {"bfloat16"}
+
+
+def test_the_sampler_gathers_nothing_inside_its_loop(batch):
+    """The weights once, before it; of the rows only whether all have ended."""
+    _, params, prompt = batch
+    prompt = jax.tree.map(lambda x: x[:4], prompt)
+    devices = mesh.make("4x1")
+    with jax.set_mesh(devices):
+        placed = jax.device_put(params, mesh.shardings(params, devices))
+        copy, prompt = rollout.weights(placed), mesh.put(prompt, devices)
+        lowered = rollout.sample.lower(
+            copy, prompt, jax.random.key(0), config=tiny_batch.MODEL, num_rollouts=4, max_new_tokens=9
+        )
+        text = lowered.compile().as_text()
+        gathered = rollout.copy.lower(placed, dtype=None, tensor=False).compile().as_text()
+    shared = compiled_text.exchanged(text)
+    assert shared and all(kind == "all-reduce" and np.prod(shape) <= 1 for kind, shape in shared), shared
+    assert compiled_text.exchanged(gathered) and not compiled_text.strange(gathered, params)
 
 
 def test_frequencies_are_the_softmax(batch):

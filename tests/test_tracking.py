@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -239,3 +240,16 @@ def test_held_out_table_follows_the_age_edges():
 )
 def test_age_groups_end_with_their_upper_edge(age, name):
     assert tracking.age_group(age) == name
+
+
+def test_the_line_shows_where_a_step_goes():
+    values = {"time/step": 2.0, "time/rollout": 0.8, "time/update": 1.1, "time/data": 0.02, "time/compile": 9.6}
+    assert tracking._shares(values) == ["rollout 40%", "update 55%", "compiled 10 s"]
+    assert tracking._shares({"loss": 1.0}) == []
+
+
+def test_programs_are_counted_as_they_are_compiled():
+    phases = tracking.Phases()
+    jax.block_until_ready(jax.jit(lambda x: x * 3 + 17)(np.arange(5)))
+    assert phases.collect()["speed/programs"] >= 1
+    assert phases.collect()["speed/programs"] == 0

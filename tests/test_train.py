@@ -8,15 +8,31 @@ import signal
 import subprocess
 import sys
 import time
+import types
 import typing
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
 
-from fairgrpo_jax import advantages, config as options, configs, fairness, learner, runs, sft, tracking, train
+from fairgrpo_jax import (
+    advantages,
+    config as options,
+    configs,
+    cost,
+    fairness,
+    learner,
+    models,
+    rollout,
+    runs,
+    sft,
+    tracking,
+    train,
+)
 from fairgrpo_jax.tracking import read_metrics
+from tests import tiny_batch
 from tests.report_page import Page
 
 
@@ -40,7 +56,7 @@ ARGUMENTS = (
 def rows(folder, *kinds):
     """The log, or the rows of some kinds, without its times."""
     return [
-        {name: value for name, value in row.items() if not name.startswith("time/")}
+        {name: value for name, value in row.items() if not name.startswith(("time/", "speed/"))}
         for row in read_metrics(folder / "metrics.jsonl")
         if not kinds or row["kind"] in kinds
     ]
@@ -91,6 +107,12 @@ def test_run_writes_what_it_promises(whole):
     assert len(groups) >= 3 and step["policy/mismatch"] < 1e-4
     assert final["reward"] == log[-1]["reward"]
     assert options.from_dict(json.loads((folder / "config.json").read_text())) == SMALL
+
+
+def test_nothing_is_compiled_after_the_first_steps(whole):
+    """Prompts and completions of every length go through the programs of the first step and evaluation."""
+    programs = [row["speed/programs"] for row in read_metrics(whole[0] / "metrics.jsonl")]
+    assert programs[0] > 0 and sum(programs[:-2]) == sum(programs) and programs[1:60] == [0] * 59
 
 
 def test_evaluation_holds_every_record_once_and_the_report_opens(whole):
@@ -226,6 +248,85 @@ def test_the_loop_computes_the_public_functions(algorithm):
     }.get(algorithm, lambda: getattr(advantages, algorithm)(rewards))()
     np.testing.assert_allclose(got, wanted, atol=1e-6)
     assert watched["advantage/max_abs"] == np.abs(got).max()
+
+
+@pytest.mark.parametrize("tries, rows, counts", [(1, [1, 0, 2, 3], (3, 0)), (2, [1, 4, 6, 0], (1, 4))])
+def test_prompts_that_teach_replace_those_that_do_not(tries, rows, counts):
+    """By hand: of batches of four prompts, those with different rewards first, then the oldest of the others."""
+    rewards = np.array([[1, 1], [0, 1], [0, 0], [1, 1], [1, 0], [0, 0], [0, 1], [1, 1]], np.float32)
+    kept, drawn = None, {}
+    for attempt in range(tries):
+        part: Any = np.arange(4) + 4 * attempt
+        tokens = np.repeat(part, 6).reshape(4, 2, 3)
+        rollouts: Any = rollout.RolloutBatch(tokens, tokens >= 0, tokens / 10)  # pyright: ignore[reportArgumentType]
+        prompt = models.Prompt(**{f.name: part for f in dataclasses.fields(models.Prompt)})
+        names: Any = [f"record {i}" for i in part]
+        batch = runs.PromptBatch(prompt, names, part, -part)
+        new = train.Sampled(batch, rollouts, [[f"text {i}"] for i in part], rewards[part])
+        kept, drawn = train.refill(kept, new)
+    assert kept is not None
+    assert (drawn["rollout/zero_variance"], drawn["rollout/replaced"]) == counts
+    np.testing.assert_array_equal(kept.rewards, rewards[rows])
+    np.testing.assert_array_equal(kept.rollouts.tokens[:, 0, 0], rows)
+    np.testing.assert_array_equal([kept.batch.domains, -kept.batch.groups, kept.batch.prompt.tokens], [rows] * 3)
+    assert kept.batch.records == [f"record {i}" for i in rows] and kept.texts == [[f"text {i}"] for i in rows]
+
+
+def test_dynamic_sampling_draws_more_prompts_and_resumes(whole, tmp_path):
+    sampling = dataclasses.replace(SMALL.sampling, tries=3)
+    config = after_warmup(whole, sampling=sampling, algorithm="grpo", steps=2, checkpoint_every=1)
+    go(config, tmp_path)
+    log = rows(tmp_path)
+    drawn, plain = (rows(folder, "train") for folder in (tmp_path, whole[0]))
+    assert drawn[0]["rollout/replaced"] in (8, 16)
+    assert drawn[0]["rollout/zero_variance"] < plain[0]["rollout/zero_variance"]
+    assert plain[0]["rollout/zero_variance"] == pytest.approx(8 * plain[0]["reward/zero_variance_share"])
+    shutil.rmtree(tmp_path / "checkpoints" / "2")
+    go(config, tmp_path)
+    assert rows(tmp_path) == log
+
+
+@pytest.mark.parametrize("truncated", ["mask", "penalise"])
+def test_truncated_completions(truncated):
+    """Completions that ended are learned from as before; cut ones have no loss, or a lower reward."""
+    sampling = options.Sampling(max_new_tokens=4, truncated=truncated, overlong_buffer=2)
+    run: Any = types.SimpleNamespace(
+        config=dataclasses.replace(SMALL, algorithm="grpo", sampling=sampling), model=tiny_batch.MODEL
+    )
+    end = tiny_batch.MODEL.eos_ids[0]
+    tokens = np.array([[[9, end, 0, 0], [9, 9, 9, 9], [9, 9, 9, end], [9, 9, end, 0]]], np.int32)
+    mask = np.arange(4) < np.array([2, 4, 4, 3])[None, :, None]
+    arrays: Any = tokens, mask, np.zeros(tokens.shape, np.float32)
+    rollouts = rollout.RolloutBatch(*arrays)
+    np.testing.assert_array_equal(train.finished(run, rollouts), [[True, False, True, True]])
+    batch: Any = types.SimpleNamespace(records=[types.SimpleNamespace(answer="Nevus")])
+    rewards = train.score(run, [[r"\boxed{Nevus}"] * 4], rollouts, batch)
+    np.testing.assert_allclose(rewards, [[1, 0, 0, 0.5]] if truncated == "penalise" else [[1, 1, 1, 1]])
+    np.testing.assert_array_equal(train.learned(run, rollouts)[0, 1], [truncated != "mask"] * 4)
+    np.testing.assert_array_equal(train.learned(run, rollouts)[0, ::2], mask[0, ::2])
+
+
+def test_speed_counts_tokens_and_useful_work_only():
+    """Padding of prompts and completions is no work; MFU by hand from the formula of the work and an H200's peak."""
+    prompt = tiny_batch.prompt(tiny_batch.records(4))
+    mask = np.arange(6) < np.array([[2, 4], [6, 4], [3, 1], [4, 4]])[..., None]
+    arrays: Any = mask.astype(int), mask, mask * 0.0
+    sampled: Any = types.SimpleNamespace(
+        batch=types.SimpleNamespace(prompt=jax.device_get(prompt)), rollouts=rollout.RolloutBatch(*arrays)
+    )
+    config = dataclasses.replace(SMALL, prompts=4, rollouts=2)
+    device = types.SimpleNamespace(device_kind="NVIDIA H200")
+    mesh: Any = types.SimpleNamespace(devices=np.array([[device]], object), size=1)
+    run: Any = types.SimpleNamespace(config=config, model=tiny_batch.MODEL, mesh=mesh)
+    values = {"time/rollout": 0.5, "time/update": 0.1}
+    got = train.speed(run, sampled, 28, values)
+    lengths = np.asarray(prompt.valid).sum(1)
+    sizes = cost.Sizes(prompts=4, rollouts=2, prompt=int(lengths.mean()), completion=3.5, patches=64)
+    work = cost.update_flops(tiny_batch.MODEL, sizes, recomputed=False).total
+    assert got["speed/rollout_tokens_per_s"] == 56
+    assert got["speed/update_mfu"] == pytest.approx(work / 0.1 / 494.5e12)
+    device.device_kind = "cpu"
+    assert train.speed(run, sampled, 28, values).keys() == {"speed/rollout_tokens_per_s"}
 
 
 def test_several_mini_batches_and_passes_update_as_often(whole, tmp_path):

@@ -91,9 +91,10 @@ def test_frozen_parts_of_a_gemma_stay_while_the_policy_learns(tmp_path):
     with runs.open_run(config, tmp_path / "run") as run:
         state, _, batches = sft.begin(run)
         before = weights.flatten(jax.device_get(state.params))
-        prompt = run.put(next(batches).prompt)
-        rollouts = train.sample(run, state.params, prompt, 0)
-        state, _ = train.update(run, state, prompt, rollouts, np.tile([1.0, -1.0], (8, 2)).astype(np.float32))
+        batch = next(batches)
+        rollouts = train.sample(run, state.params, run.put(batch.prompt), 0)
+        advantage = np.tile([1.0, -1.0], (8, 2)).astype(np.float32)
+        state, _ = train.update(run, state, train.Sampled(batch, rollouts, [], advantage), advantage)
     after = weights.flatten(jax.device_get(state.params))
     frozen = {path for path in before if path.startswith("vision.") or path == "embedding"}
     assert len(frozen) > 5 and moved(before, after) == before.keys() - frozen

@@ -1,0 +1,477 @@
+"""What one GPU makes of sampling and of the update at published sizes: ``python benchmarks/gpu.py``; under 8 minutes.
+
+Qwen2.5-VL-3B and Gemma3-4B in bfloat16 with random weights; prompts of 700 tokens, one image each.  Every section is a
+process of its own with a limit in seconds, so that one that fails or takes too long costs only its own lines:
+
+* rates: bytes per second of a copy, and FLOP per second of a bfloat16 matrix product, as measured here;
+* decode: one token of 64 and of 128 rows (8 to a prompt), against the time that the copy rate gives for reading the
+  weights of the decoder, the prompts' keys and values, and the mean of the completions' own;
+* update: one ``learner.policy_step``, its FLOPs against the measured product (6 per weight and token, and attention, of
+  prompts once and of completions; what is computed twice to save memory counts once), and its peak memory against the
+  sum of what must be there (see ``planned``);
+* attention: values and gradients of the kernel against plain JAX, as errors against plain JAX in float32;
+* trl: a whole step of ``step.py`` against TRL, at the size of Qwen2.5-VL-3B, if ``--trl-python`` has torch and trl.
+
+``--toy`` runs the same at tiny sizes on whatever device there is.
+"""
+
+import argparse
+import dataclasses
+import importlib
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+
+os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+import step as steps  # noqa: E402
+from rich.console import Console  # noqa: E402
+from rich.table import Table  # noqa: E402
+
+from fairgrpo_jax import config as options, fairness, learner, models, rollout  # noqa: E402
+from fairgrpo_jax.models import gemma3, qwen2_5_vl  # noqa: E402
+
+
+# Seconds, together less than 480.
+SECTIONS = {
+    "rates": 30,
+    "decode qwen": 65,
+    "decode gemma": 65,
+    "update qwen": 65,
+    "update gemma": 65,
+    "attention": 40,
+    "trl": 145,
+}
+AIMS = {"decode": 0.60, "update": 0.45}
+REPEATS = 5
+OPTIM = options.Optim(lr=1e-6, warmup_steps=0, schedule="constant", weight_decay=0.0)
+
+# What the published config.json files say, as far as it decides the shapes.
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "qwen": {
+        "model_type": "qwen2_5_vl",
+        "hidden_size": 2048,
+        "intermediate_size": 11008,
+        "num_attention_heads": 16,
+        "num_hidden_layers": 36,
+        "num_key_value_heads": 2,
+        "tie_word_embeddings": True,
+        "vocab_size": 151936,
+        "eos_token_id": 151645,
+        "image_token_id": 151655,
+        "video_token_id": 151656,
+        "vision_start_token_id": 151652,
+        "vision_end_token_id": 151653,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1000000.0,
+        "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+        "vision_config": {
+            "depth": 32,
+            "hidden_size": 1280,
+            "intermediate_size": 3420,
+            "num_heads": 16,
+            "out_hidden_size": 2048,
+            "patch_size": 14,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+            "window_size": 112,
+            "fullatt_block_indexes": [7, 15, 23, 31],
+            "tokens_per_second": 2,
+            "hidden_act": "silu",
+        },
+    },
+    "gemma": {
+        "model_type": "gemma3",
+        "boi_token_index": 255999,
+        "eoi_token_index": 256000,
+        "eos_token_id": [1, 106],
+        "image_token_index": 262144,
+        "mm_tokens_per_image": 256,
+        "text_config": {
+            "model_type": "gemma3_text",
+            "hidden_size": 2560,
+            "intermediate_size": 10240,
+            "num_hidden_layers": 34,
+            "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+            "sliding_window": 1024,
+        },
+        "vision_config": {
+            "model_type": "siglip_vision_model",
+            "hidden_size": 1152,
+            "image_size": 896,
+            "intermediate_size": 4304,
+            "num_attention_heads": 16,
+            "num_hidden_layers": 27,
+            "patch_size": 14,
+            "vision_use_head": False,
+        },
+    },
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """The sizes of everything but the models."""
+
+    rows: tuple[int, ...] = (64, 128)
+    group: int = 8
+    prompt: int = 700
+    side: int = 448  # of the images of Qwen, in pixels
+    tokens: int = 128
+    copied: int = 2**31  # numbers of a copy
+    matrix: int = 8192
+
+
+TOY = Scale(rows=(4,), group=2, prompt=84, side=32, tokens=8, copied=2**16, matrix=64)
+
+
+def main() -> None:
+    """Runs all sections and prints, or runs one."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trl-python", help="an interpreter with torch and trl")
+    parser.add_argument("--toy", action="store_true", help="tiny sizes, on any device")
+    parser.add_argument("--only", default="", help="sections whose name contains this, beside the rates")
+    parser.add_argument("--json", type=pathlib.Path, help="writes every figure here")
+    parser.add_argument("--section", choices=SECTIONS, help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+    if chosen.section:
+        scale = TOY if chosen.toy else Scale()
+        kind, _, model = chosen.section.partition(" ")
+        found = whole_step(chosen) if kind == "trl" else BODIES[kind](scale, *filter(None, [model]), toy=chosen.toy)
+        chosen.json.write_text(json.dumps(found))
+        return
+    found = {}
+    console = Console(width=132)
+    with console.status("") as status, tempfile.TemporaryDirectory() as folder:
+        for section, limit in SECTIONS.items():
+            if section == "rates" or chosen.only in section:
+                status.update(section)
+                found[section] = run(section, limit, pathlib.Path(folder) / "found.json", chosen)
+    console.print(table(found))
+    for section, made in found.items():
+        if "said" in made:
+            console.print(f"{section}: {made['said']}", markup=False)
+    if chosen.json:
+        chosen.json.write_text(json.dumps(found, indent=1))
+    sys.exit(any(made.get("failed", False) for made in found.values()))
+
+
+def run(section: str, limit: int, path: pathlib.Path, chosen: argparse.Namespace) -> dict[str, Any]:
+    """What a section found, in a process of its own."""
+    command = [sys.executable, __file__, "--section", section, "--json", str(path), *["--toy"] * chosen.toy]
+    command += ["--trl-python", chosen.trl_python] if chosen.trl_python else []
+    begun = time.perf_counter()
+    try:
+        ended = subprocess.run(command, timeout=limit * (10 if chosen.toy else 1), capture_output=True, text=True)
+    except subprocess.TimeoutExpired:
+        return {"said": f"stopped after {limit} s", "failed": True}
+    if ended.returncode:
+        return {"said": ended.stderr.strip()[-1500:], "failed": True}
+    return json.loads(path.read_text()) | {"seconds": time.perf_counter() - begun}
+
+
+def table(found: dict[str, dict]) -> Table:
+    """The lines of all sections; shares are of the measured rates."""
+    out = Table(title="One device, as measured")
+    for column in ("section", "what", "measured", "share", "aim"):
+        out.add_column(column, justify="left" if column in ("section", "what") else "right")
+    rates = found["rates"]
+    if "copy" in rates:
+        out.add_row("rates", rates["device"], f"{rates['copy'] / 1e9:,.0f} GB/s", "", "")
+        out.add_row("", "matrix product, bfloat16", f"{rates['matmul'] / 1e12:,.1f} TFLOP/s", "", "")
+    for section, made in found.items():
+        for name, figures in made.get("lines", {}).items():
+            if "bytes" in figures and "copy" in rates:
+                figures["share"] = figures["bytes"] / rates["copy"] / figures["seconds"]
+            if "flops" in figures and "matmul" in rates:
+                figures["share"] = figures["flops"] / rates["matmul"] / figures["seconds"]
+            share = f"{figures['share']:.1%}" if "share" in figures else ""
+            aimed = {"bytes", "flops"} & figures.keys() and section.split()[0] in AIMS
+            out.add_row(section, name, figures["text"], share, f"{AIMS[section.split()[0]]:.0%}" if aimed else "")
+    return out
+
+
+# ---- sections --------------------------------------------------------------------------------------------------------
+
+
+def rates(scale: Scale, *, toy: bool) -> dict[str, Any]:
+    """Bytes and operations per second of a copy and of a product."""
+    x = jnp.zeros(scale.copied, jnp.bfloat16)
+    copy = seconds(jax.jit(lambda x: x + 1), x)
+    a = jnp.ones((scale.matrix, scale.matrix), jnp.bfloat16)
+    product = seconds(jax.jit(lambda a, b: a @ b), a, a)
+    kind = f"{jax.devices()[0].device_kind}, jax {jax.__version__}"
+    return {"device": kind, "copy": 2 * x.nbytes / copy, "matmul": 2 * scale.matrix**3 / product}
+
+
+def decode(scale: Scale, name: str, *, toy: bool) -> dict[str, Any]:
+    """Seconds of one token of all rows: a rollout of T tokens less one of a single token."""
+    config, params = model(name, toy)
+    lines = {}
+    for rows in scale.rows:
+        prompt = prompts(config, rows // scale.group, scale)
+
+        def roll(params: Any, prompt: models.Prompt, tokens: int) -> Any:
+            key = jax.random.key(0)
+            return rollout.sample(
+                params, prompt, key, config=config, num_rollouts=scale.group, max_new_tokens=tokens
+            ).tokens
+
+        whole, first = (seconds(roll, params, prompt, tokens) for tokens in (scale.tokens, 1))
+        each = (whole - first) / (scale.tokens - 1)
+        kept = 2 * config.num_layers * config.num_kv_heads * config.head_dim * 2
+        held = prompt.valid.sum().item() + rows * scale.tokens / 2
+        lines[f"{rows} rows"] = {
+            "seconds": each,
+            "bytes": weight_bytes(params) + kept * held,
+            "text": f"{rows / each:,.0f} tokens/s, {each * 1e3:.2f} ms a step, prompts {first * 1e3:.0f} ms",
+        }
+    return {"lines": lines}
+
+
+def update(scale: Scale, name: str, *, toy: bool) -> dict[str, Any]:
+    """Seconds, operations and memory of one update."""
+    config, params = model(name, toy)
+    P, G, T = scale.rows[0] // scale.group, scale.group, scale.tokens
+    rng = np.random.default_rng(0)
+    tokens = jnp.asarray(rng.integers(7, 500, (P, G, T)), jnp.int32)
+    batch = learner.PolicyBatch(
+        prompt=prompts(config, P, scale),
+        tokens=tokens,
+        mask=jnp.ones(tokens.shape, bool),
+        sampler_logprobs=jnp.zeros(tokens.shape),
+        advantages=jnp.asarray(rng.normal(size=(P, G)), jnp.float32),
+    )
+    moments = learner.fresh_moments(params, optim=OPTIM, steps=1)
+    state = learner.TrainState(params, moments, jnp.int32(0), fairness.init(1, 1, G, history=None))
+    state, batch = jax.device_put((state, batch), jax.devices()[0])
+    static = dict(config=config, update=options.Update(), optim=OPTIM, temperature=1.0, steps=1)
+    spent = []
+    for _ in range(1 + REPEATS):
+        begun = time.perf_counter()
+        state, _ = jax.block_until_ready(learner.policy_step(state, batch, jnp.int32(0), **static))
+        spent.append(time.perf_counter() - begun)
+    took = statistics.median(spent[1:])
+    lines: dict[str, dict[str, Any]] = {
+        f"{P} x {G} x {T}": {
+            "seconds": took,
+            "flops": flops(config, state.params, batch),
+            "text": f"{P * G * T / took:,.0f} tokens/s, {took:.3f} s, first {spent[0]:.0f} s",
+        }
+    }
+    peak, plan = peak_bytes(), planned(config, state.params, batch)
+    text = "not reported by this device" if peak is None else f"{peak / 2**30:.1f} of {plan / 2**30:.1f} GiB planned"
+    lines["peak memory"] = {"peak": peak, "plan": plan, "text": text}
+    if peak is not None:
+        lines["peak memory"]["share"] = peak / plan
+    return {"lines": lines}
+
+
+def attention(scale: Scale, *, toy: bool) -> dict[str, Any]:
+    """Largest errors of the kernel's value and gradients, beside those of plain JAX in the same dtype."""
+    try:
+        module = importlib.import_module("fairgrpo_jax.models.attention")
+    except ImportError:
+        return {"said": "skipped: this version has no fairgrpo_jax.models.attention"}
+    kernel = "cudnn" if jax.default_backend() == "gpu" else "mapped"
+    lines = {}
+    for name in PUBLISHED:
+        config = tiny(name) if toy else models.read_config(PUBLISHED[name])
+        arguments, masks = attention_case(module, config, scale)
+
+        def errors(implementation: str, arguments: tuple = arguments, masks: Any = masks) -> list[float]:
+            def run(dtype: Any, implementation: str) -> Any:
+                cast = jax.tree.map(lambda x: x.astype(dtype), arguments[:3])
+
+                def total(q: Any, shared: Any, own_kv: Any) -> Any:
+                    out = module.attend(q, shared, own_kv, masks, implementation=implementation).astype(jnp.float32)
+                    return (out * arguments[3]).sum(), out
+
+                grads, out = jax.jit(jax.grad(total, argnums=(0, 1, 2), has_aux=True))(*cast)
+                return jax.tree.map(lambda x: x.astype(jnp.float32), (out, *jax.tree.leaves(grads)))
+
+            pairs = zip(run(jnp.bfloat16, implementation), run(jnp.float32, "plain"), strict=True)
+            return [float(jnp.linalg.norm(got - wanted) / jnp.linalg.norm(wanted)) for got, wanted in pairs]
+
+        found, plain = errors(kernel), errors("plain")
+        text = ", ".join(f"{a:.1e} ({b:.1e})" for a, b in zip(found, plain, strict=True))
+        right = all(a <= 2 * b for a, b in zip(found, plain, strict=True))
+        lines[f"{name}: {kernel} (plain)"] = {
+            "errors": found,
+            "plain": plain,
+            "text": f"{text}: {'as' if right else 'NOT as'} near",
+        }
+    return {"lines": lines, "failed": any("NOT" in line["text"] for line in lines.values())}
+
+
+BODIES: dict[str, Callable[..., dict]] = {"rates": rates, "decode": decode, "update": update, "attention": attention}
+
+
+def whole_step(chosen: argparse.Namespace) -> dict[str, Any]:
+    """A step of each trainer alone on the device, on the weights of one folder."""
+    if not chosen.trl_python:
+        return {"said": "skipped: no --trl-python"}
+    if subprocess.run([chosen.trl_python, "-c", "import torch, trl"], capture_output=True).returncode:
+        return {"said": f"skipped: {chosen.trl_python} cannot import torch and trl"}
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
+    size = steps.SIZES[1] if chosen.toy else steps.Size("Qwen2.5-VL-3B", 2048, 36, 448)
+    architecture = steps.architecture(size)
+    if not chosen.toy:
+        architecture = real_sized(architecture[0]), architecture[1]
+    device = "cuda" if jax.default_backend() == "gpu" else "cpu"
+    lines, held = {}, {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        task = {"dtype": "bfloat16", "device": device, "rollouts": 2 if chosen.toy else 8}
+        spec = steps.write(size, folder, architecture, tokens=4 if chosen.toy else 64, **task)
+        for trainer, python in (("ours", sys.executable), ("TRL", chosen.trl_python)):
+            worker = steps.Worker(trainer, python, spec, folder / f"{trainer}.log", {})
+            try:
+                held[trainer] = worker.read()
+                for _ in range(2 if chosen.toy else 4):
+                    worker.step()
+            finally:
+                worker.close()
+            took = steps.middle(worker, "wall")
+            memory = worker.steps[-1]["memory"]
+            text = f"{took:.2f} s, first {worker.steps[0]['wall']:.0f} s"
+            text += "" if memory is None else f", peak {memory / 2**30:.1f} GiB"
+            lines[trainer] = {"seconds": took, "memory": memory, "text": text}
+    steps.require_same(held, apart=0.1)
+    lines["TRL, times ours"] = {"text": f"{lines['TRL']['seconds'] / lines['ours']['seconds']:.2f}"}
+    return {"lines": lines}
+
+
+# ---- models and batches ----------------------------------------------------------------------------------------------
+
+
+def tiny(name: str) -> Any:
+    """The tiny model of a family."""
+    return qwen2_5_vl.tiny() if name == "qwen" else gemma3.tiny()
+
+
+def model(name: str, toy: bool) -> tuple[Any, dict]:
+    """Config and random bfloat16 parameters; no token ends a completion."""
+    config = tiny(name) if toy else models.read_config(PUBLISHED[name])
+    config = dataclasses.replace(config, banned_ids=(*config.banned_ids, *config.eos_ids))
+    init = jax.jit(lambda key: models.family(config).init(config, key, jnp.bfloat16))
+    return config, jax.block_until_ready(init(jax.random.key(0)))
+
+
+def real_sized(config: Any) -> Any:
+    """The shapes of the published model with the token ids of the tiny tokenizer."""
+    real = models.read_config(PUBLISHED["qwen"])
+    names = "eos_ids", "pad_id", "banned_ids", "image_id", "video_id", "vision_start_id", "vision_end_id"
+    return dataclasses.replace(real, **{name: getattr(config, name) for name in names})
+
+
+def prompts(config: Any, count: int, scale: Scale) -> models.Prompt:
+    """Prompts of one image and text, on the device."""
+    rng = np.random.default_rng(0)
+    tower = config.vision
+    side = (tower.image_size or scale.side) // tower.patch_size
+    image = [config.vision_start_id, *[config.image_id] * (side // tower.spatial_merge_size) ** 2, config.vision_end_id]
+    ids = rng.integers(7, 500, (count, scale.prompt))
+    ids[:, 4 : 4 + len(image)] = image
+    inputs: dict[str, np.ndarray] = {"input_ids": ids}
+    if tower.image_size:
+        inputs["pixel_values"] = rng.normal(size=(count, 3, tower.image_size, tower.image_size)).astype(np.float32)
+    else:
+        inputs["pixel_values"] = rng.normal(size=(count * side**2, tower.patch_dim)).astype(np.float32)
+        inputs["image_grid_thw"] = np.array([[1, side, side]] * count)
+    return jax.device_put(models.pack(inputs, config), jax.devices()[0])
+
+
+def attention_case(module: Any, config: Any, scale: Scale) -> tuple[tuple, Any]:
+    """Queries, keys and values of ragged prompts and their completions, weights of the output, and the masks."""
+    P, G, T, Tp = 2, scale.group, scale.tokens, scale.prompt
+    N, K, H = config.num_heads, config.num_kv_heads, config.head_dim
+    keys = iter(jax.random.split(jax.random.key(0), 6))
+    normal = lambda *shape: jax.random.normal(next(keys), shape).astype(jnp.bfloat16).astype(jnp.float32)
+    own, prompt = (P, G, T, K, H), (P, Tp, K, H)
+    arguments = normal(P, G, T, N, H), (normal(*prompt), normal(*prompt)), (normal(*own), normal(*own))
+    lengths = jnp.array([Tp, Tp * 2 // 3], jnp.int32)
+    seen = (jnp.arange(Tp) < lengths[:, None])[:, None]
+    masks = module.Masks(own=jnp.tril(jnp.ones((T, T), bool)), prompt=seen, lengths=lengths)
+    return (*arguments, normal(P, G, T, N * H)), masks
+
+
+# ---- figures ---------------------------------------------------------------------------------------------------------
+
+
+def seconds(function: Callable, *arguments: Any) -> float:
+    """The median of some calls, after one that compiles."""
+    jax.block_until_ready(function(*arguments))
+    spent = []
+    for _ in range(REPEATS):
+        begun = time.perf_counter()
+        jax.block_until_ready(function(*arguments))
+        spent.append(time.perf_counter() - begun)
+    return statistics.median(spent)
+
+
+def matrices(tree: Any) -> int:
+    """Numbers in the kernels of a part of the parameters."""
+    return sum(x.size for path, x in jax.tree.leaves_with_path(tree) if path[-1].key == "kernel")
+
+
+def weight_bytes(params: dict) -> int:
+    """Bytes that a token reads of the decoder and its head; the embedding is the head where both are one."""
+    head = params.get("head", params["embedding"])
+    return sum(x.nbytes for x in jax.tree.leaves((params["layers"], params["norm"], head)))
+
+
+def flops(config: Any, params: dict, batch: learner.PolicyBatch) -> float:
+    """Operations of an update that computes nothing twice: three times those of the forward pass."""
+    P, G, T = batch.tokens.shape
+    Tp, tower, vision = batch.prompt.tokens.shape[1], config.vision, batch.prompt.vision
+    patches = 0 if vision is None else vision.patches.shape[1]
+    layers = 2 * matrices(params["layers"]) * P * (Tp + G * T)
+    scores = 4 * config.num_layers * config.num_heads * config.head_dim * P * (Tp**2 / 2 + G * T * (Tp + T / 2))
+    head = 2 * config.vocab_size * config.hidden_size * P * G * T
+    blocks = 2 * matrices(params["vision"]["blocks"]) * P * patches
+    merged = patches // tower.spatial_merge_size**2
+    side = {part: params["vision"].get(part, {}) for part in ("patch", "merger")}
+    ends = (
+        2 * P * (matrices(side["patch"]) * patches + matrices((side["merger"], params.get("projector", {}))) * merged)
+    )
+    window = min((tower.window_size // tower.patch_size) ** 2 or patches, patches)
+    full = len(tower.full_blocks) if tower.window_size else tower.depth
+    seen = full * patches + (tower.depth - full) * window
+    return 3.0 * (layers + scores + head + blocks + ends + 4 * tower.hidden_size * P * patches * seen)
+
+
+def planned(config: Any, params: dict, batch: learner.PolicyBatch) -> float:
+    """Bytes of weights, their gradient and two moments; what one pass keeps a layer; logits and their gradient.
+
+    A layer keeps its input for the backward pass, and the prompts' keys and values with their gradient; one layer at a
+    time has its own activations, about four times the MLP's width a token, and two arrays of attention scores.
+    """
+    P, G, T = batch.tokens.shape
+    Tp = batch.prompt.tokens.shape[1]
+    tokens = P * (Tp + G * T)
+    kept = config.num_layers * tokens * config.hidden_size * 2
+    shared = 2 * config.num_layers * P * Tp * 2 * config.num_kv_heads * config.head_dim * 2
+    layer = 4 * tokens * config.intermediate_size * 2 + 2 * P * G * T * config.num_heads * (Tp + T) * 4
+    logits = 2 * P * G * min(T, 128) * config.vocab_size * 4
+    return 4.0 * sum(x.nbytes for x in jax.tree.leaves(params)) + kept + shared + layer + logits
+
+
+def peak_bytes() -> int | None:
+    """Most bytes that were ever in use on the device; None where it does not say."""
+    return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,476 @@
+"""Compile the programs of a run for accelerators that are not there, and read what the compiler says of them.
+
+The compilers of TPUs (libtpu) and of NVIDIA GPUs (JAX's CUDA plugin) work on any machine.  Each program is compiled in
+a process of its own, since a compiler may crash, may take long, and must not touch an accelerator that is there.
+Nothing is run: what comes out is compiled for a device, not measured on it.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import importlib.metadata
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
+
+from fairgrpo_jax import config as options, devices, fairness, gathers, learner, mesh as meshes, models, policy, rollout
+from fairgrpo_jax.models import lora, store
+
+
+PROGRAMS = ("copy", "rollout", "update", "supervised")
+STATUSES = ("fits", "out of memory", "compile error", "compiler crashed", "timeout", "not installed")
+# What must be installed beside JAX, under which extra, and whose versions decide the result.
+WHEELS = {
+    "tpu": ("plan-tpu", ("jax", "jaxlib", "libtpu")),
+    "gpu": ("plan-gpu", ("jax", "jaxlib", "jax-cuda13-plugin", "jax-cuda13-pjrt")),
+}
+# libtpu asks no metadata server, prints nothing, and does not mind another process that holds its lock.
+QUIET = {
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+OVERFLOW = re.compile(r"RESOURCE_EXHAUSTED.*?\(([\d.]+)G\) exceeds available HBM \(([\d.]+)G\)", re.DOTALL)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of compiling one program.
+
+    Attributes:
+        program: one of ``PROGRAMS``.
+        status: one of ``STATUSES``.
+        needed: bytes of a device that the program needs at its peak; None where the compiler does not say.
+        available: bytes of a device that it may use, where it was compared.
+        arguments: bytes of its arguments, the state included.
+        temporary: bytes that it adds while it runs.
+        findings: in words, what the compiled text gathers that it should not.
+        message: what a compiler that failed says.
+        seconds: of lowering and compiling.
+        cached: whether the result is of an earlier compilation of the same program.
+        versions: of the compilers.
+    """
+
+    program: str
+    status: str
+    needed: int | None = None
+    available: int | None = None
+    arguments: int | None = None
+    temporary: int | None = None
+    findings: tuple[str, ...] = ()
+    message: str = ""
+    seconds: float = 0.0
+    cached: bool = False
+    versions: str = ""
+
+    @property
+    def words(self) -> str:
+        """One sentence."""
+        gib = lambda count: f"{(count or 0) / devices.GIB:.2f} GiB"
+        match self.status:
+            case "fits":
+                return f"{self.program}: fits, {gib(self.needed)} of {gib(self.available)}"
+            case "out of memory" if self.arguments is None:
+                return (
+                    f"{self.program}: does not fit; the compiler stops at {gib(self.needed)} of {gib(self.available)}"
+                )
+            case "out of memory":
+                return f"{self.program}: does not fit, {gib(self.needed)} of {gib(self.available)}"
+            case "compiler crashed":
+                return (
+                    f"{self.program}: the compiler itself crashed ({self.message}); a program a little smaller may do"
+                )
+            case "timeout":
+                return f"{self.program}: not compiled within {self.seconds:.0f} s; allow more with --timeout"
+            case _:
+                return f"{self.program}: {self.status}: {self.message}"
+
+
+# ---- the programs ----------------------------------------------------------------------------------------------------
+
+
+def describe(model: options.Model) -> Any:
+    """The architecture of a run; of a checkpoint folder ``config.json`` alone is needed.
+
+    Raises:
+        ValueError: from ``models.store.describe``.
+    """
+    architecture = policy.small(model) if model.path is None else store.describe(model.path)[0]
+    return lora.scaled(architecture, model.lora_alpha / model.lora_rank) if model.lora_rank else architecture
+
+
+def copied(config: options.Config) -> bool:
+    """Whether a run samples with a copy of its weights: gathered, or in another dtype; see ``rollout.weights``."""
+    fsdp, tensor = meshes.parse(config.mesh)
+    split = fsdp > 1 or (tensor > 1 and config.sampling.weights != "tensor")
+    return split or config.sampling.dtype not in (None, config.model.dtype)
+
+
+def chunks(config: options.Config, architecture: Any, tree: Any, memory: int) -> int:
+    """Into how many chunks an update cuts the rollouts of a prompt: ``update.chunks``, or what the learner chooses.
+
+    Args:
+        config: of the run.
+        architecture: from :func:`describe`.
+        tree: the parameters as shapes.
+        memory: bytes of a device that JAX takes.
+    """
+    if config.update.chunks:
+        return config.update.chunks
+    trained = lora.trainable(tree, config.model.freeze)[0]
+    return learner.automatic_chunks(
+        architecture,
+        config.update,
+        tree,
+        (trained, trained),
+        prompts=config.prompts // config.update.mini_batches,
+        rollouts=config.rollouts,
+        prompt_length=config.data.prompt_length,
+        length=config.sampling.max_new_tokens,
+        devices=meshes.parse(config.mesh),
+        memory=memory,
+        compute=config.model.compute,
+    )
+
+
+def chunked(config: options.Config, architecture: Any, memory: int) -> options.Config:
+    """The config with the chunks that its update would have on a device of so many bytes, as :func:`chunks` says."""
+    count = chunks(config, architecture, policy.shapes(config.model, architecture), memory)
+    return dataclasses.replace(config, update=dataclasses.replace(config.update, chunks=count))
+
+
+def programs(config: options.Config, architecture: Any, mesh: Mesh) -> dict[str, Callable[[], jax.stages.Lowered]]:
+    """The device programs of a run as it would start them, lowered from shapes when called.
+
+    Args:
+        config: of the run.
+        architecture: from :func:`describe`.
+        mesh: of any devices, also of such as are not there.
+
+    Returns:
+        One for each of ``PROGRAMS``.
+    """
+    prompts, G, T = config.prompts, config.rollouts, config.sampling.max_new_tokens
+    whole, split = NamedSharding(mesh, P()), NamedSharding(mesh, P("fsdp"))
+    placed = lambda tree, where: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree)
+    array: Any = lambda rows, *shape, dtype: jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=split)
+    prompt = lambda rows: placed(prompt_shapes(architecture, config.data, rows), split)
+    updates = config.update.passes * config.update.mini_batches
+    tree = policy.shapes(config.model, architecture)
+    struct = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+    params = jax.tree.map(struct, tree, meshes.shardings(tree, mesh))
+    tensor = config.sampling.weights == "tensor"
+
+    def state(optim: options.Optim, steps: int) -> learner.TrainState:
+        fresh = functools.partial(learner.fresh_moments, optim=optim, steps=steps, freeze=config.model.freeze)
+        moments = jax.eval_shape(fresh, params)
+        moments = jax.tree.map(struct, moments, meshes.shardings(moments, mesh))
+        history, capacity = config.fairness.history, config.fairness.capacity
+        statistics = jax.eval_shape(lambda: fairness.init(1, 1, G, history=history, capacity=capacity))
+        step = jax.ShapeDtypeStruct((), jnp.int32)
+        return learner.TrainState(params, moments, placed(step, whole), placed(statistics, whole))
+
+    def batch() -> learner.PolicyBatch:
+        wide = lambda dtype: array(prompts, G, T, dtype=dtype)
+        old = wide(jnp.float32) if updates > 1 else None
+        first = wide(jnp.float32) if config.update.beta else None
+        mean = array(prompts, G, dtype=jnp.float32)
+        return learner.PolicyBatch(
+            prompt(prompts), wide(jnp.int32), wide(jnp.bool_), wide(jnp.float32), mean, old, first
+        )
+
+    def copy() -> jax.stages.Lowered:
+        return rollout.copy.lower(params, dtype=config.sampling.dtype, tensor=tensor)
+
+    def sample() -> jax.stages.Lowered:
+        weights = params
+        if copied(config):
+            weights = jax.eval_shape(functools.partial(rollout.copy, dtype=config.sampling.dtype, tensor=tensor), tree)
+            weights = jax.tree.map(struct, weights, meshes.gathered(weights, mesh, tensor=tensor))
+        return rollout.sample.lower(
+            weights,
+            prompt(prompts),
+            placed(jax.eval_shape(lambda: jax.random.key(0)), whole),
+            config=architecture,
+            num_rollouts=G,
+            max_new_tokens=T,
+            temperature=config.sampling.temperature,
+            top_p=config.sampling.top_p,
+            tensor=tensor,
+        )
+
+    def update() -> jax.stages.Lowered:
+        return learner.policy_step.lower(
+            state(config.optim, config.steps * updates),
+            batch(),
+            placed(jax.ShapeDtypeStruct((), jnp.int32), whole),
+            config=architecture,
+            update=config.update,
+            optim=config.optim,
+            temperature=config.sampling.temperature,
+            steps=config.steps * updates,
+            freeze=config.model.freeze,
+            compute=config.model.compute,
+        )
+
+    def supervised() -> jax.stages.Lowered:
+        spec = config.warmup
+        target = lambda dtype: array(spec.batch, 1, T, dtype=dtype)
+        return learner.supervised_step.lower(
+            state(spec.optim, spec.steps),
+            prompt(spec.batch),
+            target(jnp.int32),
+            target(jnp.bool_),
+            config=architecture,
+            optim=spec.optim,
+            steps=spec.steps,
+            remat=config.update.remat,
+            freeze=config.model.freeze,
+            compute=config.model.compute,
+        )
+
+    return {"copy": copy, "rollout": sample, "update": update, "supervised": supervised}
+
+
+def stages(config: options.Config) -> tuple[str, ...]:
+    """The programs that a run starts: the copy where it makes one, the supervised step where it has such a stage."""
+    absent = {"copy"} if not copied(config) else set()
+    if not config.warmup.steps or config.warmup.run:
+        absent.add("supervised")
+    return tuple(name for name in PROGRAMS if name not in absent)
+
+
+def prompt_shapes(architecture: Any, settings: options.Data, prompts: int) -> models.Prompt:
+    """What ``models.pack`` makes of so many prompts, as shapes.
+
+    Raises:
+        ValueError: from ``models.pack``, for a number of patches that no batch can have.
+    """
+    size = settings.num_patches if architecture.vision is not None else None
+    one = models.pack(
+        {"input_ids": np.zeros((1, 1), np.int32)}, architecture, length=settings.prompt_length, num_patches=size
+    )
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((prompts, *x.shape[1:]), x.dtype), one)
+
+
+# ---- compiling -------------------------------------------------------------------------------------------------------
+
+
+def mesh_of(target: devices.Target, spec: str) -> Mesh:
+    """A mesh of devices that only their compiler knows."""
+    kind = target.kind
+    if kind.platform == "tpu":
+        alone = {"chips_per_host_bounds": (1, 1, 1)} if target.count == 1 else {}
+        found = topologies.get_topology_desc(platform="tpu", topology_name=target.name, **alone)
+    else:
+        hosts, each = target.shape
+        found = topologies.get_topology_desc(
+            platform="cuda", topology_name="", target_config=target_config(kind), topology=f"1x{hosts}x{each}"
+        )
+    return jax.make_mesh(meshes.parse(spec), meshes.AXES, axis_types=(AxisType.Auto,) * 2, devices=found.devices)
+
+
+def target_config(kind: devices.Kind) -> str:
+    """A GPU in the words of XLA's ``GpuTargetConfigProto``.
+
+    Limits of blocks and registers are those of NVIDIA's table of compute capabilities.
+    """
+    major, minor = kind.capability
+    shared = {8: 164, 9: 228}[major] << 10
+    limits = dict(
+        threads_per_block_limit=1024,
+        threads_per_warp=32,
+        shared_memory_per_block=48 << 10,
+        shared_memory_per_core=shared,
+        shared_memory_per_block_optin=shared - (1 << 10),
+        threads_per_core_limit=2048,
+        registers_per_core_limit=1 << 16,
+        registers_per_block_limit=1 << 16,
+        block_dim_limit_x=(1 << 31) - 1,
+        block_dim_limit_y=(1 << 16) - 1,
+        block_dim_limit_z=(1 << 16) - 1,
+        fpus_per_core={8: 64, 9: 128}[major],
+        core_count=kind.cores,
+        clock_rate_ghz=kind.clock,
+        memory_bandwidth=int(kind.bandwidth),
+        l2_cache_size=kind.cache,
+        device_memory_size=kind.memory,
+    )
+    body = "".join(f"  {name}: {value}\n" for name, value in limits.items())
+    capability = f"  cuda_compute_capability {{ major: {major} minor: {minor} }}\n"
+    return f'gpu_device_info {{\n{body}{capability}}}\nplatform_name: "CUDA"\ndevice_description_str: "{kind.title}"\n'
+
+
+def examine(program: str, lowered: jax.stages.Lowered, depths: Sequence[int], available: int) -> Outcome:
+    """Compiles one program and reads memory and collectives.
+
+    Args:
+        program: its name.
+        lowered: from :func:`programs`.
+        depths: numbers of layers, by which stacked parameters are known.
+        available: bytes of a device that may be used.
+    """
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        figures = OVERFLOW.search(str(error))
+        if figures:
+            needed, had = (int(float(figure) * devices.GIB) for figure in figures.groups())
+            return Outcome(program=program, status="out of memory", needed=needed, available=had)
+        return Outcome(program=program, status="compile error", message=" ".join(str(error).split())[:500])
+    memory: Any = compiled.memory_analysis()
+    needed = max(memory.peak_memory_in_bytes, memory.argument_size_in_bytes)
+    return Outcome(
+        program=program,
+        status="fits" if needed <= available else "out of memory",
+        needed=needed,
+        available=available,
+        arguments=memory.argument_size_in_bytes,
+        temporary=memory.temp_size_in_bytes,
+        findings=tuple(gathers.findings(program, compiled.as_text() or "", depths)),
+    )
+
+
+def versions(platform: str) -> str:
+    """Of the packages whose versions decide the result.
+
+    Raises:
+        ValueError: one is missing, naming the extra that has it.
+    """
+    extra, wheels = WHEELS[platform]
+    try:
+        return ", ".join(f"{wheel} {importlib.metadata.version(wheel)}" for wheel in wheels)
+    except importlib.metadata.PackageNotFoundError as error:
+        raise ValueError(
+            f"compiling for {platform.upper()} wants the package {error.name}: pip install 'fairgrpo_jax[{extra}]'"
+        ) from error
+
+
+def compile_one(config: options.Config, target: devices.Target, program: str, *, cache: Path | None) -> Outcome:
+    """Lowers and compiles one program in this process; an earlier result of the same program is taken from the cache.
+
+    Args:
+        config: of the run; its mesh must have the target's number of devices.
+        target: what to compile for.
+        program: one of ``PROGRAMS``.
+        cache: folder of earlier results; None: compile in any case.
+    """
+    began, installed = time.monotonic(), versions(target.kind.platform)
+    architecture = describe(config.model)
+    config, mesh = chunked(config, architecture, target.kind.usable), mesh_of(target, config.mesh)
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        lowered = programs(config, architecture, mesh)[program]()
+        flags = os.environ.get("XLA_FLAGS", "") + os.environ.get("LIBTPU_INIT_ARGS", "")
+        identity = (program, lowered.as_text(), target.name, str(target.kind), config.mesh, installed, flags)
+        name = f"{hashlib.sha256(repr(identity).encode()).hexdigest()[:32]}.json"
+        path = cache / name if cache is not None else None
+        if path is not None and path.is_file():
+            return dataclasses.replace(_read(path.read_text()), cached=True)
+        depths = [architecture.num_layers] + ([architecture.vision.depth] if architecture.vision is not None else [])
+        outcome = examine(program, lowered, depths, target.kind.usable)
+    outcome = dataclasses.replace(outcome, seconds=round(time.monotonic() - began, 1), versions=installed)
+    if path is not None and outcome.status != "compile error":
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(f".{os.getpid()}")
+        part.write_text(json.dumps(dataclasses.asdict(outcome)))
+        part.replace(path)
+    return outcome
+
+
+def _read(text: str) -> Outcome:
+    values = json.loads(text)
+    return Outcome(**values | {"findings": tuple(values["findings"])})
+
+
+# ---- in a process of its own -----------------------------------------------------------------------------------------
+
+
+def compile_apart(
+    config: options.Config, target: devices.Target, program: str, *, timeout: float, cache: Path | None
+) -> Outcome:
+    """:func:`compile_one` in a process of its own, whatever becomes of it.
+
+    Args:
+        config: of the run.
+        target: what to compile for.
+        program: one of ``PROGRAMS``.
+        timeout: seconds until the process is ended.
+        cache: folder of earlier results.
+    """
+    request = dict(config=options.to_dict(config), device=target.name, program=program, cache=cache and str(cache))
+    return finish(program, [sys.executable, "-m", "fairgrpo_jax.ahead"], json.dumps(request), timeout=timeout)
+
+
+def finish(program: str, command: Sequence[str], request: str, *, timeout: float) -> Outcome:
+    """Runs a command that reads a request and prints an outcome as its last line, and puts its end into words."""
+    child = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | QUIET,
+        start_new_session=True,
+    )
+    try:
+        told, complaint = child.communicate(request, timeout=timeout)
+    except BaseException as error:
+        os.killpg(child.pid, signal.SIGKILL)
+        child.communicate()
+        if not isinstance(error, subprocess.TimeoutExpired):
+            raise
+        return Outcome(program=program, status="timeout", seconds=timeout)
+    if child.returncode < 0:
+        return Outcome(program=program, status="compiler crashed", message=signal.Signals(-child.returncode).name)
+    lines = told.strip().splitlines()
+    if child.returncode == 0 and lines and lines[-1].startswith("{"):
+        return _read(lines[-1])
+    reasons = [line for line in complaint.strip().splitlines() if line.strip()] or ["it said nothing"]
+    return Outcome(program=program, status="compile error", message=f"exit status {child.returncode}: {reasons[-1]}")
+
+
+def end_with_parent() -> None:
+    """Ends this process soon after the one that started it, however that ended: a compiler would go on for minutes."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def main() -> None:
+    """The process: a request on standard input, an outcome on standard output."""
+    end_with_parent()
+    request = json.load(sys.stdin)
+    config, program = options.from_dict(request["config"]), request["program"]
+    fsdp, tensor = meshes.parse(config.mesh)
+    cache = Path(request["cache"]) if request["cache"] else None
+    try:
+        outcome = compile_one(config, devices.parse(request["device"], fsdp * tensor), program, cache=cache)
+    except ValueError as error:
+        status = "not installed" if "pip install" in str(error) else "compile error"
+        outcome = Outcome(program=program, status=status, message=str(error))
+    print(json.dumps(dataclasses.asdict(outcome)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

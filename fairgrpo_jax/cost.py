@@ -1,0 +1,350 @@
+"""What a rollout and an update cost: parameters, FLOPs, bytes; formulas of the architecture and of sizes alone.
+
+A FLOP is a multiplication or an addition of a matrix product, 2 m n k for (m, k) x (k, n); norms, activations, softmax
+and the optimizer are left out (one to five percent of the work at published sizes).  Attention counts as it is
+computed, masked scores included.  The figures are those of the whole mesh; a device has its share.
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from fairgrpo_jax.models import decoder
+
+
+BYTES = {"float32": 4, "bfloat16": 2}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """The shapes of one step.
+
+    Attributes:
+        prompts: P, of all devices.
+        rollouts: G, of each prompt.
+        prompt: Tp, tokens to which prompts are padded.
+        completion: T, tokens to which completions are padded; for what a step in the past has cost, their mean.
+        patches: S, vision patches to which the media of a prompt are padded.
+    """
+
+    prompts: int
+    rollouts: int
+    prompt: int
+    completion: float
+    patches: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Training:
+    """What is trained, and how; the fields are options of the same names in ``config.Model`` and ``config.Update``.
+
+    Attributes:
+        lora_rank: of adapters, which alone are trained; 0: none.
+        lora_targets: regular expression of the linear maps that have one.
+        freeze: regular expressions of parameters that are not trained.
+        remat: the backward pass computes the layers again.
+    """
+
+    lora_rank: int = 0
+    lora_targets: str = ""
+    freeze: Sequence[str] = ()
+    remat: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Flops:
+    """FLOPs by what they are spent on."""
+
+    vision: float = 0.0  # the tower, its attention included
+    decoder: float = 0.0  # linear maps of the layers
+    attention: float = 0.0  # scores and weighted values of the decoder
+    head: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """All of them."""
+        return self.vision + self.decoder + self.attention + self.head
+
+    def __add__(self, other: "Flops") -> "Flops":
+        return Flops(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Linear:
+    """Linear maps of one kind: ``count`` of them, each from ``inputs`` to ``outputs``."""
+
+    path: str  # as freeze and lora_targets see it, without /kernel
+    group: str  # what its rows are: "patch", "merged", "layer" or "head"
+    count: int
+    inputs: int
+    outputs: int
+    bias: bool = False
+
+    @property
+    def weights(self) -> int:
+        """Numbers in the kernels."""
+        return self.count * self.inputs * self.outputs
+
+
+def linears(architecture: Any) -> Iterator[Linear]:
+    """Every matrix that multiplies, of the tower, the decoder and the head (that of a tied head is the embedding)."""
+    yield from _tower(architecture.vision) if architecture.vision is not None else ()
+    size, inner = architecture.hidden_size, architecture.num_heads * architecture.head_dim
+    shared, wide = architecture.num_kv_heads * architecture.head_dim, architecture.intermediate_size
+    layers, bias = architecture.num_layers, architecture.qkv_bias
+    for name, outputs in (("q", inner), ("k", shared), ("v", shared)):
+        yield Linear(f"layers/attention/{name}", "layer", layers, size, outputs, bias)
+    yield Linear("layers/attention/o", "layer", layers, inner, size)
+    for name in ("gate", "up"):
+        yield Linear(f"layers/mlp/{name}", "layer", layers, size, wide)
+    yield Linear("layers/mlp/down", "layer", layers, wide, size)
+    yield Linear("embedding" if architecture.tie_word_embeddings else "head", "head", 1, size, architecture.vocab_size)
+
+
+def _tower(vision: Any) -> Iterator[Linear]:
+    size, wide, merged = vision.hidden_size, vision.intermediate_size, vision.hidden_size * vision.spatial_merge_size**2
+    yield Linear("vision/patch", "patch", 1, vision.patch_dim, size, vision.patch_bias)
+    for name in ("qkv",) if vision.fused_qkv else ("q", "k", "v"):
+        yield Linear(f"vision/blocks/{name}", "patch", vision.depth, size, size * (3 if name == "qkv" else 1), True)
+    yield Linear("vision/blocks/proj", "patch", vision.depth, size, size, True)
+    for name in ("gate", "up") if vision.gated else ("up",):
+        yield Linear(f"vision/blocks/mlp/{name}", "patch", vision.depth, size, wide, True)
+    yield Linear("vision/blocks/mlp/down", "patch", vision.depth, wide, size, True)
+    if vision.pooled:
+        yield Linear("projector", "merged", 1, size, vision.out_hidden_size)
+        return
+    for name, count in (("merger", 1), ("deepstack", len(vision.deepstack))):
+        yield Linear(f"vision/{name}/up", "merged", count, merged, merged, True)
+        yield Linear(f"vision/{name}/out", "merged", count, merged, vision.out_hidden_size, True)
+
+
+def parameters(architecture: Any) -> dict[str, int]:
+    """Number of parameters of the parts ``vision``, ``embedding``, ``layers``, ``head`` and ``norm``, without adapters.
+
+    Example:
+        >>> from fairgrpo_jax.models import text
+        >>> parameters(text.tiny("qwen2"))
+        {'vision': 0, 'embedding': 32768, 'layers': 61952, 'head': 0, 'norm': 64}
+    """
+    size, vision, layers = architecture.hidden_size, architecture.vision, architecture.num_layers
+    counts: dict[str, int] = dict.fromkeys(("vision", "embedding", "layers", "head", "norm"), 0)
+    for linear in linears(architecture):
+        part = linear.path.split("/")[0].replace("projector", "vision")
+        counts[part] += linear.weights + linear.bias * linear.count * linear.outputs
+    counts["embedding"] = size * architecture.vocab_size
+    counts["norm"] = size
+    counts["layers"] += layers * size * (4 if architecture.sandwich_norms else 2)
+    counts["layers"] += layers * 2 * architecture.head_dim * architecture.qk_norm
+    if vision is None:
+        return counts
+    pair, merge = 1 if vision.norm == "rms" else 2, vision.spatial_merge_size**2
+    counts["vision"] += pair * vision.hidden_size * 2 * vision.depth + vision.num_positions * vision.hidden_size
+    if vision.pooled:
+        counts["vision"] += (2 + 1) * vision.hidden_size
+    else:
+        counts["vision"] += pair * vision.hidden_size * (1 + merge * len(vision.deepstack))
+    return counts
+
+
+def trained_linear(path: str, training: Training) -> tuple[bool, bool]:
+    """Whether the kernel of a linear map is trained, and whether it has an adapter that is."""
+    kept = lambda name: not any(re.search(pattern, f"{path}/{name}") for pattern in training.freeze)
+    if not training.lora_rank:
+        return kept("kernel") if path != "embedding" else not any(re.search(p, path) for p in training.freeze), False
+    return False, _adapted(path, training) and kept("lora_a")
+
+
+def _adapted(path: str, training: Training) -> bool:
+    inside = path.startswith(("layers/", "vision/blocks/", "vision/merger/", "vision/deepstack/"))
+    return bool(training.lora_rank) and inside and re.search(training.lora_targets, path) is not None
+
+
+# ---- FLOPs -----------------------------------------------------------------------------------------------------------
+
+
+def rollout_flops(architecture: Any, sizes: Sizes, training: Training = Training()) -> tuple[Flops, Flops]:
+    """FLOPs of one rollout batch, P prompts with G completions each: of the prompt pass, and of decoding.
+
+    Prompt pass: every linear map on P Tp tokens (P S patches in the tower), scores of Tp x Tp, and the head on the
+    first token.  Decoding: T - 1 steps of P G tokens, each of which attends to the Tp + T - 1 places of its caches,
+    empty ones included, as the program does; the head at every step.
+
+    Args:
+        architecture: the family's config.
+        sizes: of the rollout batch.
+        training: which maps have adapters; the rest of it does not matter here.
+
+    Returns:
+        Prompt pass and decoding.
+
+    Example:
+        >>> from fairgrpo_jax.models import text
+        >>> first, decode = rollout_flops(text.tiny("qwen2"), Sizes(prompts=2, rollouts=4, prompt=8, completion=5))
+        >>> int(first.decoder) == 2 * 2 * 8 * 61440, int(decode.head) == 2 * 2 * 4 * 4 * 32768
+        (True, True)
+    """
+    forward = lambda linear, rows: 2 * rows * _numbers(linear, training)
+    prompt = _sum(architecture, forward, patch=sizes.prompts * sizes.patches, layer=sizes.prompts * sizes.prompt)
+    rows, steps = sizes.prompts * sizes.rollouts, max(sizes.completion - 1, 0)
+    prompt += _sum(architecture, forward, head=rows)
+    prompt += Flops(_tower_scores(architecture, sizes), 0, _scores(architecture, sizes.prompts * sizes.prompt**2))
+    decode = _sum(architecture, forward, layer=rows * steps, head=rows * steps)
+    decode += Flops(attention=_scores(architecture, rows * steps * (sizes.prompt + steps)))
+    return prompt, decode
+
+
+def update_flops(
+    architecture: Any,
+    sizes: Sizes,
+    training: Training = Training(),
+    *,
+    rows: int | None = None,
+    recomputed: bool = True,
+) -> Flops:
+    """FLOPs of the gradient of one rollout batch, each prompt run once for its G completions.
+
+    A linear map costs a product forward, one for the gradient of its input where anything before it is trained, and one
+    for that of its kernel where it is trained itself.  Tokens: P (Tp + G (T - 1)); the head: P G T, in whole chunks of
+    ``decoder.logit_steps``.
+
+    Args:
+        architecture: the family's config.
+        sizes: of the rollout batch; all its mini-batches and micro-batches together.
+        training: what is trained.
+        rows: completions of a device at once; by default all P G.
+        recomputed: count what is computed again in the backward pass (layers with ``remat``, the head always), and the
+            head's padding, as hardware utilisation does; without it the result is that of model utilisation (MFU).
+
+    Example:
+        >>> from fairgrpo_jax.models import text
+        >>> sizes = Sizes(prompts=2, rollouts=4, prompt=8, completion=5)
+        >>> flops = update_flops(text.tiny("qwen2"), sizes, recomputed=False)
+        >>> int(flops.decoder) == 6 * 2 * (8 + 4 * 4) * 61440
+        True
+    """
+    tower = any(
+        any(trained_linear(linear.path, training))
+        for linear in linears(architecture)
+        if linear.group in ("patch", "merged")
+    )
+
+    def cost(linear: Linear, rows: float) -> float:
+        kernel, adapter = trained_linear(linear.path, training)
+        numbers, small = linear.weights, _adapter(linear, training)
+        total = numbers + small
+        if linear.group in ("patch", "merged") and not tower:
+            return 2 * rows * total
+        inner = 0 if linear.path == "vision/patch" else total
+        again = total if recomputed and _recomputed(linear, architecture, training) else 0
+        return 2 * rows * (total + again + inner + kernel * numbers + adapter * small)
+
+    first, rest = sizes.prompts * sizes.prompt, sizes.prompts * sizes.rollouts * max(sizes.completion - 1, 0)
+    flops = _sum(
+        architecture,
+        cost,
+        patch=sizes.prompts * sizes.patches,
+        layer=first + rest,
+        head=sizes.prompts * sizes.rollouts * (_scored(architecture, sizes, rows) if recomputed else sizes.completion),
+    )
+    own = max(sizes.completion - 1, 0)
+    pairs = first * sizes.prompt + rest * (sizes.prompt + own)
+    times = 4 if training.remat and recomputed else 3
+    vision = _tower_scores(architecture, sizes) * (times if tower else 1)
+    return flops + Flops(vision=vision, attention=times * _scores(architecture, pairs))
+
+
+def score_flops(architecture: Any, sizes: Sizes, training: Training = Training(), *, rows: int | None = None) -> Flops:
+    """FLOPs of the log-probabilities of one rollout batch without a gradient: the forward pass of an update."""
+    own = max(sizes.completion - 1, 0)
+    first, rest = sizes.prompts * sizes.prompt, sizes.prompts * sizes.rollouts * own
+    head = sizes.prompts * sizes.rollouts * _scored(architecture, sizes, rows)
+    flops = _sum(
+        architecture,
+        lambda linear, rows: 2 * rows * _numbers(linear, training),
+        patch=sizes.prompts * sizes.patches,
+        layer=first + rest,
+        head=head,
+    )
+    scores = _scores(architecture, first * sizes.prompt + rest * (sizes.prompt + own))
+    return flops + Flops(vision=_tower_scores(architecture, sizes), attention=scores)
+
+
+def _scored(architecture: Any, sizes: Sizes, rows: int | None) -> float:
+    """Steps of which logits are computed: whole chunks, where there is more than one."""
+    chunk = decoder.logit_steps(rows or sizes.prompts * sizes.rollouts, architecture.vocab_size)
+    return sizes.completion if sizes.completion <= chunk else -(-sizes.completion // chunk) * chunk
+
+
+def _sum(architecture: Any, cost: Any, *, patch: float = 0, layer: float = 0, head: float = 0) -> Flops:
+    """``cost(linear, rows)`` over all maps."""
+    merge = architecture.vision.spatial_merge_size**2 if architecture.vision is not None else 1
+    rows = {"patch": patch, "merged": patch / merge, "layer": layer, "head": head}
+    by: dict[str, float] = dict.fromkeys(rows, 0.0)
+    for linear in linears(architecture):
+        by[linear.group] += cost(linear, rows[linear.group])
+    return Flops(vision=by["patch"] + by["merged"], decoder=by["layer"], head=by["head"])
+
+
+def _numbers(linear: Linear, training: Training) -> int:
+    return linear.weights + _adapter(linear, training)
+
+
+def _adapter(linear: Linear, training: Training) -> int:
+    if not _adapted(linear.path, training):
+        return 0
+    return linear.count * training.lora_rank * (linear.inputs + linear.outputs)
+
+
+def _recomputed(linear: Linear, architecture: Any, training: Training) -> bool:
+    """Whether the backward pass needs the map's output again: not of the last one of a block, which is only added."""
+    if linear.group == "head":
+        return True
+    inside = linear.path.startswith(("layers/", "vision/blocks/"))
+    last = linear.path.endswith("/down") and not (linear.group == "layer" and architecture.sandwich_norms)
+    return training.remat and inside and not last
+
+
+def _scores(architecture: Any, pairs: float) -> float:
+    """Forward FLOPs of attention: two products for every pair of query and key, head and layer."""
+    return 4 * architecture.num_layers * architecture.num_heads * architecture.head_dim * pairs
+
+
+def _tower_scores(architecture: Any, sizes: Sizes) -> float:
+    vision = architecture.vision
+    if vision is None:
+        return 0.0
+    row = vision.unit if vision.image_size else sizes.patches
+    return 4 * vision.depth * vision.hidden_size * sizes.prompts * sizes.patches * row
+
+
+# ---- bytes -----------------------------------------------------------------------------------------------------------
+
+
+def cache_bytes(architecture: Any, places: float, dtype: str) -> float:
+    """Keys and values of all layers for so many tokens.
+
+    Example:
+        >>> from fairgrpo_jax.models import text
+        >>> cache_bytes(text.tiny("qwen2"), 1, "bfloat16") == 2 * 2 * 2 * 2 * 16
+        True
+    """
+    return 2 * architecture.num_layers * architecture.num_kv_heads * architecture.head_dim * places * BYTES[dtype]
+
+
+def decode_bytes(architecture: Any, sizes: Sizes, dtype: str, devices: int = 1) -> float:
+    """Bytes that one device must read to decode one token of each of its rows.
+
+    Layers and head once; the keys and values of its prompts once for all their rollouts; those of the rollouts in full.
+
+    Args:
+        architecture: the family's config.
+        sizes: of the whole rollout batch.
+        dtype: of weights and caches.
+        devices: along the mesh's first axis, which share the prompts; each has whole weights.
+    """
+    counts = parameters(architecture)
+    head = counts["embedding"] if architecture.tie_word_embeddings else counts["head"]
+    own = sizes.rollouts * max(sizes.completion - 1, 1)
+    places = sizes.prompts / devices * (sizes.prompt + own)
+    return (counts["layers"] + head) * BYTES[dtype] + cache_bytes(architecture, places, dtype)

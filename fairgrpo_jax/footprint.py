@@ -1,0 +1,217 @@
+"""What a device holds: weights and what belongs to them exactly, the rest by formula.
+
+Weights, gradients, moments and copies are summed leaf by leaf over the sharding rules.  Activations, caches and logits
+are formulas of the shapes, for the largest moment of a phase; what a compiler makes of it differs by its fusion and
+its order (docs/plan.md compares).  All figures are bytes of one device.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh, AxisType
+
+from fairgrpo_jax import cost, mesh as meshes
+from fairgrpo_jax.models import decoder, lora
+
+
+WIDE = 4  # bytes of what is computed in float32 whatever the weights are: scores, logits, sums of gradients
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How a step is laid out over a mesh; the fields are options of a run.
+
+    Attributes:
+        sizes: of the whole step.
+        mesh: devices along ``fsdp`` and ``tensor``.
+        compute: dtype of activations in the update.
+        sampler: dtype of the weights that sample.
+        copied: whether these are a copy, beside those that are trained.
+        split: whether that copy stays split along ``tensor``.
+        parts: mini-batches times accumulation: prompts that are in an update at once are P / parts.
+        chunks: parts into which the rollouts of a prompt are cut in an update.
+        accumulation: parts of a mini-batch, whose gradients are summed.
+        training: what is trained.
+        reference: whether a reference policy is held.
+    """
+
+    sizes: cost.Sizes
+    mesh: tuple[int, int]
+    compute: str
+    sampler: str
+    copied: bool = True
+    split: bool = False
+    parts: int = 1
+    chunks: int = 1
+    accumulation: int = 1
+    training: cost.Training = cost.Training()
+    reference: bool = False
+
+    @property
+    def prompts(self) -> int:
+        """Prompts of a device in a rollout."""
+        return -(-self.sizes.prompts // self.mesh[0])
+
+    @property
+    def rows(self) -> int:
+        """Completions of a device at once in an update."""
+        return -(-self.prompts // self.parts) * -(-self.sizes.rollouts // self.chunks)
+
+    @property
+    def across(self) -> int:
+        """Devices that share the work of a prompt in a rollout."""
+        return self.mesh[1] if self.split else 1
+
+
+def sharded(tree: Any, shape: tuple[int, int], itemsize: int | None = None) -> int:
+    """Bytes of a device's share of parameters, or of what is shaped like them.
+
+    Args:
+        tree: arrays or shapes, with the paths of parameters.
+        shape: of the mesh, (fsdp, tensor).
+        itemsize: bytes of a number, instead of those of the leaves' own dtypes.
+
+    Example:
+        >>> tree = {"head": {"kernel": jax.ShapeDtypeStruct((8, 6), jnp.bfloat16)}}
+        >>> sharded(tree, (1, 1)), sharded(tree, (4, 1)), sharded(tree, (4, 2)), sharded(tree, (3, 2))
+        (96, 24, 12, 48)
+    """
+    mesh: Any = AbstractMesh(shape, meshes.AXES, axis_types=(AxisType.Auto,) * 2)
+    pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(meshes.shardings(tree, mesh)), strict=True)
+    return sum(math.prod(where.shard_shape(x.shape)) * (itemsize or jnp.dtype(x.dtype).itemsize) for x, where in pairs)
+
+
+def state(tree: Any, layout: Layout) -> dict[str, int]:
+    """Bytes that are held all the time: weights, the moments of AdamW, and the reference policy.
+
+    Args:
+        tree: the parameters as shapes, from ``policy.shapes``.
+        layout: of the run.
+    """
+    trained = lora.trainable(tree, layout.training.freeze)[0]
+    copied = layout.reference and not layout.training.lora_rank
+    return {
+        "weights": sharded(tree, layout.mesh),
+        "optimizer moments": 2 * sharded(trained, layout.mesh),
+        "reference policy": sharded(tree, layout.mesh, 2) if copied else 0,
+    }
+
+
+def rollout(architecture: Any, tree: Any, layout: Layout) -> tuple[dict[str, int], dict[str, int]]:
+    """Bytes that a rollout adds to the state, while the prompts run and while tokens are decoded.
+
+    The weights are gathered once, whole or split along ``tensor``, and stay until the rollout has ended.  For decoding,
+    the stacked weights and prompt keys and values are split by layer, which takes both copies at once (some compilers
+    avoid it).  With weights split along ``tensor``, so are heads, activations and logits.
+
+    Args:
+        architecture: the family's config.
+        tree: the parameters as shapes.
+        layout: of the run.
+    """
+    sizes, size = layout.sizes, cost.BYTES[layout.sampler]
+    own, tokens, rows = max(sizes.completion - 1, 1), layout.prompts * sizes.prompt, layout.prompts * sizes.rollouts
+    across, weights = (1, layout.across), copy(tree, layout) if layout.copied else 0
+    heads = math.gcd(architecture.num_kv_heads, layout.across)
+    kv = lambda places: int(cost.cache_bytes(architecture, places, layout.sampler) / heads)
+    layer = _layer(architecture, tokens, tokens * sizes.prompt, size)
+    first = {
+        "weights gathered": weights,
+        "prompt keys and values": kv(tokens),
+        "working": int(max(_tower(architecture, layout.prompts, sizes.patches, size), layer) / layout.across),
+    }
+    row = _layer(architecture, rows, rows * (sizes.prompt + own), size)
+    decode = {
+        "weights gathered": weights,
+        "weights by layer": sharded({"layers": tree["layers"]}, across, size),
+        "prompt keys and values": 2 * kv(tokens),
+        "rollout keys and values": kv(rows * own),
+        "working": int((row + rows * architecture.vocab_size * 3 * WIDE) / layout.across),  # logits, chances, noise
+    }
+    return first, decode
+
+
+def copy(tree: Any, layout: Layout) -> int:
+    """Bytes of the weights with which a device samples."""
+    return sharded(tree, (1, layout.across), cost.BYTES[layout.sampler])
+
+
+def update(architecture: Any, tree: Any, layout: Layout) -> dict[str, int]:
+    """Bytes that an update adds to the state.
+
+    ``kept``: what the forward pass leaves for the backward pass, of the prompts and of one chunk of rollouts: the input
+    of every layer with ``remat``, else all that a layer computes.  ``working``: the largest of what the head (logits of
+    ``decoder.logit_steps``), one layer or one block of the tower needs at once in the backward pass.
+
+    Args:
+        architecture: the family's config.
+        tree: the parameters as shapes.
+        layout: of the run.
+    """
+    sizes, size, tensor = layout.sizes, cost.BYTES[layout.compute], layout.mesh[1]
+    trained = lora.trainable(tree, layout.training.freeze)[0]
+    prompts, own = -(-layout.prompts // layout.parts), max(sizes.completion - 1, 0)
+    first, rest = prompts * sizes.prompt, layout.rows * own
+    passes = (first, first * sizes.prompt), (rest, rest * (sizes.prompt + own))
+    kept = architecture.num_layers * architecture.hidden_size * (first + rest) * size
+    if not layout.training.remat:
+        kept += architecture.num_layers * sum(_layer(architecture, *part, size) for part in passes) / tensor
+    steps = min(sizes.completion, decoder.logit_steps(layout.rows, architecture.vocab_size))
+    logits = layout.rows * steps * architecture.vocab_size * (2 * WIDE + size)
+    layers = [_layer(architecture, *part, size, backward=True) for part in passes]
+    tower = _tower(architecture, prompts, sizes.patches, size, backward=True)
+    head, block = architecture.hidden_size * architecture.vocab_size, _numbers(tree["layers"]) / architecture.num_layers
+    split = sharded(tree, layout.mesh) < sharded(tree, (1, 1))
+    return {
+        "gradients": sharded(trained, layout.mesh, WIDE) * min(layout.accumulation, 2),
+        "weights in the compute dtype": sharded(tree, layout.mesh, size) if size < _itemsize(tree) else 0,
+        "weights gathered": int(split * (head + 2 * block) * size),
+        "prompt keys and values": int(2 * cost.cache_bytes(architecture, first, layout.compute)),
+        "kept": int(kept + _kept_tower(architecture, prompts, layout, size)),
+        "working": int(max(logits, *layers, tower) / tensor),
+    }
+
+
+def _layer(architecture: Any, tokens: float, pairs: float, size: int, *, backward: bool = False) -> float:
+    """What one layer of the decoder computes on so many tokens, and pairs of query and key.
+
+    Scores are held in float32, and in the dtype of the values they weigh; backward their gradient too.
+    """
+    heads = architecture.num_heads + architecture.num_kv_heads
+    row = 4 * architecture.hidden_size + 2 * heads * architecture.head_dim + 3 * architecture.intermediate_size
+    scores = (1 + backward) * WIDE + size
+    return tokens * row * size * (1 + backward) + scores * architecture.num_heads * pairs
+
+
+def _tower(architecture: Any, prompts: float, each: int, size: int, *, backward: bool = False) -> float:
+    """What one block of the tower computes; its attention is computed over all patches of a prompt, or of an image."""
+    vision = architecture.vision
+    if vision is None:
+        return 0.0
+    row = 8 * vision.hidden_size + (3 if vision.gated else 2) * vision.intermediate_size
+    scores = ((1 + backward) * WIDE + size) * vision.num_heads * (vision.unit if vision.image_size else each)
+    return prompts * each * (row * size * (1 + backward) + scores)
+
+
+def _kept_tower(architecture: Any, prompts: float, layout: Layout, size: int) -> float:
+    """What the tower leaves for its backward pass; nothing where it has none."""
+    vision = architecture.vision
+    if vision is None:
+        return 0.0
+    tower = [linear for linear in cost.linears(architecture) if linear.group in ("patch", "merged")]
+    if not any(any(cost.trained_linear(linear.path, layout.training)) for linear in tower):
+        return 0.0
+    inputs = vision.depth * vision.hidden_size * prompts * layout.sizes.patches * size
+    whole = 0 if layout.training.remat else vision.depth * _tower(architecture, prompts, layout.sizes.patches, size)
+    return inputs * (1 + len(vision.deepstack)) + whole
+
+
+def _numbers(tree: Any) -> int:
+    return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
+
+
+def _itemsize(tree: Any) -> int:
+    return jnp.dtype(tree["embedding"].dtype).itemsize

@@ -1,0 +1,461 @@
+"""Will it fit, and how fast can it be?  Before any weight is loaded, for devices that need not be there.
+
+Prints what each device holds, phase by phase, the work of a step and the least time that it can take, and what to
+change where it does not fit.  Of a checkpoint folder only ``config.json`` is read.  With ``--compile`` the programs of
+the run are also compiled for the devices (extras ``plan-tpu`` and ``plan-gpu``), in processes of their own.
+
+Example::
+
+    python -m fairgrpo_jax.plan --model.path Qwen2.5-VL-7B-Instruct --mesh 16x1 --device v5p:2x2x4 --compile
+"""
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from fairgrpo_jax import ahead, commandline, config as options, cost, devices, footprint, mesh as meshes, policy
+
+
+MOST = 0.92  # of a GPU's memory that JAX can be given; the rest is the driver's and the libraries'
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """What the plan takes."""
+
+    config: Annotated[options.Config, tyro.conf.arg(name="")]
+    device: str = "h200"
+    """Devices of the mesh: a GPU (a100, h100, h200), or a slice of TPUs (v5e:4x4, v5p:2x2x4, v6e:2x4)."""
+    memory: float | None = None
+    """GiB of a device that the run may use; by default what JAX takes (three quarters of a GPU's memory)."""
+    compile: bool = False
+    """Compile the programs of the run for the devices; seconds for a GPU, minutes for a TPU."""
+    timeout: float = 1800.0
+    """Seconds after which the compilation of one program is given up."""
+    cache: Path = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "fairgrpo_jax" / "plan"
+    """Folder of earlier compilations."""
+    json: bool = False
+    """Print JSON instead of tables."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """One part of a step, as it loads one device.
+
+    Attributes:
+        name: of the phase.
+        held: bytes by what they are, beside the state.
+        peak: bytes of state and phase.
+        flops: FLOPs of a device, by what they are spent on.
+        read: bytes that it reads from and writes to its memory, at least.
+        sent: bytes of weights and gradients that it receives from others; activations are not counted.
+        seconds: at least, by what would limit it: ``compute``, ``memory``, ``link``.
+    """
+
+    name: str
+    held: dict[str, int]
+    peak: int
+    flops: cost.Flops
+    read: float
+    sent: float
+    seconds: dict[str, float]
+
+    @property
+    def bound(self) -> str:
+        """What limits the phase."""
+        return max(self.seconds, key=self.seconds.__getitem__)
+
+    @property
+    def least(self) -> float:
+        """Seconds that it takes at least, were all its work to overlap."""
+        return self.seconds[self.bound]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is known of a step before it runs; all bytes and times are those of one device.
+
+    Attributes:
+        target: the devices.
+        state: bytes that are held all the time, by what they are.
+        phases: prompt pass, decoding and update.
+        limit: bytes that a device may use.
+        tokens: completion tokens of a step, of the whole mesh.
+        chunks: parts into which an update cuts the rollouts of a prompt.
+        warnings: what is worth knowing.
+        changes: options that would make it fit, one after the other, with what is then needed.
+        outcomes: of compiling, where asked for.
+    """
+
+    target: devices.Target
+    state: dict[str, int]
+    phases: tuple[Phase, ...]
+    limit: int
+    tokens: int
+    chunks: int
+    warnings: tuple[str, ...] = ()
+    changes: tuple[str, ...] = ()
+    outcomes: tuple[ahead.Outcome, ...] = ()
+
+    @property
+    def peak(self) -> int:
+        """Bytes of the largest phase."""
+        return max(phase.peak for phase in self.phases)
+
+    @property
+    def fits(self) -> bool:
+        """Whether the formulas say so, and no compiler says otherwise."""
+        return self.peak <= self.limit and all(outcome.status != "out of memory" for outcome in self.outcomes)
+
+    @property
+    def seconds(self) -> float:
+        """Least time of a step."""
+        return sum(phase.least for phase in self.phases)
+
+
+def plan(config: options.Config, device: str, *, memory: float | None = None) -> Plan:
+    """The plan of a run by formula; less than a second.
+
+    Args:
+        config: of the run; of ``model.path`` only ``config.json`` is read.
+        device: as ``devices.parse`` reads it.
+        memory: GiB of a device that may be used; by default what JAX takes.
+
+    Raises:
+        ValueError: for devices or slices that do not exist, a mesh that does not divide the batch, a model that cannot
+            be read, or a number of patches that no batch can have.
+    """
+    target = devices.parse(device, _count(config))
+    limit = target.kind.usable if memory is None else int(memory * devices.GIB)
+    _check(config)
+    architecture = ahead.describe(config.model)
+    try:
+        ahead.prompt_shapes(architecture, config.data, 1)
+    except ValueError as error:
+        raise ValueError(f"{error} (option data.num_patches)") from error
+    first = _estimate(config, architecture, target, limit)
+    changes = () if first.fits else tuple(_changes(config, architecture, target, limit))
+    tree = policy.shapes(config.model, architecture)
+    return dataclasses.replace(first, changes=changes, warnings=tuple(_warnings(config, first, tree)))
+
+
+def _count(config: options.Config) -> int:
+    fsdp, tensor = meshes.parse(config.mesh)
+    return fsdp * tensor
+
+
+def _check(config: options.Config) -> None:
+    """What opening the run would refuse."""
+    fsdp, _ = meshes.parse(config.mesh)
+    parts = config.update.mini_batches * config.update.accumulation
+    sizes = {"prompts / (update.mini_batches x update.accumulation)": config.prompts // parts}
+    sizes |= {"warmup.batch": config.warmup.batch} if config.warmup.steps else {}
+    for name, count in sizes.items():
+        if count % fsdp:
+            raise ValueError(f"got {name}={count} on a mesh with {fsdp} devices along fsdp; wanted a multiple of it")
+
+
+def layout(config: options.Config, architecture: Any, tree: Any, memory: int) -> footprint.Layout:
+    """A config as the formulas want it.
+
+    Args:
+        config: of the run.
+        architecture: of its model.
+        tree: its parameters as shapes.
+        memory: bytes of a device, by which an update is cut into chunks.
+    """
+    vision = architecture.vision is not None
+    return footprint.Layout(
+        sizes=cost.Sizes(
+            prompts=config.prompts,
+            rollouts=config.rollouts,
+            prompt=config.data.prompt_length,
+            completion=config.sampling.max_new_tokens,
+            patches=config.data.num_patches if vision else 0,
+        ),
+        mesh=meshes.parse(config.mesh),
+        compute=config.model.compute or config.model.dtype,
+        sampler=config.sampling.dtype or config.model.dtype,
+        copied=ahead.copied(config),
+        split=config.sampling.weights == "tensor",
+        parts=config.update.mini_batches * config.update.accumulation,
+        chunks=ahead.chunks(config, architecture, tree, memory),
+        accumulation=config.update.accumulation,
+        reference=config.update.beta > 0,
+        training=cost.Training(
+            lora_rank=config.model.lora_rank,
+            lora_targets=config.model.lora_targets,
+            freeze=config.model.freeze,
+            remat=config.update.remat,
+        ),
+    )
+
+
+def _estimate(config: options.Config, architecture: Any, target: devices.Target, limit: int) -> Plan:
+    """Memory, work and time of the phases."""
+    tree = policy.shapes(config.model, architecture)
+    shape = layout(config, architecture, tree, limit)
+    state = footprint.state(tree, shape)
+    held = (*footprint.rollout(architecture, tree, shape), footprint.update(architecture, tree, shape))
+    base, count, kind = sum(state.values()), _count(config), target.kind
+    prompt, decode = cost.rollout_flops(architecture, shape.sizes, shape.training)
+    update = cost.update_flops(architecture, shape.sizes, shape.training, rows=shape.rows)
+    score = cost.score_flops(architecture, shape.sizes, shape.training, rows=shape.rows)
+    scores = (config.update.passes * config.update.mini_batches > 1) + shape.reference
+    work = [prompt, decode, _times(update, config.update.passes) + _times(score, scores)]
+    steps, (fsdp, tensor) = config.sampling.max_new_tokens - 1, shape.mesh
+    weights, trips = footprint.sharded(tree, (1, tensor), cost.BYTES[shape.compute]), 2 + 2 * shape.chunks
+    copy, own = footprint.copy(tree, shape), footprint.sharded(tree, shape.mesh, cost.BYTES[shape.sampler])
+    gradients = held[2]["gradients"] / min(shape.accumulation, 2)
+    rounds = shape.parts * config.update.passes
+    away = (fsdp - 1) / fsdp
+    read = (
+        copy,
+        steps * cost.decode_bytes(architecture, shape.sizes, shape.sampler, fsdp) / shape.across,
+        rounds * (trips * weights + 2 * held[2]["kept"]) + 3 * base,
+    )
+    sent = (float(copy - own), 0.0, rounds * away * (trips * weights + (1 + shape.chunks) * gradients * fsdp))
+    phases = []
+    for name, parts, flops, moved, received in zip(
+        ("prompt pass", "decoding", "update"), held, work, read, sent, strict=True
+    ):
+        flops = _times(flops, 1 / (count if name == "update" else fsdp * shape.across))
+        wide = (shape.compute if name == "update" else shape.sampler) == "float32"
+        seconds = {
+            "compute": flops.total / (kind.flops32 if wide else kind.flops),
+            "memory": moved / kind.bandwidth,
+            "link": received / target.link,
+        }
+        phases.append(Phase(name, parts, base + sum(parts.values()), flops, moved, received, seconds))
+    tokens = config.prompts * config.rollouts * config.sampling.max_new_tokens
+    return Plan(target, state, tuple(phases), limit, tokens, shape.chunks)
+
+
+def _times(flops: cost.Flops, factor: float) -> cost.Flops:
+    return cost.Flops(*(factor * part for part in dataclasses.astuple(flops)))
+
+
+def _changes(config: options.Config, architecture: Any, target: devices.Target, limit: int) -> Iterator[str]:
+    """Options to change, cheapest first, each on top of those before, until it fits; what does not help is left out."""
+    present, steps = _estimate(config, architecture, target, limit), {}
+    if limit == target.kind.usable and present.peak <= MOST * target.kind.memory:
+        share = f"{MOST} instead of {target.kind.share}"
+        yield f"XLA_PYTHON_CLIENT_MEM_FRACTION={MOST} in the environment: JAX takes {share} of the memory: fits"
+        return
+    for words, change in candidates(config):
+        try:
+            other = change(config)
+            _check(other)
+        except ValueError:  # a batch that does not divide
+            continue
+        after = _estimate(other, ahead.describe(other.model), target, limit)
+        pairs = zip(present.phases, after.phases, strict=True)
+        if not any(old.peak > limit and new.peak < old.peak for old, new in pairs):
+            continue
+        config, present = other, after
+        needed = ", ".join(f"{phase.name} {phase.peak / devices.GIB:.1f} GiB" for phase in after.phases)
+        steps[words.split()[0]] = f"{words}: {needed}{': fits' if after.fits else ''}"  # 4 takes the place of 2
+        if after.fits:
+            break
+    yield from steps.values()
+    if not present.fits:
+        yield (
+            f"no option is enough: take devices with more memory than {target.kind.title}, a smaller model, or shorter "
+            "prompts and completions; more devices split state and update, a rollout's weights only along tensor"
+        )
+
+
+def candidates(config: options.Config) -> Iterator[tuple[str, Callable[[options.Config], options.Config]]]:
+    """Options that save memory, cheapest first: as they are written, and what they make of a config."""
+    replace = dataclasses.replace
+    inner = lambda part, **values: lambda now: replace(now, **{part: replace(getattr(now, part), **values)})
+    if not config.update.remat:
+        yield "--update.remat", inner("update", remat=True)
+    for chunks in range(max(config.update.chunks, 1) + 1, config.rollouts + 1):
+        if config.rollouts % chunks == 0:
+            yield f"--update.chunks {chunks}", inner("update", chunks=chunks)
+    for factor in (2, 4, 8, 16, 32):
+        parts = config.update.accumulation * factor
+        if config.prompts % (parts * config.update.mini_batches) == 0:
+            yield f"--update.accumulation {parts}", inner("update", accumulation=parts)
+    if (config.model.compute or config.model.dtype) == "float32":
+        yield "--model.compute bfloat16", inner("model", compute="bfloat16")
+    if (config.sampling.dtype or config.model.dtype) == "float32":
+        yield "--sampling.dtype bfloat16", inner("sampling", dtype="bfloat16")
+    fsdp, tensor = meshes.parse(config.mesh)
+    for factor in (1, 2, 4, 8):
+        mesh = f"{fsdp // factor}x{tensor * factor}"
+        if fsdp % factor == 0 and tensor * factor > 1 and (factor > 1 or config.sampling.weights != "tensor"):
+            split = inner("sampling", weights="tensor")
+            words = "--sampling.weights tensor" + f" --mesh {mesh}" * (factor > 1)
+            yield words, lambda now, mesh=mesh, split=split: replace(split(now), mesh=mesh)
+    if config.model.dtype == "float32":
+        yield "--model.dtype bfloat16", inner("model", dtype="bfloat16")
+    if not config.model.lora_rank:
+        yield "--model.lora-rank 16", inner("model", lora_rank=16)
+    for divisor in (2, 4, 8):
+        if config.prompts % divisor == 0:
+            fewer = config.prompts // divisor
+            yield f"--prompts {fewer}", lambda now, fewer=fewer: replace(now, prompts=fewer)
+
+
+def _warnings(config: options.Config, made: Plan, tree: Any) -> Iterator[str]:
+    kind = made.target.kind
+    gathered = made.phases[0].held["weights gathered"]
+    fsdp, tensor = meshes.parse(config.mesh)
+    if tensor > 1 and config.sampling.weights != "tensor":
+        yield (
+            f"tensor={tensor} splits the update only: a rollout holds whole weights on every device "
+            "(--sampling.weights tensor splits them)"
+        )
+    if gathered > made.limit / 2:
+        yield (
+            f"a rollout gathers {gathered / devices.GIB:.1f} GiB of weights onto every device, more than half of what "
+            "it may use, however many devices there are along fsdp"
+        )
+    if fsdp > 1 and made.state["weights"] == footprint.sharded(tree, (1, tensor)):
+        yield "no weight is split over fsdp: its devices do not divide the sizes of the matrices"
+    if made.target.kind.network and made.target.hosts > 1:
+        yield f"{made.target.hosts} hosts: weights are gathered over their network at {kind.network / 1e9:.0f} GB/s"
+    update = made.phases[2]
+    if update.bound == "link":
+        yield "the update waits for weights: fewer, larger micro-batches (--update.accumulation), or more prompts"
+    if made.peak <= made.limit < 1.1 * made.peak:
+        yield "less than a tenth of the memory is left, and formulas are not that exact: --compile before you rent"
+
+
+def compiled(config: options.Config, made: Plan, *, timeout: float, cache: Path | None) -> Plan:
+    """The plan with what the compiler says of each program.
+
+    What stays on the device though a program does not see it is taken off what it may use: the moments and the
+    reference policy while weights are copied and sampled with, the trained weights too where that is with a copy, and
+    the reference policy during the update.
+    """
+    console, outcomes, held = Console(stderr=True), [], made.state
+    unseen = {name: held["optimizer moments"] + held["reference policy"] for name in ("copy", "rollout")}
+    unseen |= {"rollout": sum(held.values())} if ahead.copied(config) else {}
+    unseen["update"] = held["reference policy"]
+    config = ahead.chunked(config, ahead.describe(config.model), made.limit)
+    for name in ahead.stages(config):
+        console.print(f"compiling {name} for {made.target.name} ...", highlight=False)
+        outcome = ahead.compile_apart(config, made.target, name, timeout=timeout, cache=cache)
+        beside = unseen.get(name, 0)
+        if outcome.needed is not None and outcome.arguments is not None:
+            status = "fits" if outcome.needed <= made.limit - beside else "out of memory"
+            outcome = dataclasses.replace(outcome, available=made.limit - beside, status=status)
+        outcomes.append(outcome)
+    found = tuple(finding for outcome in outcomes for finding in outcome.findings)
+    return dataclasses.replace(made, outcomes=tuple(outcomes), warnings=(*made.warnings, *found))
+
+
+# ---- what is printed -------------------------------------------------------------------------------------------------
+
+
+def to_json(made: Plan) -> dict[str, Any]:
+    """The plan as JSON-able dict, figures in bytes, FLOPs and seconds."""
+    phases = {
+        phase.name: dataclasses.asdict(phase) | {"bound": phase.bound, "least_seconds": phase.least}
+        for phase in made.phases
+    }
+    return {
+        "device": made.target.name,
+        "count": made.target.count,
+        "limit": made.limit,
+        "state": made.state,
+        "phases": phases,
+        "peak": made.peak,
+        "fits": made.fits,
+        "step_seconds": made.seconds,
+        "chunks": made.chunks,
+        "tokens_per_second": made.tokens / made.seconds,
+        "warnings": made.warnings,
+        "changes": made.changes,
+        "compiled": [dataclasses.asdict(outcome) for outcome in made.outcomes],
+    }
+
+
+def show(made: Plan, console: Console) -> None:
+    """Tables of memory and of time, then the verdict."""
+    kind, gib = made.target.kind, devices.GIB
+    console.print(f"{made.target.count} x {kind.title} ({made.target.name}); figures of one device", highlight=False)
+    table = Table("GiB", *(phase.name for phase in made.phases), title="memory", title_justify="left")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, size in made.state.items():
+        if size:
+            table.add_row(name, *[_figure(size / gib)] * len(made.phases))
+    for name in dict.fromkeys(name for phase in made.phases for name in phase.held):
+        sizes = [phase.held.get(name) for phase in made.phases]
+        if any(sizes):
+            table.add_row(name, *("" if size is None else _figure(size / gib) for size in sizes))
+    table.add_section()
+    table.add_row(f"peak, of {made.limit / gib:.1f}", *(_figure(phase.peak / gib) for phase in made.phases))
+    console.print(table)
+    work = Table(title="work of a step, and its least time", title_justify="left")
+    for name in ("", *(phase.name for phase in made.phases)):
+        work.add_column(name, justify="right" if name else "left")
+    for field in dataclasses.fields(cost.Flops):
+        work.add_row(
+            f"{field.name}, TFLOP", *(_figure(getattr(phase.flops, field.name) / 1e12) for phase in made.phases)
+        )
+    work.add_row("memory traffic, GB", *(_figure(phase.read / 1e9) for phase in made.phases))
+    work.add_row("received, GB", *(_figure(phase.sent / 1e9) for phase in made.phases))
+    work.add_section()
+    for name in ("compute", "memory", "link"):
+        work.add_row(f"{name}, s", *(_figure(phase.seconds[name]) for phase in made.phases))
+    work.add_row("least time, s", *(f"{_figure(phase.least)} ({phase.bound})" for phase in made.phases))
+    console.print(work)
+    rate = made.tokens / made.seconds
+    console.print(
+        f"a step takes at least {_figure(made.seconds)} s at the makers' peak rates, so at most {rate:,.0f} completion "
+        "tokens/s over the mesh",
+        highlight=False,
+    )
+    console.print(f"an update runs the rollouts of a prompt in {made.chunks} chunks (update.chunks)", highlight=False)
+    for outcome in made.outcomes:
+        earlier = ", compiled before" if outcome.cached else ""
+        console.print(f"compiled for {made.target.name}, not run on it: {outcome.words}{earlier}", highlight=False)
+    for warning in made.warnings:
+        console.print(f"note: {warning}", highlight=False, markup=False)
+    over = [phase.name for phase in made.phases if phase.peak > made.limit]
+    over += [f"{outcome.program} as compiled" for outcome in made.outcomes if outcome.status == "out of memory"]
+    console.print("verdict: it fits" if made.fits else f"verdict: it does not fit ({', '.join(over)})", highlight=False)
+    for number, change in enumerate(made.changes, 1):
+        console.print(f"  {number}. {change}", highlight=False, markup=False)
+
+
+def _figure(value: float) -> str:
+    """Two decimals, or three digits of what is smaller."""
+    return f"{value:,.2f}" if value >= 0.1 or value == 0 else f"{value:.2g}"
+
+
+def main() -> None:
+    """The command; the exit status is 1 where the run does not fit."""
+    jax.config.update("jax_platforms", "cpu")  # a plan takes no accelerator from those who work on one
+    with commandline.one_line_errors():
+        prog = "python -m fairgrpo_jax.plan"
+        arguments = commandline.parse(sys.argv[1:], prog=prog, description=__doc__, schema=Arguments)
+        for name in ("memory", "timeout"):
+            if (value := getattr(arguments, name)) is not None and value <= 0:
+                raise ValueError(f"got {name}={value}; wanted more than 0")
+        made = plan(arguments.config, arguments.device, memory=arguments.memory)
+        if arguments.compile:
+            made = compiled(arguments.config, made, timeout=arguments.timeout, cache=arguments.cache)
+        if arguments.json:
+            print(json.dumps(to_json(made), indent=2))
+        else:
+            show(made, Console(width=None if sys.stdout.isatty() else 120))
+        raise SystemExit(0 if made.fits else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,204 @@
+"""The formulas of cost equal the parameters of the models, and what XLA counts in the unrolled programs."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from fairgrpo_jax import ahead, config as options, cost, mesh, models
+from fairgrpo_jax.models import gemma3, lora, qwen2_5_vl, qwen2_vl, qwen3_vl, text, weights
+from tests import real_sizes
+
+
+FAMILIES = [
+    text.tiny("qwen2"),
+    text.tiny("qwen3"),
+    text.tiny("mistral"),
+    qwen2_vl.tiny(tie_word_embeddings=False),
+    qwen2_5_vl.tiny(),
+    qwen3_vl.tiny(),
+    gemma3.tiny(),
+]
+by_family = pytest.mark.parametrize("architecture", FAMILIES, ids=lambda config: config.model_type)
+TARGETS = r"^layers/.*/(q|v|down)$"
+# Norms, activations and softmax, which XLA counts and the formulas leave out, at the widths below.
+ELEMENTWISE = 0.025
+
+
+def wide(architecture):
+    """The structure of a tiny model at a width where matrix products are nearly all of the work."""
+    vision, size = architecture.vision, 1024
+    if vision is not None:
+        vision = dataclasses.replace(vision, hidden_size=512, intermediate_size=768, num_heads=4, out_hidden_size=size)
+    sections = (12, 10, 10) if architecture.mrope_interleaved else (16, 24, 24)
+    return dataclasses.replace(
+        architecture,
+        hidden_size=size,
+        intermediate_size=1536,
+        num_heads=8,
+        head_dim=64 if architecture.mrope_interleaved else 128,
+        vocab_size=4096,
+        vision=vision,
+        mrope_section=sections if architecture.mrope_section else (),
+    )
+
+
+def counted(monkeypatch, architecture, program, sizes, *, model=None, update=None):
+    """FLOPs that XLA counts in a program whose loops over layers are unrolled (it counts a loop's body once)."""
+    monkeypatch.setattr(jax.lax, "scan", functools.partial(jax.lax.scan, unroll=True))
+    config = options.Config(
+        prompts=sizes.prompts,
+        rollouts=sizes.rollouts,
+        data=options.Data(prompt_length=sizes.prompt, num_patches=sizes.patches),
+        sampling=options.Sampling(max_new_tokens=sizes.completion),
+        model=model or options.Model(),
+        update=update or options.Update(),
+    )
+    devices = mesh.make("1x1")
+    with jax.set_mesh(devices):
+        analysis = ahead.programs(config, architecture, devices)[program]().cost_analysis()
+    return (analysis or {})["flops"]
+
+
+def sizes_of(architecture, completion):
+    return cost.Sizes(
+        prompts=2, rollouts=3, prompt=96, completion=completion, patches=128 if architecture.vision else 0
+    )
+
+
+@pytest.mark.parametrize("name", real_sizes.CONFIGS)
+def test_published_models_have_as_many_parameters_as_the_hub_says(name):
+    assert sum(cost.parameters(models.read_config(real_sizes.CONFIGS[name])).values()) == real_sizes.PARAMETERS[name]
+
+
+@by_family
+def test_parameters_and_matrices_are_those_of_the_tree(architecture):
+    tree = jax.eval_shape(lambda: models.family(architecture).init(architecture, jax.random.key(0)))
+    parts = cost.parameters(architecture)
+    for part, count in parts.items():
+        own = [tree.get(name, ()) for name in ((part, "projector") if part == "vision" else (part,))]
+        assert count == sum(leaf.size for leaf in jax.tree.leaves(own)), part
+    leaves = {path.replace(".", "/"): leaf for path, leaf in weights.flatten(tree).items()}
+    found = {}
+    for linear in cost.linears(architecture):
+        path = linear.path if linear.path == "embedding" else f"{linear.path}/kernel"
+        if linear.count:
+            found[path] = leaves[path].size
+            assert linear.weights == leaves[path].size
+            assert linear.bias == (f"{linear.path}/bias" in leaves)
+    kernels = {path: leaf.size for path, leaf in leaves.items() if path.endswith("kernel")}
+    assert {**found, **kernels} == found
+
+
+@by_family
+def test_rollout(monkeypatch, architecture):
+    architecture = wide(architecture)
+    sizes = sizes_of(architecture, 2)  # the loop over tokens has one step, as its body counts once
+    prompt, decode = cost.rollout_flops(architecture, sizes)
+    xla = counted(monkeypatch, architecture, "rollout", sizes)
+    assert 1 <= xla / (prompt.total + decode.total) < 1 + ELEMENTWISE
+    # of which the loop is what one token more costs
+    sizes = dataclasses.replace(sizes, completion=1)
+    assert cost.rollout_flops(architecture, sizes)[1].total == 0
+    assert cost.rollout_flops(architecture, sizes)[0] == prompt
+
+
+@pytest.mark.parametrize("remat", [pytest.param(False, marks=pytest.mark.slow), True])
+@by_family
+def test_update(monkeypatch, architecture, remat):
+    architecture = wide(architecture)
+    sizes = sizes_of(architecture, 48)
+    flops = cost.update_flops(architecture, sizes, cost.Training(remat=remat))
+    xla = counted(monkeypatch, architecture, "update", sizes, update=options.Update(remat=remat))
+    assert 1 <= xla / flops.total < 1 + ELEMENTWISE
+    once = cost.update_flops(architecture, sizes, cost.Training(remat=remat), recomputed=False)
+    assert once == cost.update_flops(architecture, sizes, cost.Training(remat=not remat), recomputed=False)
+    assert once.total < flops.total  # the head is recomputed in any case
+
+
+@pytest.mark.parametrize(
+    "rank,freeze",
+    [
+        (0, ("^vision/", "^projector")),
+        pytest.param(16, (), marks=pytest.mark.slow),
+        (16, ("/down/",)),
+    ],
+    ids=["frozen", "lora", "both"],
+)
+def test_update_of_a_part(monkeypatch, rank, freeze):
+    architecture = wide(qwen2_5_vl.tiny())
+    if not rank:
+        freeze = freeze[:1]
+    sizes = sizes_of(architecture, 48)
+    model = options.Model(lora_rank=rank, lora_targets=TARGETS, freeze=freeze)
+    training = cost.Training(lora_rank=rank, lora_targets=TARGETS, freeze=freeze)
+    scaled = lora.scaled(architecture, 2.0)
+    xla = counted(monkeypatch, scaled, "update", sizes, model=model)
+    total = cost.update_flops(scaled, sizes, training).total
+    # Nothing before the first layer is trained: unrolled, newer versions of JAX leave the gradient of its input out.
+    first = 2 * 2 * (96 + 3 * 47) * 1024 * (1024 + 2 * 256 + 2 * rank) if rank else 0
+    assert total - first <= xla < (1 + ELEMENTWISE) * total
+    whole = cost.update_flops(architecture, sizes)
+    assert cost.update_flops(scaled, sizes, training).vision < 0.34 * whole.vision
+
+
+def test_the_supervised_step_is_an_update_with_one_rollout(monkeypatch):
+    architecture = wide(gemma3.tiny())
+    sizes = dataclasses.replace(sizes_of(architecture, 48), prompts=96, rollouts=1)
+    xla = counted(monkeypatch, architecture, "supervised", dataclasses.replace(sizes, prompts=64, rollouts=2))
+    assert 1 <= xla / cost.update_flops(architecture, sizes).total < 1 + ELEMENTWISE
+
+
+def test_six_flops_for_every_weight_and_token():
+    """The usual rule, on a text model with one rollout and attention left out."""
+    architecture = text.tiny("qwen3")
+    sizes = cost.Sizes(prompts=5, rollouts=1, prompt=7, completion=4)
+    flops = cost.update_flops(architecture, sizes, recomputed=False)
+    matrices = 2 * (64 * 64 + 2 * 64 * 32 + 64 * 64 + 3 * 64 * 96)
+    assert (flops.decoder, flops.head) == (6 * 5 * (7 + 3) * matrices, 6 * 5 * 4 * 64 * 512)
+    assert flops.attention == 3 * 4 * 2 * 4 * 16 * 5 * (7 * 7 + 3 * (7 + 3))
+    assert flops.total == flops.decoder + flops.head + flops.attention
+
+
+def test_every_token_attends_to_all_places_of_its_caches():
+    """Two layers of four heads of 16; a prompt of 7, and the 3 of 4 tokens that are decoded in a loop."""
+    sizes = cost.Sizes(prompts=5, rollouts=2, prompt=7, completion=4)
+    prompt, decode = cost.rollout_flops(text.tiny("qwen3"), sizes)
+    assert prompt.attention == 4 * 2 * 4 * 16 * 5 * 7 * 7
+    assert decode.attention == 4 * 2 * 4 * 16 * 5 * 2 * 3 * (7 + 3)
+    assert (prompt.head, decode.head) == (2 * 5 * 2 * 64 * 512, 2 * 5 * 2 * 3 * 64 * 512)
+    scored = cost.score_flops(text.tiny("qwen3"), sizes)
+    assert 3 * scored.total == cost.update_flops(text.tiny("qwen3"), sizes, recomputed=False).total
+
+
+def test_logits_come_in_whole_chunks():
+    head = lambda length: (
+        cost.update_flops(text.tiny("qwen3"), cost.Sizes(prompts=1, rollouts=1, prompt=1, completion=length)).head
+    )
+    assert head(129) == head(256) == 2 * head(128) and head(127) == head(128) * 127 / 128
+    # 64 completions at once of Qwen's vocabulary: 13 steps fit into 512 MiB, so chunks of 8
+    wide = dataclasses.replace(text.tiny("qwen3"), vocab_size=152_064)
+    sizes = cost.Sizes(prompts=8, rollouts=8, prompt=1, completion=130)
+    of = lambda **how: cost.update_flops(wide, sizes, **how).head
+    assert of(rows=64) == of() == 8 * 64 * 136 * 64 * 152_064 and of(rows=4) == 8 * 64 * 256 * 64 * 152_064
+    assert of(recomputed=False) == 6 * 64 * 130 * 64 * 152_064  # no padding
+    assert cost.score_flops(wide, sizes, rows=64).head == 2 * 64 * 136 * 64 * 152_064
+
+
+def test_what_a_token_reads():
+    """Untied: layers and head, not the table; a prompt's keys and values once for its rollouts."""
+    architecture = qwen2_vl.tiny(tie_word_embeddings=False)
+    counts = cost.parameters(architecture)
+    sizes = cost.Sizes(prompts=8, rollouts=3, prompt=10, completion=5, patches=16)
+    places = 2 * (10 + 3 * 4)
+    wanted = 2 * (counts["layers"] + 512 * 64) + 2 * places * 2 * 2 * 2 * 16
+    assert cost.decode_bytes(architecture, sizes, "bfloat16", devices=4) == wanted
+    tied = dataclasses.replace(architecture, tie_word_embeddings=True)
+    assert cost.decode_bytes(tied, sizes, "bfloat16", devices=4) == wanted
+
+
+def test_every_family_of_the_library_is_here():
+    assert {config.model_type for config in FAMILIES} == set(models.FAMILIES)
+    assert jnp.dtype("bfloat16").itemsize == cost.BYTES["bfloat16"]

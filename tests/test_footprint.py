@@ -1,0 +1,224 @@
+"""What a device holds: exactly what the compiled programs take, and by hand what they add."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from fairgrpo_jax import ahead, config as options, cost, footprint, mesh, plan, policy, rollout
+from fairgrpo_jax.models import qwen2_5_vl, text
+from tests.test_cost import FAMILIES, wide
+
+
+CONFIG = options.Config(
+    prompts=8,
+    rollouts=4,
+    data=options.Data(prompt_length=96, num_patches=128),
+    sampling=options.Sampling(max_new_tokens=64),
+)
+
+
+def described(architecture, spec="4x1", *, sampling=CONFIG.sampling, update=CONFIG.update, **model):
+    """Config, parameters as shapes, and layout, of a model on a mesh of devices with ample memory."""
+    config = dataclasses.replace(CONFIG, mesh=spec, model=options.Model(**model), sampling=sampling, update=update)
+    if architecture.model_type == "gemma3":
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, num_patches=64))
+    tree = policy.shapes(config.model, architecture)
+    return config, tree, plan.layout(config, architecture, tree, 1 << 40)
+
+
+@functools.cache
+def compiled(config, architecture, program) -> Any:
+    """Memory of a program compiled for simulated devices."""
+    devices = mesh.make(config.mesh)
+    with jax.set_mesh(devices):
+        lowered = ahead.programs(config, architecture, devices)[program]()
+        return lowered.compile().memory_analysis()
+
+
+SHORT = options.Sampling(max_new_tokens=16)
+HELD = options.Update(beta=0.1, mini_batches=2)
+slow = lambda *case: pytest.param(*case, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(
+    "architecture,spec,model",
+    [
+        (wide(text.tiny("qwen2")), "4x1", {}),
+        slow(qwen2_5_vl.tiny(), "2x2", {"lora_rank": 8}),
+        slow(qwen2_5_vl.tiny(), "1x1", {"freeze": ("^vision/",)}),
+        slow(qwen2_5_vl.tiny(), "4x1", {"dtype": "bfloat16"}),
+    ],
+    ids=lambda value: getattr(value, "model_type", str(value)),
+)
+def test_the_state_is_what_the_program_is_given(architecture, spec, model):
+    """Arguments of the compiled update: the state but for the reference policy, and a batch that is counted here."""
+    config, tree, layout = described(architecture, spec, sampling=SHORT, update=HELD, **model)
+    held = footprint.state(tree, layout)
+    assert (held.pop("reference policy") > 0) == (not config.model.lora_rank)
+    state = sum(held.values())
+    prompt = ahead.prompt_shapes(architecture, config.data, 8)
+    split = layout.mesh[0]
+    batch = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(prompt)) // split
+    batch += 8 * 4 * 4 // split  # advantages
+    batch += 8 * 4 * 16 * (4 + 1 + 3 * 4) // split  # tokens, mask, log-probabilities of sampler, learner and reference
+    taken = compiled(config, architecture, "update").argument_size_in_bytes
+    rest = 2**4 * 8 + 1000 * 4  # scalars, fairness statistics of one domain
+    assert state + batch <= taken <= state + batch + rest
+
+
+def test_sharding_leaf_by_leaf():
+    """Eight of a matrix' rows divide over 4, six columns over 2; what does not divide stays whole."""
+    tree = {
+        "layers": {"mlp": {"up": {"kernel": jax.ShapeDtypeStruct((3, 8, 6), jnp.float32)}}},
+        "embedding": jax.ShapeDtypeStruct((10, 8), jnp.float32),
+        "norm": {"weight": jax.ShapeDtypeStruct((8,), jnp.float32)},
+    }
+    assert footprint.sharded(tree, (4, 2)) == 3 * 2 * 3 * 4 + 5 * 2 * 4 + 8 * 4
+    assert footprint.sharded(tree, (4, 4)) == 3 * 2 * 6 * 4 + 10 * 2 * 4 + 8 * 4
+    assert footprint.sharded(tree, (1, 1), 2) == 2 * (144 + 80 + 8)
+
+
+def test_moments_of_what_is_trained_alone():
+    _, tree, layout = described(qwen2_5_vl.tiny(), "1x1", lora_rank=4)
+    adapters = 4 * 2 * sum(a + b for a, b in ((64, 64), (64, 32), (64, 32), (64, 64), (64, 96), (64, 96), (96, 64)))
+    state = footprint.state(tree, dataclasses.replace(layout, reference=True))
+    assert state["optimizer moments"] == 2 * 4 * adapters
+    assert state["reference policy"] == 0  # it is the policy without adapters
+    _, tree, layout = described(qwen2_5_vl.tiny(), "1x1")
+    state = footprint.state(tree, dataclasses.replace(layout, reference=True))
+    assert state["optimizer moments"] == 2 * state["weights"] == 4 * state["reference policy"]
+
+
+def test_a_rollout_by_hand():
+    """Plain Qwen2 of two layers, 2 key heads of 16, width 64: 8 prompts on 4 devices, 4 rollouts of up to 64 tokens."""
+    architecture = text.tiny("qwen2")
+    _, tree, layout = described(architecture, "4x1", dtype="bfloat16")
+    prompt, decode = footprint.rollout(architecture, tree, layout)
+    parameters = sum(cost.parameters(architecture).values())
+    assert prompt["weights gathered"] == decode["weights gathered"] == 2 * parameters
+    assert prompt["prompt keys and values"] == 2 * 96 * (2 * 2 * 2 * 16) * 2
+    assert decode["rollout keys and values"] == 2 * 4 * 63 * (2 * 2 * 2 * 16) * 2
+    assert decode["weights by layer"] == 2 * cost.parameters(architecture)["layers"]
+    assert prompt["working"] == 2 * 96 * (4 * 64 + 2 * 6 * 16 + 3 * 96) * 2 + (4 + 2) * 4 * 2 * 96 * 96
+    assert decode["working"] > 2 * 4 * 512 * 3 * 4
+
+
+SPLIT = options.Sampling(max_new_tokens=64, weights="tensor")
+HALF = options.Sampling(max_new_tokens=64, dtype="bfloat16")
+
+
+@pytest.mark.parametrize(
+    "spec,sampling,numbers",
+    [
+        ("1x1", CONFIG.sampling, 0),  # sampled with as they are trained
+        ("1x1", HALF, 1 / 2),
+        ("1x2", CONFIG.sampling, 1),
+        ("1x2", SPLIT, 0),
+        ("2x2", CONFIG.sampling, 1),
+        ("2x2", HALF, 1 / 2),
+        ("2x2", SPLIT, 1 / 2),
+        ("2x2", dataclasses.replace(SPLIT, dtype="bfloat16"), 1 / 4),
+    ],
+)
+def test_the_weights_that_sample(spec, sampling, numbers):
+    """A copy where the program makes one, of as many bytes; norms and biases are never split."""
+    architecture, devices = qwen2_5_vl.tiny(), mesh.make(spec)
+    config, tree, layout = described(architecture, spec, sampling=sampling)
+    held = footprint.rollout(architecture, tree, layout)
+    params = mesh_zeros(tree, devices)
+    with jax.set_mesh(devices):
+        made = rollout.weights(params, dtype=sampling.dtype, tensor=sampling.weights == "tensor")
+    taken = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(made))
+    assert ahead.copied(config) == (made is not params) == ("copy" in ahead.stages(config)) == (numbers > 0)
+    assert held[0]["weights gathered"] == held[1]["weights gathered"] == (taken if numbers else 0)
+    assert footprint.copy(tree, layout) == taken
+    if numbers:
+        assert taken == pytest.approx(numbers * 4 * sum(cost.parameters(architecture).values()), rel=0.03)
+
+
+def mesh_zeros(tree, devices):
+    return jax.tree.map(
+        lambda x, where: jax.device_put(jnp.zeros(x.shape, x.dtype), where), tree, mesh.shardings(tree, devices)
+    )
+
+
+def test_what_is_split_along_tensor():
+    """Two key heads over two devices; over four they are split in two only."""
+    architecture = qwen2_5_vl.tiny()
+    both = lambda spec: footprint.rollout(architecture, *described(architecture, spec, sampling=SPLIT)[1:])
+    (_, one), (first, two), (_, four) = both("2x1"), both("2x2"), both("2x4")
+    for name in ("rollout keys and values", "prompt keys and values", "working"):
+        assert two[name] == one[name] // 2
+    assert four["rollout keys and values"] == two["rollout keys and values"] and four["working"] == one["working"] // 4
+    assert two["weights by layer"] < 0.6 * one["weights by layer"]
+    whole = footprint.rollout(architecture, *described(architecture, "2x2")[1:])
+    assert first["working"] == whole[0]["working"] // 2 and whole[1] == one
+
+
+def test_an_update_by_hand():
+    architecture = text.tiny("qwen2")
+    _, tree, layout = described(architecture, "4x1", dtype="bfloat16")
+    held = footprint.update(architecture, tree, layout)
+    tokens = 2 * 96, 2 * 4 * 63
+    assert held["kept"] == 2 * 64 * sum(tokens) * 2
+    assert held["prompt keys and values"] == 2 * (2 * 96 * (2 * 2 * 2 * 16) * 2)
+    assert held["working"] == max(
+        2 * 4 * 64 * 512 * (4 + 4 + 2),
+        *(
+            n * (4 * 64 + 2 * 6 * 16 + 3 * 96) * 2 * 2 + (4 + 4 + 2) * 4 * n * seen
+            for n, seen in zip(tokens, (96, 96 + 63), strict=True)
+        ),
+    )
+    layer = cost.parameters(architecture)["layers"] // 2
+    assert held["weights gathered"] == (64 * 512 + 2 * layer) * 2
+    assert held["gradients"] == 2 * footprint.state(tree, layout)["weights"]  # in float32
+    assert held["weights in the compute dtype"] == 0
+
+
+def test_parts_and_chunks_divide_what_is_kept():
+    architecture = wide(qwen2_5_vl.tiny())
+    _, tree, layout = described(architecture, "1x1")
+    whole = footprint.update(architecture, tree, layout)
+    halves = footprint.update(architecture, tree, dataclasses.replace(layout, parts=2, accumulation=2))
+    assert halves["kept"] == whole["kept"] // 2 and halves["gradients"] == 2 * whole["gradients"]
+    chunked = footprint.update(architecture, tree, dataclasses.replace(layout, chunks=4))
+    assert whole["kept"] - chunked["kept"] == 3 * 2 * 1024 * 8 * 63 * 4  # three of four rollouts
+    assert chunked["working"] < whole["working"]
+    mixed = footprint.update(architecture, tree, dataclasses.replace(layout, compute="bfloat16"))
+    assert mixed["weights in the compute dtype"] == footprint.state(tree, layout)["weights"] // 2
+    frozen = cost.Training(lora_rank=8, lora_targets="^layers/.*/q$")
+    adapted = footprint.update(architecture, tree, dataclasses.replace(layout, training=frozen))
+    assert whole["kept"] - adapted["kept"] == 2 * 512 * 8 * 128 * 4  # the tower has no backward pass
+    without = footprint.update(
+        architecture, tree, dataclasses.replace(layout, training=dataclasses.replace(frozen, remat=False))
+    )
+    assert without["kept"] > 4 * adapted["kept"]
+
+
+def temporary(name, program, spec="4x1", sampling=CONFIG.sampling):
+    architecture = wide(next(config for config in FAMILIES if config.model_type == name))
+    config, tree, layout = described(architecture, spec, sampling=sampling, update=HELD)
+    taken = compiled(config, architecture, program).temp_size_in_bytes
+    if program == "update":
+        return taken, sum(footprint.update(architecture, tree, layout).values())
+    added = ({**phase, "weights gathered": 0} for phase in footprint.rollout(architecture, tree, layout))
+    return taken, max(sum(phase.values()) for phase in added)
+
+
+@pytest.mark.parametrize(
+    "name,program,spec,sampling",
+    [
+        ("qwen2", "update", "4x1", SHORT),
+        ("qwen2_5_vl", "rollout", "2x2", SPLIT),
+        *(slow(name, "update", "4x1", CONFIG.sampling) for name in ("qwen2", "qwen2_5_vl", "gemma3")),
+        *(slow(name, "rollout", "4x1", CONFIG.sampling) for name in ("qwen2", "qwen2_5_vl", "gemma3")),
+    ],
+)
+def test_what_the_programs_add(name, program, spec, sampling):
+    """Compiled for simulated devices, where nothing is fused that an accelerator would fuse: within a factor of two."""
+    taken, formula = temporary(name, program, spec, sampling)
+    assert 0.5 < formula / taken < 2

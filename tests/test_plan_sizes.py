@@ -1,0 +1,99 @@
+"""The programs of published models at their true size, compiled for TPUs and GPUs that are not there.
+
+Run by ``make test-plan``, in an environment of its own with the two compilers: about an hour on two cores, once; what
+has been compiled before is taken from the cache.
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+
+import pytest
+
+from fairgrpo_jax import ahead, config as options, devices, plan
+from tests import real_sizes
+
+
+pytestmark = pytest.mark.plan
+
+MODELS = (
+    "Qwen/Qwen2-VL-2B-Instruct",
+    "Qwen/Qwen3-VL-4B-Instruct",
+    "google/gemma-3-4b-it",
+    "Qwen/Qwen2.5-VL-7B-Instruct",
+)
+# One prompt a device on 256 chips, four on 16, eight on a host of GPUs.
+TARGETS = {"h200:8": ("8x1", 64), "v5p:2x2x4": ("16x1", 64), "v5e:16x16": ("256x1", 256)}
+
+
+def config_of(root, name, mesh, prompts):
+    (root / "config.json").write_text(json.dumps(real_sizes.CONFIGS[name]))
+    return options.Config(
+        mesh=mesh,
+        prompts=prompts,
+        data=options.Data(prompt_length=640, num_patches=4096 if "gemma" in name else 1024),
+        model=options.Model(path=root, dtype="bfloat16"),
+        warmup=options.Warmup(steps=0),
+        sampling=options.Sampling(max_new_tokens=256),
+    )
+
+
+def require(platform):
+    try:
+        ahead.versions(platform)
+    except ValueError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.parametrize("program", ["copy", "rollout", "update"])
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("device", TARGETS)
+def test_true_sizes(tmp_path, device, name, program):
+    """Compiles, or does not fit where the formulas say so too; gathers nothing that it should not."""
+    mesh, prompts = TARGETS[device]
+    config = config_of(tmp_path, name, mesh, prompts)
+    made = plan.plan(config, device)
+    require(made.target.kind.platform)
+    outcome = ahead.compile_apart(config, made.target, program, timeout=3600, cache=plan.Arguments.cache)
+    formula = max(p.peak for p in made.phases if (p.name == "update") == (program == "update"))
+    if program == "copy":
+        formula = made.state["weights"] + made.phases[0].held["weights gathered"]
+    elif program == "rollout":
+        formula -= sum(made.state.values())
+    print(f"\n{name} on {device}: {outcome.words}; by formula {formula / devices.GIB:.2f} GiB; {outcome.seconds:.0f} s")
+    assert outcome.status in ("fits", "out of memory") and outcome.findings == ()
+    if outcome.arguments is None:
+        assert formula > 0.8 * made.limit
+    else:
+        assert outcome.needed is not None and 0.7 < formula / outcome.needed < 1.5
+
+
+@pytest.mark.parametrize("device,mesh", [("v5e:1x1", "1x1"), ("v6e:2x4", "4x2"), ("v5p:4x4x4", "64x1")])
+def test_slices_of_tpus(device, mesh):
+    """The compiler knows the slices of the table, that of a single chip included."""
+    require("tpu")
+    small = options.Config(mesh=mesh, warmup=options.Warmup(steps=0))
+    fsdp, tensor = map(int, mesh.split("x"))
+    outcome = ahead.compile_apart(small, devices.parse(device, fsdp * tensor), "rollout", timeout=900, cache=None)
+    assert outcome.status == "fits" and outcome.available == devices.KINDS[device[:3]].usable
+
+
+@pytest.mark.parametrize("device", ["h100:16", "a100:2"])
+def test_other_gpus(device):
+    require("gpu")
+    count = int(device.split(":")[1])
+    small = options.Config(mesh=f"{count}x1", warmup=options.Warmup(steps=0))
+    outcome = ahead.compile_apart(small, devices.parse(device, count), "update", timeout=900, cache=None)
+    assert outcome.status == "fits" and importlib.metadata.version("jax-cuda13-plugin") in outcome.versions
+
+
+@pytest.mark.parametrize("device,mesh", [("v5e:2x2", "4x1"), ("h200:1", "1x1")])
+def test_what_is_too_large(tmp_path, device, mesh):
+    """TPUs: the compiler stops, with both figures.  GPUs: it goes on, and its figure is compared here."""
+    config = config_of(tmp_path, "Qwen/Qwen2.5-VL-7B-Instruct", mesh, 64)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype="float32"))
+    made = plan.plan(config, device)
+    require(made.target.kind.platform)
+    outcome = ahead.compile_apart(config, made.target, "update", timeout=900, cache=None)
+    assert outcome.status == "out of memory" and not made.fits
+    assert outcome.needed is not None and outcome.available == made.limit < outcome.needed
