@@ -3,6 +3,7 @@
 ``sample`` is one jitted program: prompt pass, then a loop that decodes one token of every rollout until all have ended.
 Weights are gathered once, before the loop, or by ``weights`` once for several batches.  The randomness of a token
 depends on (key, row, position) alone, so neither the mesh nor the other rows of a batch change what a row samples.
+Rows that have ended are carried along until all have: whether leaving them out pays is not yet measured on a GPU.
 """
 
 import functools
