@@ -106,6 +106,13 @@ def gather(tree: Any, *, tensor: bool = False) -> Any:
     )
 
 
+def whole_rows(table: jax.Array) -> jax.Array:
+    """Inside jit: gathers the columns of a table, its rows left as they are split; without a mesh, returns it."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return table
+    return jax.lax.with_sharding_constraint(table, P(P.UNCONSTRAINED, None))
+
+
 def keep_sharded(tree: Any) -> Any:
     """Inside jit: holds parameters, or anything shaped like them, to the sharding rules."""
     mesh = jax.sharding.get_abstract_mesh()

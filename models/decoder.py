@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fairgrpo_jax.mesh import constrain, gather
+from fairgrpo_jax.mesh import constrain, whole_rows
 from fairgrpo_jax.models import layers, vision
 from fairgrpo_jax.models.attention import MASKED, KeyValue, Masks
 from fairgrpo_jax.models.inputs import Prompt
@@ -326,8 +326,7 @@ def log_probs(
 
 def _embed(params: dict, config: TextConfig, tokens: jax.Array) -> jax.Array:
     """Token embeddings (..., d), times ``embedding_scale`` in their own dtype."""
-    (table,) = gather((params["embedding"],))  # else the columns of every token are exchanged
-    x = constrain(table[tokens])
+    x = constrain(whole_rows(params["embedding"])[tokens])  # else the columns of every token are exchanged
     return x * jnp.asarray(config.embedding_scale, x.dtype) if config.embedding_scale != 1 else x
 
 
