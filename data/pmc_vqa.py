@@ -5,12 +5,12 @@ The owners split by question: articles, and even figures, are on both sides. ``s
 """
 
 import re
-import zipfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
+from fairgrpo_jax.data import archives
 from fairgrpo_jax.data.about import About
 from fairgrpo_jax.data.found import check_split
 from fairgrpo_jax.data.record import Media, Record, RecordList
@@ -119,12 +119,9 @@ def _media(images: Path) -> Callable[[str], Media]:
         folder = images / images.name if (images / images.name).is_dir() else images  # the zip holds a folder too
         return lambda name: Media("image", path=folder / name)
     members: dict[str, str] = {}
-    try:
-        with zipfile.ZipFile(images) as archive:
-            names = [name for name in archive.namelist() if not name.endswith("/") and not name.startswith("__MACOSX/")]
-    except (zipfile.BadZipFile, OSError) as error:
-        raise ValueError(f"archive {images} is broken ({error}); download it again from {ABOUT.where}") from error
-    for name in names:
+    for name in archives.members(images):
+        if name.startswith("__MACOSX/"):
+            continue
         figure = name.rsplit("/", 1)[-1]
         if members.setdefault(figure, name) != name:
             raise ValueError(f"archive {images} has {members[figure]} and {name}; wanted one figure of each name")
