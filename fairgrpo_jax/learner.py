@@ -241,8 +241,12 @@ def automatic_chunks(
     )
 
 
-def _chunks(state: TrainState, batch: PolicyBatch, config: Any, update: options.Update, compute: str | None) -> int:
-    """``update.chunks``, or as many as the memory of the device asks for."""
+def chunks(state: TrainState, batch: PolicyBatch, config: Any, update: options.Update, compute: str | None) -> int:
+    """``update.chunks``, or as many as the memory of the device asks for in an update of ``batch``.
+
+    Raises:
+      ValueError: if the rollouts of a prompt cannot be cut into ``update.chunks``.
+    """
     P, G, T = batch.tokens.shape
     if update.chunks:
         if G % update.chunks:
@@ -255,7 +259,7 @@ def _chunks(state: TrainState, batch: PolicyBatch, config: Any, update: options.
         update,
         state.params,
         state.moments,
-        prompts=P,
+        prompts=P // update.mini_batches,
         rollouts=G,
         prompt_length=batch.prompt.tokens.shape[1],
         length=T,
@@ -327,6 +331,7 @@ def policy_step(
     """
     if update.beta and batch.reference_logprobs is None:
         raise ValueError(f"got update.beta={update.beta} without reference_logprobs; wanted them: learner.score(...)")
+    count = chunks(state, batch, config, update, compute)
     batch = jax.tree.map(lambda x: staged.strided(x, update.mini_batches)[index], batch)
     total = losses.denominator(batch.mask, update.aggregation)
     length = batch.tokens.shape[-1] if update.aggregation == "constant" else None
@@ -354,8 +359,7 @@ def policy_step(
         return value, metrics | {"mismatch": apart.sum() / tokens}
 
     trained, frozen = lora.trainable(cast(state.params, compute), freeze)
-    chunks = _chunks(state, batch, config, update, compute)
-    plan = staged.Plan(config, update.accumulation, chunks, temperature, update.remat)
+    plan = staged.Plan(config, update.accumulation, count, temperature, update.remat)
     grads, metrics = staged.gradients(loss, trained, frozen, batch.prompt, batch.rollouts, plan)
     return _descend(state, grads, metrics, optim, steps, freeze)
 

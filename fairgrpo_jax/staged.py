@@ -39,14 +39,15 @@ class Plan(NamedTuple):
 
 
 def ladder(length: int) -> tuple[int, ...]:
-    """The lengths at which completions of up to ``length`` tokens are run: an eighth, a quarter, half, 3/4 and all.
+    """The lengths at which completions of up to ``length`` tokens are run: a quarter, half, three quarters and all.
 
-    Each is rounded up to a multiple of 16, and none is longer than ``length``.
+    Each is rounded up to a multiple of 16, and none is longer than ``length``.  Each is compiled: an eighth besides
+    would cost a quarter more of that time and, where all lengths are as likely, save 3 % of the tokens.
 
     >>> ladder(256), ladder(100), ladder(12)
-    ((32, 64, 128, 192, 256), (16, 32, 64, 80, 100), (12,))
+    ((64, 128, 192, 256), (32, 64, 80, 100), (12,))
     """
-    return tuple(sorted({min(length, -(-length * eighths // (8 * STEP)) * STEP) for eighths in (1, 2, 4, 6, 8)}))
+    return tuple(sorted({min(length, -(-length * quarters // (4 * STEP)) * STEP) for quarters in (1, 2, 3, 4)}))
 
 
 def prompt_ends(params: dict, prompt: models.Prompt, plan: Plan) -> Ends:

@@ -281,11 +281,14 @@ def update(run: runs.Run, state: learner.TrainState, sampled: Sampled, advantage
     )
     shared: dict = dict(config=run.model, temperature=config.sampling.temperature, compute=config.model.compute)
     updates = spec.passes * spec.mini_batches
-    parts = dict(parts=spec.mini_batches * spec.accumulation, chunks=spec.chunks or 1)
+    pieces: dict = dict(
+        parts=spec.mini_batches * spec.accumulation,
+        chunks=learner.chunks(state, batch, run.model, spec, config.model.compute),
+    )
     if updates > 1:
-        batch = learner.score(state.params, batch, **shared, **parts)
+        batch = learner.score(state.params, batch, **shared, **pieces)
     if spec.beta:
-        batch = learner.score(run.reference(state.params), batch, policy="reference", **shared, **parts)
+        batch = learner.score(run.reference(state.params), batch, policy="reference", **shared, **pieces)
     collected = []
     for index in [*range(spec.mini_batches)] * spec.passes:
         state, metrics = learner.policy_step(

@@ -258,7 +258,7 @@ def test_chunk_count_by_hand():
 
 
 def test_memory_decides_the_number_of_chunks_unless_told(params, batch, monkeypatch):
-    count = lambda **update: learner._chunks(state(params), batch, MODEL, options.Update(**update), None)
+    count = lambda **update: learner.chunks(state(params), batch, MODEL, options.Update(**update), None)
     assert count() == 1 and count(chunks=2) == 2
     held = sum(x.nbytes for x in jax.tree.leaves((params, learner.fresh_moments(params, optim=OPTIM, steps=1))))
     held += 3 * sum(x.nbytes for x in jax.tree.leaves(params))  # two gradients and the cast weights

@@ -265,13 +265,12 @@ def test_an_update_is_cut_as_on_the_device(monkeypatch):
     simulated, architecture = mesh.make("4x1"), text.tiny("qwen2")
     with jax.set_mesh(simulated):
         state, batch, _ = ahead.programs(config, architecture, simulated)["update"]().args_info[0]
-        half = lambda x: jax.ShapeDtypeStruct((x.shape[0] // 2, *x.shape[1:]), x.dtype)
-        state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
-        batch, counts = jax.tree.map(half, batch), []
+        state, batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (state, batch))
+        counts = []
         for memory in range(1 << 20, 4 << 20, 1 << 14):
             monkeypatch.setattr(learner, "MEMORY", memory)
             counts.append(ahead.chunked(config, architecture, memory).update.chunks)
-            assert counts[-1] == learner._chunks(state, batch, architecture, config.update, None), memory
+            assert counts[-1] == learner.chunks(state, batch, architecture, config.update, None), memory
     assert sorted(set(counts)) == [1, 2, 4] and counts == sorted(counts, reverse=True)
     told = dataclasses.replace(config, update=options.Update(chunks=2))
     assert ahead.chunked(told, architecture, 1 << 20) == told

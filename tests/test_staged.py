@@ -189,7 +189,7 @@ def test_scores_come_back_in_the_order_of_the_rollouts():
 
 @pytest.mark.parametrize(
     "length, sizes",
-    [(1024, (128, 256, 512, 768, 1024)), (200, (32, 64, 112, 160, 200)), (40, (16, 32, 40)), (16, (16,)), (1, (1,))],
+    [(1024, (256, 512, 768, 1024)), (200, (64, 112, 160, 200)), (40, (16, 32, 40)), (16, (16,)), (1, (1,))],
 )
 def test_ladder(length, sizes):
     assert staged.ladder(length) == sizes
