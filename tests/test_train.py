@@ -332,7 +332,9 @@ def test_speed_counts_tokens_and_useful_work_only():
 def test_several_mini_batches_and_passes_update_as_often(whole, tmp_path, monkeypatch):
     """Where memory is short, the rollouts are scored in as many chunks as they are learned from."""
     chunks, score = [], learner.score
-    monkeypatch.setattr(learner, "score", lambda *args, **named: chunks.append(named["chunks"]) or score(*args, **named))
+    monkeypatch.setattr(
+        learner, "score", lambda *args, **named: chunks.append(named["chunks"]) or score(*args, **named)
+    )
     monkeypatch.setattr(learner, "MEMORY", 1)
     config = after_warmup(whole, steps=1, update=options.Update(mini_batches=2, passes=2, accumulation=2))
     go(config, tmp_path)
