@@ -15,6 +15,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -317,7 +318,9 @@ def target_config(kind: devices.Kind) -> str:
     return f'gpu_device_info {{\n{body}{capability}}}\nplatform_name: "CUDA"\ndevice_description_str: "{kind.title}"\n'
 
 
-def examine(program: str, lowered: jax.stages.Lowered, depths: Sequence[int], available: int) -> Outcome:
+def examine(
+    program: str, lowered: jax.stages.Lowered, depths: Sequence[int], available: int, dump: Path | None = None
+) -> Outcome:
     """Compiles one program and reads memory and collectives.
 
     Args:
@@ -325,6 +328,7 @@ def examine(program: str, lowered: jax.stages.Lowered, depths: Sequence[int], av
         lowered: from :func:`programs`.
         depths: numbers of layers, by which stacked parameters are known.
         available: bytes of a device that may be used.
+        dump: folder where the compiler itself writes the programs that it has compiled; None: nowhere.
     """
     try:
         compiled = lowered.compile()
@@ -343,8 +347,19 @@ def examine(program: str, lowered: jax.stages.Lowered, depths: Sequence[int], av
         available=available,
         arguments=memory.argument_size_in_bytes,
         temporary=memory.temp_size_in_bytes,
-        findings=tuple(gathers.findings(program, compiled.as_text() or "", depths)),
+        findings=tuple(gathers.findings(program, _text(compiled, dump), depths)),
     )
+
+
+def _text(compiled: jax.stages.Compiled, dump: Path | None) -> str:
+    """The compiled program: libtpu's own text where it has instructions that the XLA of jaxlib cannot read."""
+    try:
+        return compiled.as_text() or ""
+    except jax.errors.JaxRuntimeError:
+        written = sorted(dump.glob("*.after_codegen.txt"), key=lambda path: path.stat().st_mtime) if dump else []
+        if not written:
+            raise
+        return written[-1].read_text()
 
 
 def versions(platform: str) -> str:
@@ -362,7 +377,9 @@ def versions(platform: str) -> str:
         ) from error
 
 
-def compile_one(config: options.Config, target: devices.Target, program: str, *, cache: Path | None) -> Outcome:
+def compile_one(
+    config: options.Config, target: devices.Target, program: str, *, cache: Path | None, dump: Path | None = None
+) -> Outcome:
     """Lowers and compiles one program in this process; an earlier result of the same program is taken from the cache.
 
     Args:
@@ -370,20 +387,23 @@ def compile_one(config: options.Config, target: devices.Target, program: str, *,
         target: what to compile for.
         program: one of ``PROGRAMS``.
         cache: folder of earlier results; None: compile in any case.
+        dump: folder for what a compiler writes besides, before it has been loaded; None: nothing.
     """
+    flags = os.environ.get("XLA_FLAGS", "") + os.environ.get("LIBTPU_INIT_ARGS", "")
+    if dump is not None:
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_dump_to={dump} --xla_dump_hlo_as_text"
     began, installed = time.monotonic(), versions(target.kind.platform)
     architecture = describe(config.model)
     config, mesh = chunked(config, architecture, target.kind.usable), mesh_of(target, config.mesh)
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         lowered = programs(config, architecture, mesh)[program]()
-        flags = os.environ.get("XLA_FLAGS", "") + os.environ.get("LIBTPU_INIT_ARGS", "")
         identity = (program, lowered.as_text(), target.name, str(target.kind), config.mesh, installed, flags)
         name = f"{hashlib.sha256(repr(identity).encode()).hexdigest()[:32]}.json"
         path = cache / name if cache is not None else None
         if path is not None and path.is_file():
             return dataclasses.replace(_read(path.read_text()), cached=True)
         depths = [architecture.num_layers] + ([architecture.vision.depth] if architecture.vision is not None else [])
-        outcome = examine(program, lowered, depths, target.kind.usable)
+        outcome = examine(program, lowered, depths, target.kind.usable, dump)
     outcome = dataclasses.replace(outcome, seconds=round(time.monotonic() - began, 1), versions=installed)
     if path is not None and outcome.status != "compile error":
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -414,7 +434,9 @@ def compile_apart(
         cache: folder of earlier results.
     """
     request = dict(config=options.to_dict(config), device=target.name, program=program, cache=cache and str(cache))
-    return finish(program, [sys.executable, "-m", "fairgrpo_jax.ahead"], json.dumps(request), timeout=timeout)
+    with tempfile.TemporaryDirectory() as dump:
+        request["dump"] = dump if target.kind.platform == "tpu" else None
+        return finish(program, [sys.executable, "-m", "fairgrpo_jax.ahead"], json.dumps(request), timeout=timeout)
 
 
 def finish(program: str, command: Sequence[str], request: str, *, timeout: float) -> Outcome:
@@ -463,9 +485,9 @@ def main() -> None:
     request = json.load(sys.stdin)
     config, program = options.from_dict(request["config"]), request["program"]
     fsdp, tensor = meshes.parse(config.mesh)
-    cache = Path(request["cache"]) if request["cache"] else None
+    cache, dump = (Path(request[name]) if request[name] else None for name in ("cache", "dump"))
     try:
-        outcome = compile_one(config, devices.parse(request["device"], fsdp * tensor), program, cache=cache)
+        outcome = compile_one(config, devices.parse(request["device"], fsdp * tensor), program, cache=cache, dump=dump)
     except ValueError as error:
         status = "not installed" if "pip install" in str(error) else "compile error"
         outcome = Outcome(program=program, status=status, message=str(error))

@@ -2,10 +2,16 @@
 
 import gc
 import os
+from pathlib import Path
 
 
 # Tests compile much and compute little: code of lower quality compiles twice as fast.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+# What has been compiled is kept, for other files, for processes that tests start, and for the next run of the tests;
+# `pytest --cache-clear` forgets it.
+CACHE = Path(__file__).parent.parent / ".pytest_cache" / "d" / "programs"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 import jax  # noqa: E402
 import pytest  # noqa: E402

@@ -4,11 +4,13 @@ import dataclasses
 import importlib.metadata
 import io
 import json
+import os
 import pathlib
 import signal
 import subprocess
 import sys
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -139,6 +141,23 @@ def test_a_compiler_that_refuses():
     lowered = Failing("INTERNAL: Mosaic failed\n to compile")  # type: ignore[assignment]
     outcome = ahead.examine("update", lowered, [2], 1 << 40)
     assert outcome.words == "update: compile error: INTERNAL: Mosaic failed to compile"
+
+
+def test_a_text_that_cannot_be_read_is_taken_from_the_compiler(tmp_path):
+    """As of libtpu 0.0.42.1 and jaxlib 0.10.2, whose words these are."""
+
+    class Unread:
+        def as_text(self):
+            raise jax.errors.JaxRuntimeError("INTERNAL: async-update instruction should have 1 operands but sees 3")
+
+    compiled: Any = Unread()
+    for number, name in enumerate(("0.copy.after_codegen", "1.jit.after_codegen", "2.jit.before_optimizations")):
+        (tmp_path / f"{name}.txt").write_text(name)
+        os.utime(tmp_path / f"{name}.txt", (number, number))
+    assert ahead._text(compiled, tmp_path) == "1.jit.after_codegen"
+    for nowhere in (None, tmp_path / "empty"):
+        with pytest.raises(jax.errors.JaxRuntimeError, match="async-update"):
+            ahead._text(compiled, nowhere)
 
 
 def compiled_text(program, config=CONFIG, architecture=None):
