@@ -8,7 +8,7 @@ process of its own with a limit in seconds, so that one that fails or takes too 
   weights of the decoder, the prompts' keys and values, and the mean of the completions' own;
 * update: one ``learner.policy_step``, its FLOPs against the measured product (6 per weight and token, and attention, of
   prompts once and of completions; what is computed twice to save memory counts once), and its peak memory against the
-  sum of what must be there (see ``planned``);
+  plan before a run (``fairgrpo_jax.plan``);
 * attention: values and gradients of the kernel against plain JAX, as errors against plain JAX in float32;
 * trl: a whole step of ``step.py`` against TRL, at the size of Qwen2.5-VL-3B, if ``--trl-python`` has torch and trl.
 
@@ -39,7 +39,7 @@ import step as steps  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
-from fairgrpo_jax import config as options, fairness, learner, models, rollout  # noqa: E402
+from fairgrpo_jax import config as options, cost, fairness, footprint, learner, models, rollout  # noqa: E402
 from fairgrpo_jax.models import gemma3, qwen2_5_vl  # noqa: E402
 
 
@@ -270,7 +270,7 @@ def update(scale: Scale, name: str, *, toy: bool) -> dict[str, Any]:
             "text": f"{P * G * T / took:,.0f} tokens/s, {took:.3f} s, first {spent[0]:.0f} s",
         }
     }
-    peak, plan = peak_bytes(), planned(config, state.params, batch)
+    peak, plan = peak_bytes(), planned(config, state, batch)
     text = "not reported by this device" if peak is None else f"{peak / 2**30:.1f} of {plan / 2**30:.1f} GiB planned"
     lines["peak memory"] = {"peak": peak, "plan": plan, "text": text}
     if peak is not None:
@@ -452,20 +452,20 @@ def flops(config: Any, params: dict, batch: learner.PolicyBatch) -> float:
     return 3.0 * (layers + scores + head + blocks + ends + 4 * tower.hidden_size * P * patches * seen)
 
 
-def planned(config: Any, params: dict, batch: learner.PolicyBatch) -> float:
-    """Bytes of weights, their gradient and two moments; what one pass keeps a layer; logits and their gradient.
-
-    A layer keeps its input for the backward pass, and the prompts' keys and values with their gradient; one layer at a
-    time has its own activations, about four times the MLP's width a token, and two arrays of attention scores.
-    """
+def planned(config: Any, state: learner.TrainState, batch: learner.PolicyBatch) -> int:
+    """Bytes of one device that ``fairgrpo_jax.plan`` foretells for an update."""
     P, G, T = batch.tokens.shape
-    Tp = batch.prompt.tokens.shape[1]
-    tokens = P * (Tp + G * T)
-    kept = config.num_layers * tokens * config.hidden_size * 2
-    shared = 2 * config.num_layers * P * Tp * 2 * config.num_kv_heads * config.head_dim * 2
-    layer = 4 * tokens * config.intermediate_size * 2 + 2 * P * G * T * config.num_heads * (Tp + T) * 4
-    logits = 2 * P * G * min(T, 128) * config.vocab_size * 4
-    return 4.0 * sum(x.nbytes for x in jax.tree.leaves(params)) + kept + shared + layer + logits
+    vision, dtype = batch.prompt.vision, state.params["embedding"].dtype.name
+    patches = 0 if vision is None else vision.patches.shape[1]
+    layout = footprint.Layout(
+        sizes=cost.Sizes(prompts=P, rollouts=G, prompt=batch.prompt.tokens.shape[1], completion=T, patches=patches),
+        mesh=(1, 1),
+        compute=dtype,
+        sampler=dtype,
+        chunks=learner.chunks(state, batch, config, options.Update(), None),
+    )
+    held = footprint.state(state.params, layout), footprint.update(config, state.params, layout)
+    return sum(sum(part.values()) for part in held)
 
 
 def peak_bytes() -> int | None:

@@ -305,7 +305,7 @@ def log_probs(
     def score(hidden, targets):
         logits = policy_logits(params, config, hidden, temperature)
         # A comparison instead of take_along_axis, whose gradient is a scatter into all logits.
-        picked = jnp.where(jnp.arange(logits.shape[-1]) == targets[..., None], logits, 0.0).sum(-1)
+        picked = jnp.where(jax.nn.one_hot(targets, logits.shape[-1], dtype=bool), logits, 0.0).sum(-1)
         return picked - jax.nn.logsumexp(logits, axis=-1)
 
     if chunk is None:

@@ -22,6 +22,14 @@ TEMPERATURE = 0.7
 PLANS = [(1, 1, False), (2, 2, True), (1, 4, True)]  # parts, chunks, remat
 
 
+@pytest.fixture(autouse=True, scope="module")
+def two_lengths():
+    """Completions of 20 tokens are run at 16 or 20."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(staged, "STEP", 16)
+        yield
+
+
 def rollouts(seed=4):
     """Completions of ragged length with the weight of every log-probability in the loss."""
     weight = np.random.default_rng(seed).normal(size=MASK.shape).astype(np.float32)
@@ -189,7 +197,8 @@ def test_scores_come_back_in_the_order_of_the_rollouts():
 
 @pytest.mark.parametrize(
     "length, sizes",
-    [(1024, (256, 512, 768, 1024)), (200, (64, 112, 160, 200)), (40, (16, 32, 40)), (16, (16,)), (1, (1,))],
+    [(1024, (256, 512, 768, 1024)), (1000, (256, 512, 768, 1000)), (150, (64, 128, 150)), (64, (64,)), (1, (1,))],
 )
-def test_ladder(length, sizes):
+def test_ladder(length, sizes, monkeypatch):
+    monkeypatch.setattr(staged, "STEP", 64)
     assert staged.ladder(length) == sizes
