@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType
 
 from fairgrpo_jax import cost, mesh as meshes
-from fairgrpo_jax.models import decoder, lora
+from fairgrpo_jax.models import attention, decoder, lora
 
 
 WIDE = 4  # bytes of what is computed in float32 whatever the weights are: scores, logits, sums of gradients
@@ -117,13 +117,13 @@ def rollout(architecture: Any, tree: Any, layout: Layout) -> tuple[dict[str, int
     across, weights = (1, layout.across), copy(tree, layout) if layout.copied else 0
     heads = math.gcd(architecture.num_kv_heads, layout.across)
     kv = lambda places: int(cost.cache_bytes(architecture, places, layout.sampler) / heads)
-    layer = _layer(architecture, tokens, tokens * sizes.prompt, size)
+    layer = _layer(architecture, size, layout.prompts, 1, sizes.prompt, sizes.prompt)
     first = {
         "weights gathered": weights,
         "prompt keys and values": kv(tokens),
         "working": int(max(_tower(architecture, layout.prompts, sizes.patches, size), layer) / layout.across),
     }
-    row = _layer(architecture, rows, rows * (sizes.prompt + own), size)
+    row = _layer(architecture, size, rows, 1, 1, sizes.prompt + own)
     decode = {
         "weights gathered": weights,
         "weights by layer": sharded({"layers": tree["layers"]}, across, size),
@@ -155,13 +155,13 @@ def update(architecture: Any, tree: Any, layout: Layout) -> dict[str, int]:
     trained = lora.trainable(tree, layout.training.freeze)[0]
     prompts, own = -(-layout.prompts // layout.parts), max(sizes.completion - 1, 0)
     first, rest = prompts * sizes.prompt, layout.rows * own
-    passes = (first, first * sizes.prompt), (rest, rest * (sizes.prompt + own))
+    passes = (prompts, 1, sizes.prompt, sizes.prompt), (prompts, layout.rows / prompts, own, sizes.prompt + own)
     kept = architecture.num_layers * architecture.hidden_size * (first + rest) * size
     if not layout.training.remat:
-        kept += architecture.num_layers * sum(_layer(architecture, *part, size) for part in passes) / tensor
+        kept += architecture.num_layers * sum(_layer(architecture, size, *part, kept=True) for part in passes) / tensor
     steps = min(sizes.completion, decoder.logit_steps(layout.rows, architecture.vocab_size))
     logits = layout.rows * steps * architecture.vocab_size * (2 * WIDE + size)
-    layers = [_layer(architecture, *part, size, backward=True) for part in passes]
+    layers = [_layer(architecture, size, *part, backward=True) for part in passes]
     tower = _tower(architecture, prompts, sizes.patches, size, backward=True)
     head, block = architecture.hidden_size * architecture.vocab_size, _numbers(tree["layers"]) / architecture.num_layers
     split = sharded(tree, layout.mesh) < sharded(tree, (1, 1))
@@ -175,25 +175,61 @@ def update(architecture: Any, tree: Any, layout: Layout) -> dict[str, int]:
     }
 
 
-def _layer(architecture: Any, tokens: float, pairs: float, size: int, *, backward: bool = False) -> float:
-    """What one layer of the decoder computes on so many tokens, and pairs of query and key.
-
-    Scores are held in float32, and in the dtype of the values they weigh; backward their gradient too.
-    """
+def _layer(
+    architecture: Any,
+    size: int,
+    prompts: float,
+    rollouts: float,
+    queries: float,
+    keys: float,
+    *,
+    backward: bool = False,
+    kept: bool = False,
+) -> float:
+    """What one layer of the decoder computes, with attention of so many queries to so many keys a rollout."""
     heads = architecture.num_heads + architecture.num_kv_heads
     row = 4 * architecture.hidden_size + 2 * heads * architecture.head_dim + 3 * architecture.intermediate_size
-    scores = (1 + backward) * WIDE + size
-    return tokens * row * size * (1 + backward) + scores * architecture.num_heads * pairs
+    scores = _scores(architecture.num_heads, size, prompts, rollouts, queries, keys, backward=backward, kept=kept)
+    return prompts * rollouts * queries * row * size * (1 + backward) + scores
 
 
-def _tower(architecture: Any, prompts: float, each: int, size: int, *, backward: bool = False) -> float:
+def _tower(
+    architecture: Any, prompts: float, each: int, size: int, *, backward: bool = False, kept: bool = False
+) -> float:
     """What one block of the tower computes; its attention is computed over all patches of a prompt, or of an image."""
     vision = architecture.vision
     if vision is None:
         return 0.0
     row = 8 * vision.hidden_size + (3 if vision.gated else 2) * vision.intermediate_size
-    scores = ((1 + backward) * WIDE + size) * vision.num_heads * (vision.unit if vision.image_size else each)
-    return prompts * each * (row * size * (1 + backward) + scores)
+    keys = vision.unit if vision.image_size else each
+    images = prompts * each / keys
+    scores = _scores(vision.num_heads, size, images, 1, keys, keys, backward=backward, kept=kept)
+    return prompts * each * row * size * (1 + backward) + scores
+
+
+def _scores(
+    heads: int,
+    size: int,
+    rows: float,
+    rollouts: float,
+    queries: float,
+    keys: float,
+    *,
+    backward: bool = False,
+    kept: bool = False,
+) -> float:
+    """Scores of attention in float32, and in the dtype of the values they weigh; backward their gradient too.
+
+    ``attention.choose`` holds them whole only where they are few.  Above that they come by rollout and by block of
+    queries, or inside a kernel, and nothing of them is kept for the backward pass.
+    """
+    numbers = heads * keys * rows * rollouts * queries
+    if queries > 1 and WIDE * numbers > attention.LARGE:
+        if kept:
+            return 0.0
+        block = heads * keys * rows * min(queries, attention.LEAST_QUERIES)
+        numbers = min(numbers, max(block, attention.LARGE / WIDE))
+    return ((1 + backward) * WIDE + size) * numbers
 
 
 def _kept_tower(architecture: Any, prompts: float, layout: Layout, size: int) -> float:
@@ -205,7 +241,11 @@ def _kept_tower(architecture: Any, prompts: float, layout: Layout, size: int) ->
     if not any(any(cost.trained_linear(linear.path, layout.training)) for linear in tower):
         return 0.0
     inputs = vision.depth * vision.hidden_size * prompts * layout.sizes.patches * size
-    whole = 0 if layout.training.remat else vision.depth * _tower(architecture, prompts, layout.sizes.patches, size)
+    whole = (
+        0
+        if layout.training.remat
+        else vision.depth * _tower(architecture, prompts, layout.sizes.patches, size, kept=True)
+    )
     return inputs * (1 + len(vision.deepstack)) + whole
 
 

@@ -15,7 +15,7 @@ from flax import struct
 
 from fairgrpo_jax import config as options, losses, mesh, models, staged
 from fairgrpo_jax.fairness import FairnessState
-from fairgrpo_jax.models import decoder, lora
+from fairgrpo_jax.models import attention, decoder, lora
 
 
 MEMORY = 16 << 30  # bytes of a device that does not say how many it has
@@ -156,12 +156,14 @@ def chunk_count(
 ) -> int:
     """Into how many chunks the rollouts of each prompt have to be cut for their update to fit into memory.
 
-    The smallest divisor m of G with  (P G / m) (T c + 12 V min(T, t)) <= free - P Tp e,  or G if there is none; logits
-    of t steps (``decoder.logit_steps`` of P G / m rows) in three float32 copies, and in bytes of a token
-      c = s L d + s a + 16 N (Tp + T)   a completion: kept between layers, of one layer, scores and their gradients;
-      c = L (s a + 8 N (Tp + T))        without recomputation: all of every layer is kept;
-      e = L (s d + 2 K H (s + 4))       a prompt: kept, its keys and values and their gradient,
-    with a = 2 (6 d + 2 (N + K) H + 3 F) activations of one layer and their gradients.
+    The smallest divisor m of G with  (P G / m) (T c + 12 V min(T, t)) + b <= free - P Tp e,  or G if there is none;
+    logits of t steps (``decoder.logit_steps`` of P G / m rows) in three float32 copies, and in bytes of a token
+      c = s L d + s a               a completion: kept between layers, of one layer and their gradients;
+      c = L s a                     without recomputation: all of every layer is kept;
+      e = L (s d + 2 K H (s + 4))   a prompt: kept, its keys and values and their gradient,
+    with a = 2 (6 d + 2 (N + K) H + 3 F) activations of one layer and their gradients.  Scores of attention, N (Tp + T)
+    numbers a token, are b: 16 bytes each in one layer, without recomputation 8 in every layer; where they are more than
+    ``attention.LARGE``, those of a block.
 
     Args:
       config: the decoder: L layers, width d, N heads and K key-value heads of size H, MLP width F, vocabulary V.
@@ -183,15 +185,20 @@ def chunk_count(
     """
     L, d, N, H = config.num_layers, config.hidden_size, config.num_heads, config.head_dim
     layer = 6 * d + 2 * (N + config.num_kv_heads) * H + 3 * config.intermediate_size
-    scores = 8 * N * (prompt_length + length)
-    completion = itemsize * (L * d + 2 * layer) + 2 * scores if remat else L * (2 * itemsize * layer + scores)
+    completion = itemsize * (L * d + 2 * layer) if remat else L * 2 * itemsize * layer
     prompt = L * (itemsize * d + 2 * config.num_kv_heads * H * (itemsize + 4))
     left = free - prompts * prompt_length * prompt
 
     def need(m: int) -> int:
         rows = prompts * rollouts // m
         steps = min(length, decoder.logit_steps(rows, config.vocab_size))
-        return rows * (length * completion + 12 * config.vocab_size * steps)
+        scores = 4 * N * (prompt_length + length) * rows * length
+        if scores > attention.LARGE:
+            block = scores // length // rows * prompts * min(length, attention.LEAST_QUERIES)
+            scores = 4 * max(block, attention.LARGE)
+        else:
+            scores *= 4 if remat else 2 * L
+        return rows * (length * completion + 12 * config.vocab_size * steps) + scores
 
     return next((m for m in range(1, rollouts) if rollouts % m == 0 and need(m) <= left), rollouts)
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from fairgrpo_jax import ahead, config as options, cost, footprint, mesh, plan, policy, rollout
-from fairgrpo_jax.models import qwen2_5_vl, text
+from fairgrpo_jax.models import attention, qwen2_5_vl, text
 from tests.test_cost import FAMILIES, wide
 
 
@@ -222,3 +222,17 @@ def test_what_the_programs_add(name, program, spec, sampling):
     """Compiled for simulated devices, where nothing is fused that an accelerator would fuse: within a factor of two."""
     taken, formula = temporary(name, program, spec, sampling)
     assert 0.5 < formula / taken < 2
+
+
+def test_scores_are_whole_where_they_are_few_and_else_a_block(monkeypatch):
+    """Two heads, 100 keys, 3 prompts, 4 rollouts, 50 queries: 120 000 scores in float32, or a block of one rollout."""
+    sizes = 2, 2, 3, 4, 50, 100
+    assert footprint._scores(*sizes) == (4 + 2) * 120_000
+    assert footprint._scores(*sizes, backward=True) == (8 + 2) * 120_000
+    monkeypatch.setattr(attention, "LARGE", 4 * 20_000)
+    monkeypatch.setattr(attention, "LEAST_QUERIES", 10)
+    assert footprint._scores(*sizes, backward=True) == (8 + 2) * 20_000
+    monkeypatch.setattr(attention, "LEAST_QUERIES", 40)
+    assert footprint._scores(*sizes) == (4 + 2) * 2 * 100 * 3 * 40
+    assert footprint._scores(*sizes, kept=True) == 0
+    assert footprint._scores(2, 2, 1200, 1, 1, 100) == (4 + 2) * 240_000  # a token at a time is never cut

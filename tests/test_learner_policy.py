@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from fairgrpo_jax import config as options, fairness, learner, losses, mesh, staged
-from fairgrpo_jax.models import decoder, lora, text
+from fairgrpo_jax.models import attention, decoder, lora, text
 from fairgrpo_jax.models.inputs import pack
 from tests.test_models_decoder import assert_leaves_near
 
@@ -232,7 +232,7 @@ def test_buffers_are_donated(params, batch):
     assert memory.alias_size_in_bytes >= sum(x.nbytes for x in jax.tree.leaves((now.params, now.moments)))
 
 
-def test_chunk_count_by_hand():
+def test_chunk_count_by_hand(monkeypatch):
     sizes: dict = dict(prompts=2, rollouts=8, prompt_length=30, length=20)
     config = text.tiny(
         "qwen3",
@@ -258,6 +258,12 @@ def test_chunk_count_by_hand():
     prompt = 60 * 3 * (2 * 32 + 2 * 2 * 8 * 6)
     assert learner.chunk_count(config, free=320 * 6272 + prompt, itemsize=2, **sizes) == 1
     assert learner.chunk_count(config, free=320 * 6272 + prompt - 1, itemsize=2, **sizes) == 2
+    # Scores, 800 bytes a token, that are computed in blocks of 5 queries: of 2 prompts 8000 bytes, four times that.
+    monkeypatch.setattr(attention, "LARGE", 7_000)
+    monkeypatch.setattr(attention, "LEAST_QUERIES", 5)
+    for need, remat in ((320 * (8192 - 3200) + 32_000, True), (320 * (16_320 - 4800) + 32_000, False)):
+        assert learner.chunk_count(config, free=need + 69_120, remat=remat, **sizes) == 1
+        assert learner.chunk_count(config, free=need + 69_120 - 1, remat=remat, **sizes) == 2
 
 
 def test_memory_decides_the_number_of_chunks_unless_told(params, batch, monkeypatch):

@@ -88,11 +88,12 @@ def test_the_process(monkeypatch, capsys):
     """A request in, an outcome out, and an eye on who asked."""
     called = []
     monkeypatch.setattr(ahead, "end_with_parent", lambda: called.append("watched"))
-    monkeypatch.setattr(ahead, "compile_one", lambda *given, cache: called.append((*given, cache)) or FITS)
-    request = dict(config=options.to_dict(CONFIG), device="v5e:2x2", program="update", cache="somewhere")
+    monkeypatch.setattr(ahead, "compile_one", lambda *given, **folders: called.append((*given, folders)) or FITS)
+    request = dict(config=options.to_dict(CONFIG), device="v5e:2x2", program="update", cache="somewhere", dump=None)
     monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(request)))
     ahead.main()
-    assert called == ["watched", (CONFIG, devices.parse("v5e:2x2", 4), "update", pathlib.Path("somewhere"))]
+    folders = dict(cache=pathlib.Path("somewhere"), dump=None)
+    assert called == ["watched", (CONFIG, devices.parse("v5e:2x2", 4), "update", folders)]
     assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(dataclasses.asdict(FITS)))
 
 
