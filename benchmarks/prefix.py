@@ -34,6 +34,7 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import optax  # noqa: E402
 from rich.console import Console  # noqa: E402
+from rich.progress import track  # noqa: E402
 from rich.table import Table  # noqa: E402
 
 from fairgrpo_jax import config as options, fairness, learner, losses, models  # noqa: E402
@@ -45,6 +46,7 @@ OPTIM = options.Optim(lr=1e-6, warmup_steps=0, schedule="constant", weight_decay
 MODEL = text.tiny(
     vocab_size=8192, hidden_size=256, intermediate_size=768, num_layers=4, head_dim=64, initializer_range=0.02
 )
+QUICK: Any = {"xla_backend_optimization_level": 0}  # for programs that are counted and never run
 TOY = text.tiny(num_layers=1, initializer_range=0.02)
 
 
@@ -55,6 +57,11 @@ class Shape(NamedTuple):
     completion: int
     rollouts: int = 8
     lengths: str = "full"
+
+    @property
+    def name(self) -> str:
+        """As the command line knows it."""
+        return f"{self.prompt} + {self.rollouts} x {self.completion} {self.lengths}"
 
 
 SHAPES = (
@@ -88,10 +95,14 @@ def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--toy", action="store_true", help="a tiny model and one shape, to see that it runs")
+    parser.add_argument("--only", default="", help='shapes whose name, as in "1024 + 8 x 256 full", contains this')
     parser.add_argument("--steps", type=int, default=3, help="timed updates of each form (default 3)")
     parser.add_argument("--update", nargs="*", default=[], metavar="NAME=VALUE", help="options of the update, as JSON")
-    parser.add_argument("--json", type=pathlib.Path, help="writes every figure here")
+    parser.add_argument("--json", type=pathlib.Path, help="writes every figure here, after each shape")
     chosen = parser.parse_args()
+    shapes = [shape for shape in (TOYS if chosen.toy else SHAPES) if chosen.only in shape.name]
+    if not shapes:
+        parser.error(f"got --only {chosen.only!r}; wanted a part of one of {[shape.name for shape in SHAPES]}")
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     changes = {name: json.loads(value) for name, value in (pair.split("=", 1) for pair in chosen.update)}
@@ -99,14 +110,12 @@ def main() -> None:
     config = TOY if chosen.toy else MODEL
 
     console, rows = Console(width=150), []
-    with console.status("") as status:
-        for shape in TOYS if chosen.toy else SHAPES:
-            status.update(str(shape))
-            rows.append(measure(config, shape, update, chosen.steps))
+    for shape in track(shapes, "shapes", console=console, transient=True):
+        rows.append(measure(config, shape, update, chosen.steps))
+        if chosen.json:
+            chosen.json.write_text(json.dumps(rows, indent=1))
     console.print(table(rows))
     console.print(f"{PROMPTS} prompts, {config.num_layers} layers of {config.hidden_size}; jax {jax.__version__}")
-    if chosen.json:
-        chosen.json.write_text(json.dumps(rows, indent=1))
 
 
 def table(rows: list[dict]) -> Table:
@@ -269,7 +278,7 @@ def flops(case: Case, state: learner.TrainState) -> float:
 
     inner = case.step.__wrapped__
     with mock.patch.object(jax.lax, "scan", scan), mock.patch.object(jax.lax, "map", over):
-        program = jax.jit(functools.partial(inner, **case.static)).lower(state, *case.inputs).compile()
+        program = jax.jit(functools.partial(inner, **case.static)).lower(state, *case.inputs).compile(QUICK)
     return float((program.cost_analysis() or {})["flops"])
 
 
