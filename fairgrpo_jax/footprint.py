@@ -241,11 +241,8 @@ def _kept_tower(architecture: Any, prompts: float, layout: Layout, size: int) ->
     if not any(any(cost.trained_linear(linear.path, layout.training)) for linear in tower):
         return 0.0
     inputs = vision.depth * vision.hidden_size * prompts * layout.sizes.patches * size
-    whole = (
-        0
-        if layout.training.remat
-        else vision.depth * _tower(architecture, prompts, layout.sizes.patches, size, kept=True)
-    )
+    block = _tower(architecture, prompts, layout.sizes.patches, size, kept=True)
+    whole = 0 if layout.training.remat else vision.depth * block
     return inputs * (1 + len(vision.deepstack)) + whole
 
 
