@@ -1,7 +1,7 @@
 """The programs of published models at their true size, compiled for TPUs and GPUs that are not there.
 
-Run by ``make test-plan``, in an environment of its own with the two compilers: an hour and a half on two cores, once; what
-has been compiled before is taken from the cache.
+Run by ``make test-plan``, in an environment of its own with the two compilers: an hour and a half on two cores, once;
+what has been compiled before is taken from the cache.
 """
 
 import dataclasses
