@@ -7,7 +7,7 @@ its order (docs/plan.md compares).  All figures are bytes of one device.
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,15 @@ from fairgrpo_jax.models import attention, decoder, lora
 
 
 WIDE = 4  # bytes of what is computed in float32 whatever the weights are: scores, logits, sums of gradients
+
+
+class Pass(NamedTuple):
+    """Tokens that go through a layer together: queries of so many rollouts of each row, each of which has its keys."""
+
+    rows: float
+    rollouts: float
+    queries: float
+    keys: float
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,13 +126,13 @@ def rollout(architecture: Any, tree: Any, layout: Layout) -> tuple[dict[str, int
     across, weights = (1, layout.across), copy(tree, layout) if layout.copied else 0
     heads = math.gcd(architecture.num_kv_heads, layout.across)
     kv = lambda places: int(cost.cache_bytes(architecture, places, layout.sampler) / heads)
-    layer = _layer(architecture, size, layout.prompts, 1, sizes.prompt, sizes.prompt)
+    layer = _layer(architecture, size, Pass(layout.prompts, 1, sizes.prompt, sizes.prompt))
     first = {
         "weights gathered": weights,
         "prompt keys and values": kv(tokens),
         "working": int(max(_tower(architecture, layout.prompts, sizes.patches, size), layer) / layout.across),
     }
-    row = _layer(architecture, size, rows, 1, 1, sizes.prompt + own)
+    row = _layer(architecture, size, Pass(rows, 1, 1, sizes.prompt + own))
     decode = {
         "weights gathered": weights,
         "weights by layer": sharded({"layers": tree["layers"]}, across, size),
@@ -155,13 +164,14 @@ def update(architecture: Any, tree: Any, layout: Layout) -> dict[str, int]:
     trained = lora.trainable(tree, layout.training.freeze)[0]
     prompts, own = -(-layout.prompts // layout.parts), max(sizes.completion - 1, 0)
     first, rest = prompts * sizes.prompt, layout.rows * own
-    passes = (prompts, 1, sizes.prompt, sizes.prompt), (prompts, layout.rows / prompts, own, sizes.prompt + own)
+    whole = Pass(prompts, 1, sizes.prompt, sizes.prompt)
+    passes = whole, Pass(prompts, layout.rows / prompts, own, sizes.prompt + own)
     kept = architecture.num_layers * architecture.hidden_size * (first + rest) * size
     if not layout.training.remat:
-        kept += architecture.num_layers * sum(_layer(architecture, size, *part, kept=True) for part in passes) / tensor
+        kept += architecture.num_layers * sum(_layer(architecture, size, part, kept=True) for part in passes) / tensor
     steps = min(sizes.completion, decoder.logit_steps(layout.rows, architecture.vocab_size))
     logits = layout.rows * steps * architecture.vocab_size * (2 * WIDE + size)
-    layers = [_layer(architecture, size, *part, backward=True) for part in passes]
+    layers = [_layer(architecture, size, part, backward=True) for part in passes]
     tower = _tower(architecture, prompts, sizes.patches, size, backward=True)
     head, block = architecture.hidden_size * architecture.vocab_size, _numbers(tree["layers"]) / architecture.num_layers
     split = sharded(tree, layout.mesh) < sharded(tree, (1, 1))
@@ -175,22 +185,12 @@ def update(architecture: Any, tree: Any, layout: Layout) -> dict[str, int]:
     }
 
 
-def _layer(
-    architecture: Any,
-    size: int,
-    prompts: float,
-    rollouts: float,
-    queries: float,
-    keys: float,
-    *,
-    backward: bool = False,
-    kept: bool = False,
-) -> float:
-    """What one layer of the decoder computes, with attention of so many queries to so many keys a rollout."""
+def _layer(architecture: Any, size: int, part: Pass, *, backward: bool = False, kept: bool = False) -> float:
+    """What one layer of the decoder computes."""
     heads = architecture.num_heads + architecture.num_kv_heads
     row = 4 * architecture.hidden_size + 2 * heads * architecture.head_dim + 3 * architecture.intermediate_size
-    scores = _scores(architecture.num_heads, size, prompts, rollouts, queries, keys, backward=backward, kept=kept)
-    return prompts * rollouts * queries * row * size * (1 + backward) + scores
+    scores = _scores(architecture.num_heads, size, part, backward=backward, kept=kept)
+    return part.rows * part.rollouts * part.queries * row * size * (1 + backward) + scores
 
 
 def _tower(
@@ -202,27 +202,18 @@ def _tower(
         return 0.0
     row = 8 * vision.hidden_size + (3 if vision.gated else 2) * vision.intermediate_size
     keys = vision.unit if vision.image_size else each
-    images = prompts * each / keys
-    scores = _scores(vision.num_heads, size, images, 1, keys, keys, backward=backward, kept=kept)
+    part = Pass(prompts * each / keys, 1, keys, keys)
+    scores = _scores(vision.num_heads, size, part, backward=backward, kept=kept)
     return prompts * each * row * size * (1 + backward) + scores
 
 
-def _scores(
-    heads: int,
-    size: int,
-    rows: float,
-    rollouts: float,
-    queries: float,
-    keys: float,
-    *,
-    backward: bool = False,
-    kept: bool = False,
-) -> float:
+def _scores(heads: int, size: int, part: Pass, *, backward: bool = False, kept: bool = False) -> float:
     """Scores of attention in float32, and in the dtype of the values they weigh; backward their gradient too.
 
     ``attention.choose`` holds them whole only where they are few.  Above that they come by rollout and by block of
     queries, or inside a kernel, and nothing of them is kept for the backward pass.
     """
+    rows, rollouts, queries, keys = part
     numbers = heads * keys * rows * rollouts * queries
     if queries > 1 and WIDE * numbers > attention.LARGE:
         if kept:

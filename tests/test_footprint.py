@@ -226,7 +226,7 @@ def test_what_the_programs_add(name, program, spec, sampling):
 
 def test_scores_are_whole_where_they_are_few_and_else_a_block(monkeypatch):
     """Two heads, 100 keys, 3 prompts, 4 rollouts, 50 queries: 120 000 scores in float32, or a block of one rollout."""
-    sizes = 2, 2, 3, 4, 50, 100
+    sizes = 2, 2, footprint.Pass(rows=3, rollouts=4, queries=50, keys=100)
     assert footprint._scores(*sizes) == (4 + 2) * 120_000
     assert footprint._scores(*sizes, backward=True) == (8 + 2) * 120_000
     monkeypatch.setattr(attention, "LARGE", 4 * 20_000)
@@ -235,4 +235,6 @@ def test_scores_are_whole_where_they_are_few_and_else_a_block(monkeypatch):
     monkeypatch.setattr(attention, "LEAST_QUERIES", 40)
     assert footprint._scores(*sizes) == (4 + 2) * 2 * 100 * 3 * 40
     assert footprint._scores(*sizes, kept=True) == 0
-    assert footprint._scores(2, 2, 1200, 1, 1, 100) == (4 + 2) * 240_000  # a token at a time is never cut
+    assert (
+        footprint._scores(2, 2, footprint.Pass(1200, 1, 1, 100)) == (4 + 2) * 240_000
+    )  # a token at a time is never cut
