@@ -152,7 +152,7 @@ def test_a_prompt_run_once_has_the_gradient_of_repeated_prompts(family):
 def test_rematerialisation_changes_no_gradient(family):
     value, grads = value_and_gradients(family, once)
     expected, wanted = value_and_gradients(family, functools.partial(once, remat=True))
-    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
     assert_leaves_near(grads, wanted, 1e-5)
 
 
