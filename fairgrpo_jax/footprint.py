@@ -215,7 +215,7 @@ def _scores(heads: int, size: int, part: Pass, *, backward: bool = False, kept: 
     """
     rows, rollouts, queries, keys = part
     numbers = heads * keys * rows * rollouts * queries
-    if queries > 1 and WIDE * numbers > attention.LARGE:
+    if WIDE * numbers > attention.LARGE:
         if kept:
             return 0.0
         block = heads * keys * rows * min(queries, attention.LEAST_QUERIES)
