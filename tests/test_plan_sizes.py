@@ -26,6 +26,12 @@ MODELS = (
 TARGETS = {"h200:8": ("8x1", 64), "v5p:2x2x4": ("16x1", 64), "v5e:16x16": ("256x1", 256)}
 
 
+@pytest.fixture(autouse=True)
+def as_a_run_compiles(monkeypatch):
+    """Without the flags of the other tests, some of which libtpu does not know."""
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+
+
 def config_of(root, name, mesh, prompts):
     (root / "config.json").write_text(json.dumps(real_sizes.CONFIGS[name]))
     return options.Config(
