@@ -145,7 +145,7 @@ def test_a_compiler_that_refuses():
 
 
 def test_a_text_that_cannot_be_read_is_taken_from_the_compiler(tmp_path):
-    """As of libtpu 0.0.42.1 and jaxlib 0.10.2, whose words these are."""
+    """As of libtpu 0.0.52 and jaxlib 0.10.2, whose words these are."""
 
     class Unread:
         def as_text(self):
