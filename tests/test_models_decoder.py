@@ -120,6 +120,10 @@ def repeated(params, config):
     return jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[..., None], axis=-1)[..., 0]
 
 
+# The quick emitters of conftest.py round twins of a program differently; here such twins are compared to 1e-6.
+EMITTERS = {"xla_cpu_use_fusion_emitters": True} if jax.__version__.startswith("0.10.") else {}
+
+
 @functools.cache
 def value_and_gradients(family, way):
     """A weighted sum of log-probabilities, and its gradient, of a way to compute them."""
@@ -131,7 +135,7 @@ def value_and_gradients(family, way):
     def loss(params):
         return (jnp.where(mask, way(params, config), 0.0) * weight).sum()
 
-    return jax.jit(jax.value_and_grad(loss))(params)
+    return jax.jit(jax.value_and_grad(loss), compiler_options=EMITTERS)(params)
 
 
 def assert_leaves_near(got, expected, tolerance):
@@ -152,7 +156,7 @@ def test_a_prompt_run_once_has_the_gradient_of_repeated_prompts(family):
 def test_rematerialisation_changes_no_gradient(family):
     value, grads = value_and_gradients(family, once)
     expected, wanted = value_and_gradients(family, functools.partial(once, remat=True))
-    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
     assert_leaves_near(grads, wanted, 1e-5)
 
 

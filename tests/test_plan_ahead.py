@@ -1,7 +1,6 @@
 """Compiling for devices that are not there: every way in which it can end, and what is read from compiled programs."""
 
 import dataclasses
-import importlib.metadata
 import io
 import json
 import os
@@ -98,16 +97,12 @@ def test_the_process(monkeypatch, capsys):
 
 
 def test_programs_of_a_missing_package():
-    """A real child, which finds no compiler."""
-    try:
-        importlib.metadata.version("libtpu")
-        pytest.skip("libtpu is installed")
-    except importlib.metadata.PackageNotFoundError:
-        pass
-    target = devices.parse("v5e:2x2", 4)
-    outcome = ahead.compile_apart(CONFIG, target, "rollout", timeout=120, cache=None)
+    """A real child, which finds no compiler: it looks for a package that nowhere is."""
+    code = "from fairgrpo_jax import ahead; ahead.WHEELS['tpu'] = ('plan-tpu', ('no-libtpu',)); ahead.main()"
+    request = dict(config=options.to_dict(CONFIG), device="v5e:2x2", program="rollout", cache=None, dump=None)
+    outcome = ahead.finish("rollout", [sys.executable, "-c", code], json.dumps(request), timeout=120)
     assert outcome.status == "not installed"
-    assert "wants the package libtpu: pip install 'fairgrpo_jax[plan-tpu]'" in outcome.words
+    assert "wants the package no-libtpu: pip install 'fairgrpo_jax[plan-tpu]'" in outcome.words
 
 
 def test_a_device_without_room():
