@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 from sklearn.cluster import KMeans
 
-from fairgrpo_jax import advantages, fairness, fairness_state
+from fairgrpo_jax import _fairness_state, advantages, fairness
 
 
 P, G, D, GROUPS = 512, 10, 7, 8
@@ -172,7 +172,7 @@ def seen(b: Batch, history: str | None, labelled: bool) -> fairness.FairnessStat
     for start in range(0, HISTORY, P):
         part = slice(start, start + P)
         r, d, g = (jnp.asarray(x[part]) for x in (b.past_rewards, b.past_domains, groups))
-        state = fairness_state.observe(r, d, g, state, decay=1.0)
+        state = _fairness_state.observe(r, d, g, state, decay=1.0)
     return state
 
 

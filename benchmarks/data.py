@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fairgrpo_jax.data import media, prepare, prepared
-from fairgrpo_jax.data.chexpert import FINDINGS
+from fairgrpo_jax.data.datasets.chexpert import FINDINGS
 from fairgrpo_jax.data.record import Media, Record
 
 

@@ -39,8 +39,9 @@ import step as steps  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
-from fairgrpo_jax import config as options, cost, fairness, footprint, learner, models, rollout  # noqa: E402
+from fairgrpo_jax import config as options, fairness, learner, models, rollout  # noqa: E402
 from fairgrpo_jax.models import gemma3, qwen2_5_vl  # noqa: E402
+from fairgrpo_jax.plan import cost, footprint  # noqa: E402
 
 
 # Seconds, together less than 480.

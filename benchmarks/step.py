@@ -31,7 +31,7 @@ from rich.table import Table
 
 from fairgrpo_jax import models
 from fairgrpo_jax.models import processing, qwen2_5_vl, text
-from fairgrpo_jax.models.tokenizer import tiny_tokenizer
+from fairgrpo_jax.models.tiny.tokenizer import tiny_tokenizer
 
 
 HERE = pathlib.Path(__file__).parent

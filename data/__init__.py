@@ -17,22 +17,11 @@ from fairgrpo_jax.data.media import without_broken
 from fairgrpo_jax.data.record import Media as Media, Record as Record, Source as Source
 
 
-# The module of each dataset, imported when it is asked for: what one needs, the others do not wait for.
-LOADERS: dict[str, str] = {
-    "chexpert": "chexpert",
-    "covid_blues": "covid_blues",
-    "ham10000": "ham10000",
-    "hemorrhage": "hemorrhage",
-    "isic2020": "isic2020",
-    "jsonl": "own",
-    "medvidbench": "medvidbench",
-    "pad_ufes_20": "pad_ufes_20",
-    "pmc_vqa": "pmc_vqa",
-    "slake": "slake",
-    "synthetic": "synthetic",
-    "vindr_mammo": "vindr_mammo",
-    "vqa_rad": "vqa_rad",
-}
+# Each a module in datasets/, imported when it is asked for: what one needs, the others do not wait for.
+DATASETS = (
+    *("chexpert", "covid_blues", "ham10000", "hemorrhage", "isic2020", "jsonl", "medvidbench", "pad_ufes_20"),
+    *("pmc_vqa", "slake", "synthetic", "vindr_mammo", "vqa_rad"),
+)
 
 
 def module(name: str) -> ModuleType:
@@ -46,9 +35,9 @@ def module(name: str) -> ModuleType:
         >>> data.module("synthetic").SPLITS
         ('train', 'warmup', 'test')
     """
-    if name not in LOADERS:
-        raise ValueError(f"no dataset {name!r}; known are {', '.join(sorted(LOADERS))}")
-    return importlib.import_module(f"fairgrpo_jax.data.{LOADERS[name]}")
+    if name not in DATASETS:
+        raise ValueError(f"no dataset {name!r}; known are {', '.join(DATASETS)}")
+    return importlib.import_module(f"fairgrpo_jax.data.datasets.{name}")
 
 
 def load(
@@ -62,7 +51,7 @@ def load(
     """Loads one split of a dataset from the folder its owner publishes.
 
     Args:
-        name: one of ``LOADERS``; ``python -m fairgrpo_jax.data check --all`` says what they are and where to get them.
+        name: one of ``DATASETS``; ``python -m fairgrpo_jax.data check --all`` says what they are and where to get them.
         root: the dataset's folder, or one that ``data.prepare`` made of it; none for the synthetic clinic.
         split: the splits are those of the dataset's own module.
         on_broken: what becomes of a record whose media does not decode: ``"raise"``, an error when it is decoded;

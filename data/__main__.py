@@ -17,7 +17,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     prepare = commands.add_parser("prepare", help="write as ArrayRecord; run again, it goes on where it stopped")
     prepare.add_argument("--out", type=Path, required=True, help="folder to write")
     for command in (check, prepare):
-        command.add_argument("name", nargs="?" if command is check else None, help=", ".join(data.LOADERS))
+        command.add_argument("name", nargs="?" if command is check else None, help=", ".join(data.DATASETS))
         command.add_argument("--root", type=Path, help="the dataset's folder as its owner publishes it")
         command.add_argument("--splits", nargs="+", help="by default all")
         command.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="of the dataset's load")

@@ -64,7 +64,7 @@ def counts(records: Iterable[Record]) -> Counter[str]:
     ``demographics.age_bin``, over records).
 
     Example:
-        >>> from fairgrpo_jax.data import synthetic
+        >>> from fairgrpo_jax.data.datasets import synthetic
         >>> from fairgrpo_jax.data.about import counts
         >>> found = counts(synthetic.load("test", domains=("us",)))
         >>> found["records/test"], found["answer/A-lines"], found["sex/unknown"], found["age/26–50"]
@@ -88,7 +88,7 @@ def labels(record: Record) -> tuple[str, ...]:
     """The labels of a closed question's answer; none of an open question.
 
     Example:
-        >>> from fairgrpo_jax.data import synthetic
+        >>> from fairgrpo_jax.data.datasets import synthetic
         >>> from fairgrpo_jax.data.about import labels
         >>> labels(synthetic.load("test", domains=("us",))[0])
         ('B-lines',)

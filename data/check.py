@@ -94,7 +94,7 @@ def table(records: Sequence[Record], *, edges: Sequence[float] = (25, 50, 75)) -
     r"""Lines of a table: records by label (rows, the most frequent first) and sex and age bin (columns).
 
     Example:
-        >>> from fairgrpo_jax.data import synthetic
+        >>> from fairgrpo_jax.data.datasets import synthetic
         >>> from fairgrpo_jax.data.check import table
         >>> print("\n".join(table(synthetic.load("test", domains=("us",)).records)))
         label        all        F        M  sex unk    26–50    51–75      >75  age unk
@@ -161,7 +161,7 @@ def listing() -> list[str]:
             licence   Stanford University Dataset Research Use Agreement
     """
     lines = []
-    for name in data.LOADERS:
+    for name in data.DATASETS:
         module = data.module(name)
         told = module.ABOUT
         lines += [f"{name}: {told.title}", f"    from      {told.where}", f"    licence   {told.licence}"]

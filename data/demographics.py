@@ -107,7 +107,8 @@ def attributes(
             What a dataset does not tell is unknown.
 
     Example:
-        >>> from fairgrpo_jax.data import demographics, synthetic
+        >>> from fairgrpo_jax.data import demographics
+        >>> from fairgrpo_jax.data.datasets import synthetic
         >>> demographics.attributes(synthetic.load("test", domains=("digits",))[0], names=("sex", "age", "race"))
         {'sex': None, 'age': None, 'race': None}
     """

@@ -61,7 +61,8 @@ def decode(media: Media, *, num_frames: int | None = None) -> np.ndarray:
             not there; ``num_frames`` below 1 or given for an image.
 
     Example:
-        >>> from fairgrpo_jax.data import media, synthetic
+        >>> from fairgrpo_jax.data import media
+        >>> from fairgrpo_jax.data.datasets import synthetic
         >>> media.decode(synthetic.load("test", domains=("us",))[0].media[0]).shape
         (32, 32, 3)
     """
@@ -144,7 +145,8 @@ def decode_record(record: Record) -> Decoded:
         ValueError: as ``decode``, naming the dataset and the record first.
 
     Example:
-        >>> from fairgrpo_jax.data import media, synthetic
+        >>> from fairgrpo_jax.data import media
+        >>> from fairgrpo_jax.data.datasets import synthetic
         >>> decoded = media.decode_record(synthetic.load("test", domains=("us",))[0])
         >>> len(decoded.images), len(decoded.videos)
         (1, 0)
@@ -170,7 +172,8 @@ def without_broken(source: Source, *, threads: int = 4) -> RecordList:
         UserWarning: how many records are left out of how many, and why (the first 20).
 
     Example:
-        >>> from fairgrpo_jax.data import media, synthetic
+        >>> from fairgrpo_jax.data import media
+        >>> from fairgrpo_jax.data.datasets import synthetic
         >>> len(media.without_broken(synthetic.load("test", domains=("us",))))
         180
     """

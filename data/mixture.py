@@ -45,7 +45,8 @@ def mixture(
         ValueError: no source, an empty source, weights or a temperature that do not fit, a batch that does not divide.
 
     Example:
-        >>> from fairgrpo_jax.data import mixture, synthetic
+        >>> from fairgrpo_jax.data import mixture
+        >>> from fairgrpo_jax.data.datasets import synthetic
         >>> sources = [synthetic.load("train", domains=(name,)) for name in ("us", "diabetes")]
         >>> batches = mixture.mixture(sources, batch_size=4, seed=0, weights=(3, 1))
         >>> sorted(record.dataset for record in batches[0])
@@ -107,7 +108,8 @@ def iterate(
         surface at the batch they belong to; nothing is skipped.
 
     Example:
-        >>> from fairgrpo_jax.data import mixture, synthetic
+        >>> from fairgrpo_jax.data import mixture
+        >>> from fairgrpo_jax.data.datasets import synthetic
         >>> batches = mixture.mixture([synthetic.load("train", domains=("us",))], batch_size=4, seed=0)
         >>> iterator = mixture.iterate(batches, encode=lambda batch: [record.uid for record in batch])
         >>> first, state, second = next(iterator), iterator.get_state(), next(iterator)

@@ -97,7 +97,8 @@ def leakage(records: Iterable[Record]) -> list[Shared]:
     """Every pair of splits of a dataset that share patients or media files, by ``record.split``.
 
     Example:
-        >>> from fairgrpo_jax.data import splits, synthetic
+        >>> from fairgrpo_jax.data import splits
+        >>> from fairgrpo_jax.data.datasets import synthetic
         >>> sides = [synthetic.load(split, domains=("us",)) for split in ("train", "test")]
         >>> splits.leakage(record for side in sides for record in side)
         []
@@ -126,7 +127,8 @@ def check_leakage(train: Iterable[Record], test: Iterable[Record]) -> None:
         ValueError: naming the datasets and patients found on both sides.
 
     Example:
-        >>> from fairgrpo_jax.data import splits, synthetic
+        >>> from fairgrpo_jax.data import splits
+        >>> from fairgrpo_jax.data.datasets import synthetic
         >>> splits.check_leakage(synthetic.load("train", domains=("us",)), synthetic.load("test", domains=("us",)))
     """
     shared = sorted({(r.dataset, r.patient) for r in train} & {(r.dataset, r.patient) for r in test})

@@ -23,8 +23,8 @@ import numpy as np
 from jax.core import Tracer
 from numpy.typing import ArrayLike
 
-from fairgrpo_jax import advantages as adv, fairness_state as memory
-from fairgrpo_jax.fairness_state import Clustering, FairnessState, init
+from fairgrpo_jax import _fairness_state as memory, advantages as adv
+from fairgrpo_jax._fairness_state import Clustering, FairnessState, init
 
 
 __all__ = [

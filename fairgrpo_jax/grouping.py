@@ -15,7 +15,7 @@ import numpy as np
 from jax.core import Tracer
 from numpy.typing import ArrayLike
 
-from fairgrpo_jax import kmeans
+from fairgrpo_jax import _kmeans
 
 
 UNKNOWN = "?"
@@ -172,7 +172,7 @@ def cluster(
         raise ValueError(f"got method={method!r}; wanted 'jax' or 'sklearn'")
     if x.shape[0] == 0:
         return jnp.zeros(0, jnp.int32), jnp.zeros((), jnp.int32), jnp.zeros(k_max, x.dtype)
-    return kmeans.fit(x, w, jax.random.key(0) if key is None else key, threshold, k_max=k_max)
+    return _kmeans.fit(x, w, jax.random.key(0) if key is None else key, threshold, k_max=k_max)
 
 
 def cluster_successes(
@@ -208,7 +208,7 @@ def cluster_successes(
     if w.ndim != 1 or w.shape[0] == 0 or k_max < 1:
         raise ValueError(f"got counts of shape {w.shape} and k_max={k_max}; wanted (rollouts + 1,) and k_max >= 1")
     _check_weights(w, "counts")
-    return kmeans.fit_successes(w.astype(jnp.promote_types(w.dtype, jnp.float32)), threshold, k_max=k_max)
+    return _kmeans.fit_successes(w.astype(jnp.promote_types(w.dtype, jnp.float32)), threshold, k_max=k_max)
 
 
 def agreement(labels: ArrayLike, attributes: Sequence[Any] | np.ndarray) -> dict[str, float]:
@@ -337,7 +337,7 @@ def _cluster_sklearn(
         for k in range(1, num_distinct + 1)
     ]
     inertias[:num_distinct] = [fit.inertia_ for fit in fits]
-    k = int(kmeans.elbow(jnp.asarray(inertias), jnp.asarray(num_distinct), threshold))
+    k = int(_kmeans.elbow(jnp.asarray(inertias), jnp.asarray(num_distinct), threshold))
     if fits:
         labels[present] = fits[k - 1].labels_
     return jnp.asarray(labels, jnp.int32), jnp.asarray(k, jnp.int32), jnp.asarray(inertias, dtype)

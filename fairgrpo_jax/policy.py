@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from fairgrpo_jax import checkpoint, config as options, mesh as meshes, models
-from fairgrpo_jax.models import lora, qwen2_5_vl, store
-from fairgrpo_jax.models.tokenizer import tiny_tokenizer
+from fairgrpo_jax.models import lora, qwen2_5_vl
+from fairgrpo_jax.models.checkpoints import store
+from fairgrpo_jax.models.tiny.tokenizer import tiny_tokenizer
 
 
 def describe(model: options.Model, settings: options.Data) -> tuple[Any, Any]:

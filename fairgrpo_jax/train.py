@@ -37,8 +37,6 @@ from fairgrpo_jax import (
     advantages,
     commandline,
     config as options,
-    cost,
-    devices,
     diagnostics,
     evaluate,
     fairness,
@@ -51,6 +49,7 @@ from fairgrpo_jax import (
     tracking,
 )
 from fairgrpo_jax.data import media
+from fairgrpo_jax.plan import cost, devices
 from fairgrpo_jax.rewards import accuracy
 
 

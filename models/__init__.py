@@ -5,28 +5,26 @@ if not __name__.startswith("fairgrpo_jax."):
 
 import dataclasses
 import functools
-import sys
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import jax
 import numpy as np
 
-from fairgrpo_jax.models import decoder, gemma3, qwen2_5_vl, qwen2_vl, qwen3_vl, store, text
-from fairgrpo_jax.models.folder import processor as processor
+from fairgrpo_jax.models import (
+    decoder,
+    gemma3 as gemma3,
+    qwen2_5_vl as qwen2_5_vl,
+    qwen2_vl as qwen2_vl,
+    qwen3_vl as qwen3_vl,
+    text as text,
+)
+from fairgrpo_jax.models.checkpoints import store
+from fairgrpo_jax.models.checkpoints.processor import processor as processor
+from fairgrpo_jax.models.families import FAMILIES as FAMILIES, family as family, read_config as read_config
 from fairgrpo_jax.models.inputs import Prompt as Prompt, pack as pack
 from fairgrpo_jax.models.processing import Processor as Processor
-
-
-# By the ``model_type`` of a published config.
-FAMILIES: dict[str, ModuleType] = {
-    "qwen2_vl": qwen2_vl,
-    "qwen2_5_vl": qwen2_5_vl,
-    "qwen3_vl": qwen3_vl,
-    "gemma3": gemma3,
-} | dict.fromkeys(text.TEXT, text)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,30 +78,6 @@ def init(config: Any, key: jax.Array, *, processor: Any = None) -> VLM:
         (1, 3, 512)
     """
     return VLM(config, family(config).init(config, key), processor)
-
-
-def family(config: decoder.TextConfig) -> ModuleType:
-    """The module of a config's class."""
-    return sys.modules[type(config).__module__]
-
-
-def read_config(config: Any) -> Any:
-    """The ``Config`` of the family that a published config names.
-
-    Args:
-        config: the dict of a ``config.json``, or a transformers config.
-
-    Raises:
-        ValueError: the family is none of ours, or the checkpoint wants something it does not compute.
-
-    Example:
-        >>> read_config({"model_type": "qwen2_vl"}).num_layers
-        80
-    """
-    kind = config.get("model_type") if isinstance(config, Mapping) else config.model_type
-    if kind not in FAMILIES:
-        raise ValueError(f"got model_type={kind!r}; wanted one of {', '.join(FAMILIES)}")
-    return FAMILIES[kind].Config.from_hugging_face(config)
 
 
 def load(checkpoint_dir: str | Path, *, mesh: jax.sharding.Mesh | str | None = None, dtype: Any = "bfloat16") -> VLM:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from fairgrpo_jax.models.tokenizer import quiet_transformers
+from fairgrpo_jax.models.tiny.tokenizer import quiet_transformers
 
 
 def read(config: Any, *model_types: str) -> Any:

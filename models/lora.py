@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from fairgrpo_jax import mesh as meshes
-from fairgrpo_jax.models import weights
+from fairgrpo_jax.models.tree import flatten, unflatten
 
 
 PAIR = ("lora_a", "lora_b")
@@ -71,7 +71,7 @@ def add(vlm: Any, lora: LoRA, key: jax.Array) -> Any:
 
 def add_to(params: dict, lora: LoRA, key: jax.Array) -> dict:
     """The parameters with fresh adapters, to be used with a :func:`scaled` config; :func:`add` in two halves."""
-    leaves = weights.flatten(params)
+    leaves = flatten(params)
     if has(params):
         raise ValueError("got a model that has adapters already; wanted one without: merge them first")
     maps = [path.removesuffix(".kernel") for path in leaves if path.startswith(INSIDE) and path.endswith(".kernel")]
@@ -84,7 +84,7 @@ def add_to(params: dict, lora: LoRA, key: jax.Array) -> dict:
         *stack, inputs, outputs = kernel.shape
         a = jax.random.uniform(jax.random.fold_in(key, index), (*stack, inputs, lora.rank), minval=-1.0, maxval=1.0)
         leaves |= beside(module, kernel, a / inputs**0.5, jnp.zeros((*stack, lora.rank, outputs)))
-    return weights.unflatten(leaves)
+    return unflatten(leaves)
 
 
 def scaled(config: Any, scale: float) -> Any:
@@ -95,7 +95,7 @@ def scaled(config: Any, scale: float) -> Any:
 
 def has(params: dict) -> bool:
     """Whether any linear map has an adapter."""
-    return any(path.endswith(PAIR) for path in weights.flatten(params))
+    return any(path.endswith(PAIR) for path in flatten(params))
 
 
 def beside(module: str, kernel: jax.Array, a: Any, b: Any) -> dict[str, Any]:
@@ -104,19 +104,19 @@ def beside(module: str, kernel: jax.Array, a: Any, b: Any) -> dict[str, Any]:
     mesh = getattr(getattr(kernel, "sharding", None), "mesh", None)
     if not isinstance(mesh, Mesh):
         return leaves
-    tree = weights.unflatten(leaves)
-    return weights.flatten(jax.device_put(tree, meshes.shardings(tree, mesh)))
+    tree = unflatten(leaves)
+    return flatten(jax.device_put(tree, meshes.shardings(tree, mesh)))
 
 
 def merge(vlm: Any) -> Any:
     """The model with its adapters added to the kernels, in float32 and layer by layer; as it is without adapters."""
-    leaves = weights.flatten(vlm.params)
+    leaves = flatten(vlm.params)
     kept = {path: leaf for path, leaf in leaves.items() if not path.endswith(PAIR)}
     for path in kept:
         pair = [leaves.get(path.removesuffix("kernel") + name) for name in PAIR]
         if path.endswith("kernel") and pair[0] is not None:
             kept[path] = _merge(kept[path], *pair, scale=vlm.config.lora_scale)
-    return dataclasses.replace(vlm, params=weights.unflatten(kept), config=scaled(vlm.config, 1.0))
+    return dataclasses.replace(vlm, params=unflatten(kept), config=scaled(vlm.config, 1.0))
 
 
 @functools.partial(jax.jit, static_argnames="scale")
@@ -152,7 +152,7 @@ def trainable(params: dict, freeze: Sequence[str] = ()) -> tuple[dict, dict]:
         >>> trained, frozen, join(trained, frozen)
         ({'head': 2}, {'vision': {'norm': 1}}, {'head': 2, 'vision': {'norm': 1}})
     """
-    leaves = weights.flatten(params)
+    leaves = flatten(params)
     names = {path: path.replace(".", "/") for path in leaves}
     if idle := [pattern for pattern in freeze if not any(map(compiled(pattern).search, names.values()))]:
         raise ValueError(
@@ -167,13 +167,13 @@ def trainable(params: dict, freeze: Sequence[str] = ()) -> tuple[dict, dict]:
     if not chosen:
         raise ValueError(f"got freeze={[*freeze]}, which leaves nothing to train; wanted fewer or narrower expressions")
     rest = [path for path in leaves if path not in set(chosen)]
-    trained, frozen = (weights.unflatten({path: leaves[path] for path in paths}) for paths in (chosen, rest))
+    trained, frozen = (unflatten({path: leaves[path] for path in paths}) for paths in (chosen, rest))
     return trained, frozen
 
 
 def join(trained: Any, frozen: Any) -> dict:
     """The inverse of :func:`trainable`."""
-    return weights.unflatten(weights.flatten(trained) | weights.flatten(frozen))
+    return unflatten(flatten(trained) | flatten(frozen))
 
 
 def compiled(pattern: str) -> re.Pattern:

@@ -32,7 +32,7 @@ class TextProcessor:
         chat_template: Jinja source; None takes the tokenizer's own.
 
     Example:
-        >>> from fairgrpo_jax.models.tokenizer import tiny_tokenizer
+        >>> from fairgrpo_jax.models.tiny.tokenizer import tiny_tokenizer
         >>> TextProcessor(tiny_tokenizer())([{"role": "user", "content": "Which digit is this?"}])["input_ids"].shape
         (1, 13)
     """
@@ -384,7 +384,7 @@ class Gemma3Processor(TextProcessor):
 
 def tiny_processor() -> Processor:
     """The processor of the tiny model: the tiny tokenizer, patches of 4 pixels, frames of up to 64 x 64."""
-    from fairgrpo_jax.models.tokenizer import tiny_tokenizer
+    from fairgrpo_jax.models.tiny.tokenizer import tiny_tokenizer
 
     return Processor(tiny_tokenizer(), patch_size=4, min_pixels=8 * 8, max_pixels=64 * 64)
 

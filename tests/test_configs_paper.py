@@ -7,7 +7,8 @@ import json
 
 import pytest
 
-from fairgrpo_jax import config as options, configs, plan, runs, sft, train
+from fairgrpo_jax import config as options, configs, runs, sft, train
+from fairgrpo_jax.plan import plan
 from tests import covid_fixture, real_sizes
 from tests.dataset_fixtures import chexpert, ham10000, hemorrhage, isic2020, pad_ufes_20, vindr_mammo
 

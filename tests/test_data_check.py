@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from fairgrpo_jax import data
-from fairgrpo_jax.data import about, check, covid_blues
+from fairgrpo_jax.data import about, check
 from fairgrpo_jax.data.__main__ import main
+from fairgrpo_jax.data.datasets import covid_blues
 from fairgrpo_jax.data.record import Media, Record
 from tests import covid_fixture
 
@@ -125,7 +126,7 @@ def test_what_is_missing_is_named_at_once(tmp_path):
 def test_the_list_of_all_datasets(capsys):
     assert main(["check", "--all"]) == 0
     output = capsys.readouterr().out
-    for name in data.LOADERS:
+    for name in data.DATASETS:
         module = data.module(name)
         assert isinstance(module.ABOUT, about.About) and module.ABOUT.name == name and module.SPLITS
         assert f"{name}: {module.ABOUT.title}\n    from      {module.ABOUT.where}\n" in output

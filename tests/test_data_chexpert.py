@@ -8,7 +8,8 @@ from hypothesis import given, strategies as st
 from PIL import Image
 
 from fairgrpo_jax import data
-from fairgrpo_jax.data import chexpert, media
+from fairgrpo_jax.data import media
+from fairgrpo_jax.data.datasets import chexpert
 from tests.dataset_fixtures import checks, chexpert as fixture
 
 

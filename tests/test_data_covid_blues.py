@@ -12,7 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from fairgrpo_jax import data
-from fairgrpo_jax.data import check, covid_blues, demographics, media, splits
+from fairgrpo_jax.data import check, demographics, media, splits
+from fairgrpo_jax.data.datasets import covid_blues
 from fairgrpo_jax.data.record import conversation
 from tests import covid_fixture
 

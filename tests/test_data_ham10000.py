@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, strategies as st
 from PIL import Image
 
-from fairgrpo_jax.data import ham10000, media
+from fairgrpo_jax.data import media
+from fairgrpo_jax.data.datasets import ham10000
 from tests.dataset_fixtures import checks, ham10000 as fixture, images
 
 

@@ -9,7 +9,8 @@ from PIL import Image
 from sklearn.model_selection import train_test_split
 
 from fairgrpo_jax import data
-from fairgrpo_jax.data import hemorrhage, media
+from fairgrpo_jax.data import media
+from fairgrpo_jax.data.datasets import hemorrhage
 from tests.dataset_fixtures import checks, hemorrhage as fixture
 
 

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, strategies as st
 from PIL import Image
 
-from fairgrpo_jax.data import isic2020, media
+from fairgrpo_jax.data import media
+from fairgrpo_jax.data.datasets import isic2020
 from tests.dataset_fixtures import checks, images, isic2020 as fixture
 
 

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 
 from fairgrpo_jax import data
-from fairgrpo_jax.data import media, medvidbench, splits
+from fairgrpo_jax.data import media, splits
+from fairgrpo_jax.data.datasets import medvidbench
 from fairgrpo_jax.data.record import conversation
 from tests.dataset_fixtures import damage, medvidbench as fixture
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from fairgrpo_jax.data import media, pad_ufes_20
+from fairgrpo_jax.data import media
+from fairgrpo_jax.data.datasets import pad_ufes_20
 from tests.dataset_fixtures import checks, images, pad_ufes_20 as fixture
 
 

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 
 from fairgrpo_jax import data
-from fairgrpo_jax.data import media, pmc_vqa, splits
+from fairgrpo_jax.data import media, splits
+from fairgrpo_jax.data.datasets import pmc_vqa
 from tests.dataset_fixtures import damage, images, pmc_vqa as fixture
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fairgrpo_jax import data
-from fairgrpo_jax.data import synthetic
+from fairgrpo_jax.data.datasets import synthetic
 from fairgrpo_jax.data.record import Media, Record, RecordList, conversation, target
 
 
@@ -90,7 +90,7 @@ def test_load_by_name(monkeypatch):
         ".media",
         ".splits",
         ".mixture",
-        ".synthetic",
+        ".datasets.synthetic",
         ".tables",
         ".about",
         ".archives",

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 
 from fairgrpo_jax import data
-from fairgrpo_jax.data import media, slake, splits
+from fairgrpo_jax.data import media, splits
+from fairgrpo_jax.data.datasets import slake
 from tests.dataset_fixtures import damage, slake as fixture
 
 

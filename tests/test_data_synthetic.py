@@ -15,7 +15,8 @@ from sklearn.decomposition import PCA
 from sklearn.pipeline import make_pipeline
 from sklearn.svm import SVC
 
-from fairgrpo_jax.data import demographics, media, splits, synthetic
+from fairgrpo_jax.data import demographics, media, splits
+from fairgrpo_jax.data.datasets import synthetic
 from fairgrpo_jax.data.record import conversation, target
 
 
@@ -42,7 +43,7 @@ def fingerprint(records):
 
 def test_the_same_bytes_in_another_process():
     code = (
-        "import test_data_synthetic as t; from fairgrpo_jax.data import synthetic;"
+        "import test_data_synthetic as t; from fairgrpo_jax.data.datasets import synthetic;"
         "print(*(t.fingerprint(synthetic.load(s, seed=5, scale=0.05)) for s in t.SPLITS))"
     )
     here = Path(__file__).resolve().parent

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, strategies as st
 
 from fairgrpo_jax import data
-from fairgrpo_jax.data import media, vindr_mammo
+from fairgrpo_jax.data import media
+from fairgrpo_jax.data.datasets import vindr_mammo
 from tests.dataset_fixtures import checks, vindr_mammo as fixture
 
 

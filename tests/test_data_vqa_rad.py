@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 
 from fairgrpo_jax import data
-from fairgrpo_jax.data import media, splits, vqa_rad
+from fairgrpo_jax.data import media, splits
 from fairgrpo_jax.data.about import counts
+from fairgrpo_jax.data.datasets import vqa_rad
 from fairgrpo_jax.data.record import conversation
 from tests.dataset_fixtures import damage, vqa_rad as fixture
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fairgrpo_jax import checkpoint, config as options, configs, export, models, policy
-from fairgrpo_jax.models import weights
+from fairgrpo_jax.models.tree import flatten
 
 
 ROOT = Path(__file__).parent.parent
@@ -35,7 +35,7 @@ def test_the_folder_holds_the_policy_and_its_processor(tmp_path, capsys, step, t
     saved = write_run(tmp_path / "run")
     assert export.export(tmp_path / "run", tmp_path / "out", step=step) == taken
     vlm = models.load(tmp_path / "out", dtype="float32")
-    got, wanted = weights.flatten(vlm.params), weights.flatten(saved[taken])
+    got, wanted = flatten(vlm.params), flatten(saved[taken])
     assert got.keys() == wanted.keys()
     for path, leaf in got.items():
         np.testing.assert_array_equal(leaf, wanted[path], err_msg=path)

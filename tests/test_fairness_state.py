@@ -12,7 +12,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from fairgrpo_jax import advantages, fairness, fairness_state
+from fairgrpo_jax import _fairness_state, advantages, fairness
 
 
 NAN = float("nan")
@@ -31,7 +31,7 @@ def fresh(history=None, capacity=64):
 
 
 def test_examples_in_docstrings():
-    assert doctest.testmod(fairness_state).failed == 0
+    assert doctest.testmod(_fairness_state).failed == 0
 
 
 @pytest.mark.parametrize("history", ["ring", "binary"])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fairgrpo_jax import models, rollout
-from fairgrpo_jax.models import folder as folders
+from fairgrpo_jax.models.checkpoints import processor as folders
 from tests import tiny_folder
 from tests.test_models_processing import FILM, TALK, noise
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn.cluster import KMeans
 
-from fairgrpo_jax import grouping, kmeans
+from fairgrpo_jax import _kmeans, grouping
 from tests.restated import inertia_of
 
 
@@ -62,7 +62,7 @@ def descend(x, w, starts, used):
     w = np.asarray(w, np.float32)
     mass = np.concatenate([w[:, None] * x, w[:, None]], axis=1).T
     start = jnp.asarray(starts, jnp.float32)
-    labels, inertia = kmeans._descend(jnp.asarray(x.T), jnp.asarray(mass), start, jnp.asarray(used))
+    labels, inertia = _kmeans._descend(jnp.asarray(x.T), jnp.asarray(mass), start, jnp.asarray(used))
     return np.asarray(labels), float(inertia)
 
 
@@ -87,7 +87,7 @@ def test_no_finalist_is_left_with_a_move_that_helps():
     x -= np.average(x, axis=0, weights=w).astype(np.float32)
     mass = jnp.asarray(np.concatenate([w[:, None] * x, w[:, None]], axis=1).T)
     starts = jnp.asarray(rng.normal(0, 0.3, (200, 3, 1)), jnp.float32)
-    descend_all = jax.jit(jax.vmap(kmeans._descend, (None, None, 0, None)))
+    descend_all = jax.jit(jax.vmap(_kmeans._descend, (None, None, 0, None)))
     labels, inertias = map(np.asarray, descend_all(jnp.asarray(x.T), mass, starts, jnp.ones(3, bool)))
     for own, inertia in {tuple(own): inertia for own, inertia in zip(labels, inertias, strict=True)}.items():
         np.testing.assert_allclose(inertia, inertia_of(x, np.array(own), w), rtol=1e-4)
@@ -107,7 +107,7 @@ def test_an_empty_cluster_is_given_the_worst_served_point():
 
 def test_the_first_single_move_is_the_one_that_pays_most(monkeypatch):
     """Worst served counts the weight: 4 points at -8 before one at 9."""
-    monkeypatch.setattr(kmeans, "NUM_ITERATIONS", 1)
+    monkeypatch.setattr(_kmeans, "NUM_ITERATIONS", 1)
     labels, _ = descend([[0.0], [0.1], [9.0], [-8.0]], [5, 5, 1, 4], [[0.0], [50.0]], [True, True])
     assert labels.tolist() == [0, 0, 0, 1]
 
@@ -120,7 +120,7 @@ def test_the_race_is_lloyds_steps():
     start = np.concatenate([x[:3], np.zeros((1, 3), np.float32)])  # the fourth would attract, but is not used
     mass = np.concatenate([w[:, None] * x, w[:, None]], axis=1).T
     used = jnp.array([True, True, True, False])
-    centres, explained = kmeans._race(jnp.asarray(x.T), jnp.asarray(mass), jnp.asarray(start), used, 6)
+    centres, explained = _kmeans._race(jnp.asarray(x.T), jnp.asarray(mass), jnp.asarray(start), used, 6)
     for _ in range(6):
         own = np.argmin(((x[:, None] - start[None, :3]) ** 2).sum(2), axis=1)
         start = np.stack([np.average(x[own == c], axis=0, weights=w[own == c]) for c in range(3)])
@@ -131,7 +131,7 @@ def test_the_race_is_lloyds_steps():
 def test_starts_are_drawn_by_weight_times_squared_distance():
     x, w = np.array([[0.0], [1.0], [3.0], [7.0]]), np.array([2.0, 1.0, 1.0, 0.0])
     x, w = jnp.asarray(x.T, jnp.float32), jnp.asarray(w, jnp.float32)
-    drawn = jax.vmap(kmeans._plus_plus, (None, None, 0))(x, w, jax.random.uniform(jax.random.key(0), (20_000, 3)))
+    drawn = jax.vmap(_kmeans._plus_plus, (None, None, 0))(x, w, jax.random.uniform(jax.random.key(0), (20_000, 3)))
     first, second = drawn[:, 0, 0], drawn[:, 1, 0]
     np.testing.assert_allclose([np.mean(first == place) for place in (0, 1, 3, 7)], [0.5, 0.25, 0.25, 0], atol=0.015)
     after_0 = second[first == 0]  # masses 1 x 1 and 1 x 9
@@ -146,14 +146,14 @@ def test_no_absent_point_is_drawn_where_cumulative_sums_round():
     w = jnp.asarray(rng.random(2048) * (rng.random(2048) < 0.5), jnp.float32).at[0].set(1)
     x = jnp.arange(2048, dtype=jnp.float32)[None]
     below = np.asarray(jnp.cumsum(w))
-    drawn = jax.vmap(kmeans._plus_plus, (None, None, 0))(x, w, jnp.asarray(below / below[-1])[:, None])
+    drawn = jax.vmap(_kmeans._plus_plus, (None, None, 0))(x, w, jnp.asarray(below / below[-1])[:, None])
     assert np.all(np.asarray(w)[np.asarray(drawn).astype(int)] > 0)
 
 
 def test_equal_points_are_one_of_their_joint_weight():
     rng = np.random.default_rng(2)
     x, w = rewards(rng, 200, 4), rng.integers(0, 3, 200).astype(np.float32)
-    columns, weights, place = map(np.asarray, kmeans._merge(jnp.asarray(x), jnp.asarray(w)))
+    columns, weights, place = map(np.asarray, _kmeans._merge(jnp.asarray(x), jnp.asarray(w)))
     np.testing.assert_array_equal(columns.T[place][w > 0], x[w > 0])
     got = {tuple(point): weight for point, weight in zip(columns.T, weights, strict=True) if weight > 0}
     wanted = {tuple(point): w[np.all(x == point, axis=1)].sum() for point in x[w > 0]}
@@ -176,7 +176,7 @@ def test_equal_points_are_one_of_their_joint_weight():
     ],
 )
 def test_elbow_by_hand(inertias, distinct, k):
-    assert kmeans.elbow(jnp.array(inertias, jnp.float32), jnp.array(distinct), 0.1) == k
+    assert _kmeans.elbow(jnp.array(inertias, jnp.float32), jnp.array(distinct), 0.1) == k
 
 
 def test_points_far_from_0_and_clusters_far_apart():

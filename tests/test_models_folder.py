@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from fairgrpo_jax import models
-from fairgrpo_jax.models import folder as folders, processing
-from fairgrpo_jax.models.tokenizer import tiny_tokenizer
+from fairgrpo_jax.models import processing
+from fairgrpo_jax.models.checkpoints import processor as folders
+from fairgrpo_jax.models.tiny.tokenizer import tiny_tokenizer
 from tests import tiny_folder
 from tests.test_models_processing import FILM, TALK, noise, without_videos
 

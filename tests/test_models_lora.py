@@ -12,7 +12,9 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from fairgrpo_jax import config as options, fairness, learner, mesh, models
-from fairgrpo_jax.models import adapters, decoder, lora, qwen2_5_vl, qwen3_vl, tensorfile, text, weights
+from fairgrpo_jax.models import decoder, lora, qwen2_5_vl, qwen3_vl, text
+from fairgrpo_jax.models.checkpoints import adapters, tensorfile
+from fairgrpo_jax.models.tree import flatten, unflatten
 
 
 EVERY = lora.LoRA(rank=3, alpha=6, targets=".")
@@ -23,13 +25,13 @@ TINY = text.tiny("qwen3")
 def drawn(vlm, scale=0.2):
     """The same model with adapters that change what it computes."""
     rng = np.random.default_rng(0)
-    leaves = weights.flatten(vlm.params)
+    leaves = flatten(vlm.params)
     leaves |= {
         path: jnp.asarray(rng.normal(scale=scale, size=leaf.shape), leaf.dtype)
         for path, leaf in leaves.items()
         if path.endswith("lora_b")
     }
-    return dataclasses.replace(vlm, params=weights.unflatten(leaves))
+    return dataclasses.replace(vlm, params=unflatten(leaves))
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +47,7 @@ def adapted(base):
 def test_fresh_adapters_change_nothing_and_have_the_promised_start(base):
     fresh = lora.add(base, lora.LoRA(rank=3, alpha=6), jax.random.key(1))
     np.testing.assert_array_equal(fresh.logits(INPUTS), base.logits(INPUTS))
-    leaves = weights.flatten(fresh.params)
+    leaves = flatten(fresh.params)
     assert {path for path in leaves if path.endswith("lora_a")} == {
         *(f"layers.attention.{part}.lora_a" for part in "qkvo"),
         *(f"layers.mlp.{part}.lora_a" for part in ("gate", "up", "down")),
@@ -70,7 +72,7 @@ def test_forward_is_the_formula_and_merging_gives_the_same(base, adapted):
 def test_vision_tower_has_adapters_where_the_targets_reach_it():
     vlm = models.init(qwen3_vl.tiny(), jax.random.key(0))
     reached = lora.add(vlm, lora.LoRA(targets="^vision/.*/(qkv|up)$"), jax.random.key(0))
-    paths = {path.rpartition(".")[0] for path in weights.flatten(reached.params) if path.endswith("lora_b")}
+    paths = {path.rpartition(".")[0] for path in flatten(reached.params) if path.endswith("lora_b")}
     assert paths == {
         "vision.blocks.qkv",
         "vision.blocks.mlp.up",
@@ -124,11 +126,11 @@ def step(vlm, freeze=()):
     prompt = models.pack(INPUTS, vlm.config)
     more: dict = dict(config=vlm.config, optim=optim, steps=1, freeze=freeze)
     state, _ = learner.supervised_step(state, prompt, tokens, tokens > 0, **more)
-    return weights.flatten(state.params), state.moments
+    return flatten(state.params), state.moments
 
 
 def moved(vlm, after):
-    before = weights.flatten(vlm.params)
+    before = flatten(vlm.params)
     assert before.keys() == after.keys()
     return {path for path, leaf in after.items() if not np.array_equal(leaf, before[path])}
 
@@ -147,15 +149,15 @@ def test_frozen_parameters_stay_without_moments_and_the_rest_has_the_same_gradie
     frozen = {path for path in after if any(re.search(pattern, path.replace(".", "/")) for pattern in freeze)}
     assert moved(base, after) == after.keys() - frozen and frozen and frozen != after.keys()
     assert sum(leaf.ndim > 0 for leaf in jax.tree.leaves(moments)) == 2 * len(after.keys() - frozen)
-    part, whole = (weights.flatten(optax.tree.get(state, "mu")) for state in (moments, step(base)[1]))
+    part, whole = (flatten(optax.tree.get(state, "mu")) for state in (moments, step(base)[1]))
     for path, gradient in part.items():
         np.testing.assert_allclose(gradient, whole[path], rtol=1e-4, atol=1e-7, err_msg=path)
 
 
 def test_trainable_and_join_are_inverse(adapted):
     trained, frozen = lora.trainable(adapted.params, ["/(gate|up)/"])
-    assert {path.split(".")[-1] for path in weights.flatten(trained)} == {"lora_a", "lora_b"}
-    assert "layers.mlp.up.lora_a" in weights.flatten(frozen)
+    assert {path.split(".")[-1] for path in flatten(trained)} == {"lora_a", "lora_b"}
+    assert "layers.mlp.up.lora_a" in flatten(frozen)
     assert jax.tree.structure(lora.join(trained, frozen)) == jax.tree.structure(adapted.params)
 
 
@@ -192,7 +194,7 @@ def test_adapters_of_every_family_out_and_in_again(tmp_path, family):
     adapters.save(adapted, tmp_path)
     again = adapters.load(vlm, tmp_path)
     assert again.config == adapted.config
-    got, wanted = weights.flatten(again.params), weights.flatten(adapted.params)
+    got, wanted = flatten(again.params), flatten(adapted.params)
     assert got.keys() == wanted.keys()
     for path, leaf in got.items():
         np.testing.assert_allclose(leaf, wanted[path], rtol=1e-6, err_msg=path)
@@ -225,7 +227,7 @@ def test_adapters_in_some_layers_of_several_ranks_and_scales(tmp_path, base, ada
 
     rewrite(tmp_path, change, alpha_pattern={"layers.1.mlp.down_proj": 5}, lora_alpha=12, use_rslora=True)
     got = adapters.load(base, tmp_path)
-    merged, wanted = (weights.flatten(lora.merge(vlm).params) for vlm in (got, base))
+    merged, wanted = (flatten(lora.merge(vlm).params) for vlm in (got, base))
     mine = adapted.params["layers"]["mlp"]
     up = wanted["layers.mlp.up.kernel"] + 12 / 3**0.5 * mine["up"]["lora_a"] @ mine["up"]["lora_b"]
     np.testing.assert_allclose(merged["layers.mlp.up.kernel"][1], up[1], rtol=1e-4, atol=1e-5)

@@ -17,7 +17,7 @@ from fairgrpo_jax.models.processing import (
     TextProcessor,
     tiny_processor,
 )
-from fairgrpo_jax.models.tokenizer import tiny_tokenizer
+from fairgrpo_jax.models.tiny.tokenizer import tiny_tokenizer
 
 
 TALK = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Which digit is this?"}]}]

@@ -6,7 +6,8 @@ import json
 import pytest
 
 from fairgrpo_jax import models
-from fairgrpo_jax.models import gemma3, published, qwen2_5_vl, qwen2_vl, qwen3_vl, text
+from fairgrpo_jax.models import gemma3, qwen2_5_vl, qwen2_vl, qwen3_vl, text
+from fairgrpo_jax.models.checkpoints import published
 from tests import tiny_folder
 
 

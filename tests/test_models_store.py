@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 from fairgrpo_jax import mesh, models
-from fairgrpo_jax.models import lora, published, store, tensorfile, weights
+from fairgrpo_jax.models import lora
+from fairgrpo_jax.models.checkpoints import names, published, store, tensorfile
+from fairgrpo_jax.models.tree import flatten, unflatten
 from tests import tiny_folder, tiny_models
 
 
@@ -32,7 +34,7 @@ def put(folder, tensors, max_shard_bytes=10**9):
 
 
 def assert_equal(params, wanted):
-    got, wanted = weights.flatten(params), weights.flatten(wanted)
+    got, wanted = flatten(params), flatten(wanted)
     assert got.keys() == wanted.keys()
     for path, leaf in got.items():
         np.testing.assert_array_equal(np.asarray(leaf, np.float32), np.asarray(wanted[path], np.float32), err_msg=path)
@@ -50,14 +52,14 @@ def test_a_folder_of_every_family(tmp_path, family, seed):
     config, tensors = write(tmp_path, family, seed, max_shard_bytes=40_000)
     vlm = models.load(tmp_path, dtype="float32")
     assert vlm.config == config and vlm.source == tmp_path and vlm.processor is None
-    assert_equal(vlm.params, weights.from_hugging_face(tensors, config))
+    assert_equal(vlm.params, names.from_hugging_face(tensors, config))
     assert {leaf.dtype for leaf in jax.tree.leaves(vlm.params)} == {np.dtype("float32")}
 
 
 def test_in_blocks_onto_any_mesh(tmp_path, in_blocks):
     """The same arrays, sharded by the rules, and the same logits as on one device."""
     config, tensors = write(tmp_path, "qwen3_vl", 1)
-    wanted, inputs = weights.from_hugging_face(tensors, config), tiny_models.published("qwen3_vl", 1)[2]["images"][0]
+    wanted, inputs = names.from_hugging_face(tensors, config), tiny_models.published("qwen3_vl", 1)[2]["images"][0]
     expected = models.VLM(config, wanted).logits(inputs)
     for spec in (None, "4x1", "2x2", "1x4"):
         with jax.set_mesh(mesh.make("4x1")):  # as inside a run; of no consequence
@@ -75,7 +77,7 @@ def test_in_blocks_onto_any_mesh(tmp_path, in_blocks):
 def test_any_dtype_of_file_and_model(tmp_path, of_file, wanted):
     config, tensors = write(tmp_path, "mistral", 0, of_file)
     params = models.load(tmp_path, dtype=wanted).params
-    cast = jax.tree.map(lambda leaf: leaf.astype(wanted), weights.from_hugging_face(tensors, config))
+    cast = jax.tree.map(lambda leaf: leaf.astype(wanted), names.from_hugging_face(tensors, config))
     assert params["embedding"].dtype == np.dtype(wanted)
     assert_equal(params, cast)
 
@@ -249,11 +251,11 @@ def test_config_is_moved_last_so_that_an_interrupted_save_leaves_none(tmp_path, 
 
 def test_adapters_are_merged_on_the_way_out(tmp_path):
     vlm = lora.add(models.init(models.gemma3.tiny(), jax.random.key(0)), lora.LoRA(4, 6, "."), jax.random.key(1))
-    leaves = {path: 0.3 * np.asarray(leaf) + 0.1 for path, leaf in weights.flatten(vlm.params).items()}
-    vlm = dataclasses.replace(vlm, params=weights.unflatten(leaves))
+    leaves = {path: 0.3 * np.asarray(leaf) + 0.1 for path, leaf in flatten(vlm.params).items()}
+    vlm = dataclasses.replace(vlm, params=unflatten(leaves))
     vlm.save(tmp_path / "out")
-    merged = weights.flatten(lora.merge(vlm).params)
-    for path, leaf in weights.flatten(models.load(tmp_path / "out", dtype="float32").params).items():
+    merged = flatten(lora.merge(vlm).params)
+    for path, leaf in flatten(models.load(tmp_path / "out", dtype="float32").params).items():
         np.testing.assert_allclose(leaf, merged[path], rtol=1e-6, atol=1e-6, err_msg=path)
 
 
@@ -262,7 +264,7 @@ import sys
 import jax
 from pathlib import Path
 from fairgrpo_jax import models
-from fairgrpo_jax.models import tensorfile
+from fairgrpo_jax.models.checkpoints import tensorfile
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 4)
 status = lambda name: next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith(name))
@@ -284,7 +286,7 @@ def test_peak_memory_beside_the_arrays_is_below_the_largest_tensor(tmp_path, spe
     sizes: dict = dict(vocab_size=60_000, hidden_size=1024, head_dim=256, intermediate_size=4096, num_layers=6)
     config = models.text.tiny("qwen2", **sizes)
     (tmp_path / "config.json").write_text(json.dumps(published.config_json(config)))
-    slots = [slot for part in weights.slots(config).values() for slot in part]
+    slots = [slot for part in names.slots(config).values() for slot in part]
     row = np.random.default_rng(0).normal(size=1 << 20).astype(ml_dtypes.bfloat16)
     shapes = {slot.name: (slot.shape, row.dtype) for slot in slots}
     tensorfile.write_folder(tmp_path, shapes, (np.resize(row, slot.shape) for slot in slots), 10**8)

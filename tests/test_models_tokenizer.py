@@ -2,8 +2,9 @@
 
 import itertools
 
-from fairgrpo_jax.models import build_tokenizer, qwen2_5_vl
-from fairgrpo_jax.models.tokenizer import tiny_tokenizer
+from fairgrpo_jax.models import qwen2_5_vl
+from fairgrpo_jax.models.tiny import build_tokenizer
+from fairgrpo_jax.models.tiny.tokenizer import tiny_tokenizer
 
 
 def test_the_committed_files_are_what_the_script_writes(tmp_path):

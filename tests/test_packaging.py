@@ -50,8 +50,8 @@ def test_wheel_holds_real_files_and_only_one_name(tmp_path):
     assert {name.split("/")[0].split("-")[0] for name in names} == {"fairgrpo_jax"}
     for wanted in (
         "fairgrpo_jax/models/qwen2_5_vl.py",
-        "fairgrpo_jax/models/tiny_tokenizer/tokenizer.json",
-        "fairgrpo_jax/data/synthetic.py",
+        "fairgrpo_jax/models/tiny/tiny_tokenizer/tokenizer.json",
+        "fairgrpo_jax/data/datasets/synthetic.py",
         "fairgrpo_jax/configs/clinic.py",
         "fairgrpo_jax/report/report.html.jinja",
     ):

@@ -9,7 +9,8 @@ import sys
 import pytest
 from rich.console import Console
 
-from fairgrpo_jax import ahead, commandline, config as options, cost, devices, plan
+from fairgrpo_jax import commandline, config as options
+from fairgrpo_jax.plan import ahead, cost, devices, plan
 from tests import real_sizes
 
 

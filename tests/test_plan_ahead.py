@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from fairgrpo_jax import ahead, config as options, devices, gathers, learner, mesh, models, rollout
+from fairgrpo_jax import config as options, learner, mesh, models, rollout
 from fairgrpo_jax.models import qwen2_5_vl, text
+from fairgrpo_jax.plan import ahead, devices, gathers
 
 
 CONFIG = options.Config(

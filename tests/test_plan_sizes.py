@@ -11,7 +11,8 @@ import json
 import jax
 import pytest
 
-from fairgrpo_jax import ahead, config as options, devices, plan, policy
+from fairgrpo_jax import config as options, policy
+from fairgrpo_jax.plan import ahead, devices, plan
 from tests import real_sizes
 
 

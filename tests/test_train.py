@@ -21,7 +21,6 @@ from fairgrpo_jax import (
     advantages,
     config as options,
     configs,
-    cost,
     fairness,
     learner,
     models,
@@ -31,6 +30,7 @@ from fairgrpo_jax import (
     tracking,
     train,
 )
+from fairgrpo_jax.plan import cost
 from fairgrpo_jax.tracking import read_metrics
 from tests import tiny_batch
 from tests.report_page import Page

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from fairgrpo_jax import checkpoint, config as options, export, models, policy, runs, sft, train
-from fairgrpo_jax.models import gemma3, lora, qwen3_vl, weights
+from fairgrpo_jax.models import gemma3, lora, qwen3_vl
+from fairgrpo_jax.models.tree import flatten, unflatten
 from tests import tiny_folder
 from tests.test_train import SMALL, rows
 
@@ -46,7 +47,7 @@ def model_of(folder, **changes):
 
 def saved(folder, step):
     with checkpoint.manager(folder / "checkpoints") as checkpoints:
-        return weights.flatten(checkpoint.saved_params(checkpoints, step))
+        return flatten(checkpoint.saved_params(checkpoints, step))
 
 
 def moved(before, after):
@@ -65,7 +66,7 @@ def test_adapters_of_a_folder_are_trained_alone_resumed_and_merged(qwen, tmp_pat
     teach(config, folder)
     end = saved(folder, 2)
     loaded = models.load(qwen, dtype="float32")
-    base = weights.flatten(loaded.params)
+    base = flatten(loaded.params)
     assert not moved(base, end)
     adapters = end.keys() - base.keys()
     assert adapters and all(path.endswith(lora.PAIR) and path.startswith("layers.") for path in adapters)
@@ -80,7 +81,7 @@ def test_adapters_of_a_folder_are_trained_alone_resumed_and_merged(qwen, tmp_pat
     export.export(folder, tmp_path / "out")
     exported = models.load(tmp_path / "out", dtype="float32")
     inputs = exported.processor([{"role": "user", "content": "What does it show?"}])
-    wanted = models.VLM(lora.scaled(loaded.config, 2.0), weights.unflatten(end)).logits(inputs)
+    wanted = models.VLM(lora.scaled(loaded.config, 2.0), unflatten(end)).logits(inputs)
     np.testing.assert_allclose(exported.logits(inputs), wanted, atol=2e-5)
     assert np.abs(wanted - loaded.logits(inputs)).max() > 1e-3
 
@@ -90,12 +91,12 @@ def test_frozen_parts_of_a_gemma_stay_while_the_policy_learns(tmp_path):
     config = dataclasses.replace(config, warmup=options.Warmup(steps=0, batch=32))
     with runs.open_run(config, tmp_path / "run") as run:
         state, _, batches = sft.begin(run)
-        before = weights.flatten(jax.device_get(state.params))
+        before = flatten(jax.device_get(state.params))
         batch = next(batches)
         rollouts = train.sample(run, state.params, run.put(batch.prompt), 0)
         advantage = np.tile([1.0, -1.0], (8, 2)).astype(np.float32)
         state, _ = train.update(run, state, train.Sampled(batch, rollouts, [], advantage), advantage)
-    after = weights.flatten(jax.device_get(state.params))
+    after = flatten(jax.device_get(state.params))
     frozen = {path for path in before if path.startswith("vision.") or path == "embedding"}
     assert len(frozen) > 5 and moved(before, after) == before.keys() - frozen
 
@@ -104,9 +105,9 @@ def test_adapters_start_from_the_supervised_weights_of_another_run(qwen, tmp_pat
     teach(model_of(qwen), tmp_path / "sft")
     warmup = dataclasses.replace(RUN.warmup, run=tmp_path / "sft")
     config = dataclasses.replace(model_of(qwen, lora_rank=2), warmup=warmup)
-    begun = weights.flatten(teach(config, tmp_path / "run"))
+    begun = flatten(teach(config, tmp_path / "run"))
     taught = saved(tmp_path / "sft", 2)
-    assert moved(weights.flatten(models.load(qwen, dtype="float32").params), taught)
+    assert moved(flatten(models.load(qwen, dtype="float32").params), taught)
     assert not moved(taught, begun) and begun.keys() > taught.keys()
     other = dataclasses.replace(config, model=options.Model(lora_rank=2))
     with pytest.raises(ValueError, match=r"sft of another model \(path: .*checkpoint -> None\); wanted the same"):

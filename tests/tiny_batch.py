@@ -4,9 +4,10 @@ import jax
 import numpy as np
 
 from fairgrpo_jax import config as options, models, policy
-from fairgrpo_jax.data import media, synthetic
+from fairgrpo_jax.data import media
+from fairgrpo_jax.data.datasets import synthetic
 from fairgrpo_jax.data.record import conversation, target
-from fairgrpo_jax.models.tokenizer import tiny_tokenizer
+from fairgrpo_jax.models.tiny.tokenizer import tiny_tokenizer
 
 
 MODEL = policy.small(options.Model(hidden_size=32))

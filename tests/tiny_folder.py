@@ -4,7 +4,7 @@ import json
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from fairgrpo_jax.models import tokenizer as tiny
+from fairgrpo_jax.models.tiny import tokenizer as tiny
 
 
 CLIP = {

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fairgrpo_jax import models
-from fairgrpo_jax.models import decoder, weights
+from fairgrpo_jax.models import decoder
+from fairgrpo_jax.models.checkpoints import names
 from fairgrpo_jax.models.inputs import pack
 
 
@@ -40,7 +41,7 @@ def golden(family, seed=0):
     """The model of a golden file, and its cases as {case: (inputs, expected)}."""
     config, tensors, cases = published(family, seed)
     config = models.read_config(config)
-    params = jax.tree.map(jnp.asarray, weights.from_hugging_face(tensors, config))
+    params = jax.tree.map(jnp.asarray, names.from_hugging_face(tensors, config))
     return models.VLM(config, params), cases
 
 

@@ -15,7 +15,8 @@ torch = pytest.importorskip("torch")
 import transformers  # noqa: E402
 
 from fairgrpo_jax import config as options, export, fairness, learner, models  # noqa: E402
-from fairgrpo_jax.models import adapters, lora, text  # noqa: E402
+from fairgrpo_jax.models import lora, text  # noqa: E402
+from fairgrpo_jax.models.checkpoints import adapters  # noqa: E402
 from tests.parity import make_golden as maker  # noqa: E402
 from tests.test_export import write_run  # noqa: E402
 

@@ -12,7 +12,8 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from fairgrpo_jax import models  # noqa: E402
-from fairgrpo_jax.models import decoder, vision, weights  # noqa: E402
+from fairgrpo_jax.models import decoder, vision  # noqa: E402
+from fairgrpo_jax.models.checkpoints import names  # noqa: E402
 from fairgrpo_jax.models.inputs import pack  # noqa: E402
 from tests import real_sizes, tiny_models  # noqa: E402
 from tests.parity import make_golden as maker  # noqa: E402
@@ -35,7 +36,7 @@ class Pair:
         self.torch, self.cases = maker.build(family, seed), maker.cases(family, seed)
         self.config = models.read_config(self.torch.config)
         in_memory = {name: tensor.numpy() for name, tensor in self.torch.state_dict().items()}
-        self.params = jax.tree.map(jnp.asarray, weights.from_hugging_face(in_memory, self.config))
+        self.params = jax.tree.map(jnp.asarray, names.from_hugging_face(in_memory, self.config))
         self.masks = {name: inputs["attention_mask"].astype(bool) for name, inputs in self.cases.items()}
         self.prompt, self.rows = tiny_models.one_batch(self.config, self.cases)
 
@@ -117,7 +118,7 @@ def test_vision_features_equal_transformers(pair):
 
 def test_our_weights_run_in_transformers(pair):
     """The way out: our tensors, written under the published names, are those that torch gave."""
-    tensors, expected = weights.to_hugging_face(pair.params, pair.config), maker.published_weights(pair.torch)
+    tensors, expected = names.to_hugging_face(pair.params, pair.config), maker.published_weights(pair.torch)
     assert tensors.keys() == expected.keys()
     for name, tensor in tensors.items():
         np.testing.assert_array_equal(tensor, expected[name], err_msg=name)
@@ -132,7 +133,7 @@ def test_real_sizes_have_the_names_and_shapes_of_transformers(name):
         model = transformers.AutoModelForImageTextToText.from_config(transformers.AutoConfig.for_model(**published))
     config = models.read_config(model.config)
     tied = lambda head, embedding: config.tie_word_embeddings and head.shape == embedding.shape
-    names = weights.match(model.state_dict(), config, tied)  # refuses what is missing, unexpected or misshapen
+    found = names.match(model.state_dict(), config, tied)  # refuses what is missing, unexpected or misshapen
     kept = set(model.state_dict()) - ({"lm_head.weight"} if config.tie_word_embeddings else set())
-    assert set(names.values()) == kept
+    assert set(found.values()) == kept
     assert sum(parameter.numel() for parameter in model.parameters()) == real_sizes.PARAMETERS[name]

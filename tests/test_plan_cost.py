@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from fairgrpo_jax import ahead, config as options, cost, mesh, models
-from fairgrpo_jax.models import gemma3, lora, qwen2_5_vl, qwen2_vl, qwen3_vl, text, weights
+from fairgrpo_jax import config as options, mesh, models
+from fairgrpo_jax.models import gemma3, lora, qwen2_5_vl, qwen2_vl, qwen3_vl, text
+from fairgrpo_jax.models.tree import flatten
+from fairgrpo_jax.plan import ahead, cost
 from tests import real_sizes
 
 
@@ -80,7 +82,7 @@ def test_parameters_and_matrices_are_those_of_the_tree(architecture):
     for part, count in parts.items():
         own = [tree.get(name, ()) for name in ((part, "projector") if part == "vision" else (part,))]
         assert count == sum(leaf.size for leaf in jax.tree.leaves(own)), part
-    leaves = {path.replace(".", "/"): leaf for path, leaf in weights.flatten(tree).items()}
+    leaves = {path.replace(".", "/"): leaf for path, leaf in flatten(tree).items()}
     found = {}
     for linear in cost.linears(architecture):
         path = linear.path if linear.path == "embedding" else f"{linear.path}/kernel"

@@ -70,11 +70,11 @@ def load(root: str | Path, *, split: str, num_frames: int = 4) -> RecordList:
 
     Example:
         >>> import pathlib, tempfile
-        >>> from fairgrpo_jax.data import own
+        >>> from fairgrpo_jax.data.datasets import jsonl
         >>> path = pathlib.Path(tempfile.mkdtemp()) / "mine.jsonl"
         >>> row = '{"prompt": "<image>What is seen?", "image": "1.png", "solution": "Nodule", "age": "053Y"}'
         >>> _ = path.write_text(row)
-        >>> record = [*own.load(path, split="train"), *own.load(path, split="test")][0]
+        >>> record = [*jsonl.load(path, split="train"), *jsonl.load(path, split="test")][0]
         >>> record.question, record.answer, record.age
         ('What is seen?', 'Nodule', 53.0)
     """

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fairgrpo_jax.models import pixels, processing
-from fairgrpo_jax.models.tokenizer import quiet_transformers
+from fairgrpo_jax.models.tiny.tokenizer import quiet_transformers
 
 
 # What the processors compute; a preprocessor_config.json that is silent or null means the same.

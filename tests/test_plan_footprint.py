@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from fairgrpo_jax import ahead, config as options, cost, footprint, mesh, plan, policy, rollout
+from fairgrpo_jax import config as options, mesh, policy, rollout
 from fairgrpo_jax.models import attention, qwen2_5_vl, text
-from tests.test_cost import FAMILIES, wide
+from fairgrpo_jax.plan import ahead, cost, footprint, plan
+from tests.test_plan_cost import FAMILIES, wide
 
 
 CONFIG = options.Config(

@@ -10,9 +10,11 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from fairgrpo_jax.models import lora, tensorfile, weights
-from fairgrpo_jax.models.folder import read_json
-from fairgrpo_jax.models.tensorfile import Tensor
+from fairgrpo_jax.models import lora
+from fairgrpo_jax.models.checkpoints import names, tensorfile
+from fairgrpo_jax.models.checkpoints.processor import read_json
+from fairgrpo_jax.models.checkpoints.tensorfile import Tensor
+from fairgrpo_jax.models.tree import flatten, unflatten
 
 
 SETTINGS, TENSORS = "adapter_config.json", "adapter_model.safetensors"
@@ -39,17 +41,17 @@ def save(vlm: Any, folder: Path | str) -> None:
     Raises:
         ValueError: the model has no adapters, or the folder holds one.
     """
-    folder, leaves = Path(folder), weights.flatten(vlm.params)
+    folder, leaves = Path(folder), flatten(vlm.params)
     adapted = [path.removesuffix(".lora_a") for path in leaves if path.endswith(".lora_a")]
     if not adapted:
         raise ValueError("got a model without adapters; wanted one from lora.add: save the whole model with vlm.save")
     if (folder / SETTINGS).exists():
         raise ValueError(f"got {folder}, which holds an adapter already; wanted a new folder")
-    names, tensors, ranks = weights.modules(vlm.config), {}, {}
+    published, tensors, ranks = names.modules(vlm.config), {}, {}
     for path in adapted:
         pair = [np.asarray(leaves[f"{path}.{name}"], np.float32) for name in lora.PAIR]
-        for layer in range(len(pair[0])) if "*" in names[path] else [None]:
-            name = names[path].replace("*", str(layer))
+        for layer in range(len(pair[0])) if "*" in published[path] else [None]:
+            name = published[path].replace("*", str(layer))
             ranks[name] = pair[0].shape[-1]
             for letter, part in zip("AB", pair, strict=True):
                 matrix = part if layer is None else part[layer]
@@ -109,8 +111,8 @@ def load(vlm: Any, folder: Path | str) -> Any:
         raise ValueError(f"got {folder} without {TENSORS}; wanted an adapter in safetensors: pickles are never read")
     pairs = _pairs(folder, vlm)
     scale = _scale(settings, next(iter(pairs)), next(iter(pairs.values()))["A"].shape[0])
-    leaves = weights.flatten(vlm.params)
-    for path, name in weights.modules(vlm.config).items():
+    leaves = flatten(vlm.params)
+    for path, name in names.modules(vlm.config).items():
         kernel = leaves.get(f"{path}.kernel")
         stack = kernel.shape[0] if kernel is not None and "*" in name else None
         mine = [pairs.get(name.replace("*", str(layer))) for layer in range(stack or 1)]
@@ -127,22 +129,22 @@ def load(vlm: Any, folder: Path | str) -> Any:
                 b[layer, :own] = ratio * pair["B"].read().astype(np.float32).T
         a, b = (jnp.asarray(x if stack else x[0]) for x in (a, b))
         leaves |= lora.beside(path, kernel, a, b)
-    return dataclasses.replace(vlm, params=weights.unflatten(leaves), config=lora.scaled(vlm.config, scale))
+    return dataclasses.replace(vlm, params=unflatten(leaves), config=lora.scaled(vlm.config, scale))
 
 
 def _pairs(folder: Path, vlm: Any) -> dict[str, dict[str, Tensor]]:
     """By module name as transformers has it in memory, the tensors A (r, in) and B (out, r); checked to fit."""
-    leaves, known = weights.flatten(vlm.params), {}
-    for path, name in weights.modules(vlm.config).items():
+    leaves, known = flatten(vlm.params), {}
+    for path, name in names.modules(vlm.config).items():
         kernel = leaves.get(f"{path}.kernel") if path.startswith(lora.INSIDE) else None
         if kernel is not None:
             for layer in range(kernel.shape[0] if "*" in name else 1):
                 module = name.replace("*", str(layer))
-                known[weights.canonical_module(module)] = (module, kernel.shape[-2:])
+                known[names.canonical_module(module)] = (module, kernel.shape[-2:])
     pairs, faults = {}, []
     for name, tensor in tensorfile.header(folder / TENSORS).items():
         match = re.fullmatch(r"(?:base_model\.model\.)?(.*)\.lora_([AB])(?:\.default)?\.weight", name)
-        module = weights.canonical_module(match[1]) if match else None
+        module = names.canonical_module(match[1]) if match else None
         if match is None or module not in known or len(tensor.shape) != 2:
             faults.append(f"unexpected {name} {tensor.shape}")
             continue

@@ -28,8 +28,10 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 
-from fairgrpo_jax import config as options, devices, fairness, gathers, learner, mesh as meshes, models, policy, rollout
-from fairgrpo_jax.models import lora, store
+from fairgrpo_jax import config as options, fairness, learner, mesh as meshes, models, policy, rollout
+from fairgrpo_jax.models import lora
+from fairgrpo_jax.models.checkpoints import store
+from fairgrpo_jax.plan import devices, gathers
 
 
 PROGRAMS = ("copy", "rollout", "update", "supervised")
@@ -436,7 +438,7 @@ def compile_apart(
     request = dict(config=options.to_dict(config), device=target.name, program=program, cache=cache and str(cache))
     with tempfile.TemporaryDirectory() as dump:
         request["dump"] = dump if target.kind.platform == "tpu" else None
-        return finish(program, [sys.executable, "-m", "fairgrpo_jax.ahead"], json.dumps(request), timeout=timeout)
+        return finish(program, [sys.executable, "-m", "fairgrpo_jax.plan.ahead"], json.dumps(request), timeout=timeout)
 
 
 def finish(program: str, command: Sequence[str], request: str, *, timeout: float) -> Outcome:

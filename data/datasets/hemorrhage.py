@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from fairgrpo_jax.data.about import About
-from fairgrpo_jax.data.found import check_split, once, told
+from fairgrpo_jax.data.images import check_split, once, told
 from fairgrpo_jax.data.record import Media, Record, RecordList
 from fairgrpo_jax.data.tables import read_csv
 
@@ -119,7 +119,7 @@ def held_out(patients: Collection[str]) -> set[str]:
     ``train_test_split(sorted(patients), test_size=0.2, random_state=42)`` draws the same.
 
     Example:
-        >>> from fairgrpo_jax.data import hemorrhage
+        >>> from fairgrpo_jax.data.datasets import hemorrhage
         >>> sorted(hemorrhage.held_out({str(number) for number in range(49, 60)}))
         ['49', '54', '58']
     """

@@ -19,10 +19,12 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from fairgrpo_jax import mesh as meshes, models
-from fairgrpo_jax.models import folder as folders, lora, processing, published, tensorfile, weights
-from fairgrpo_jax.models.tensorfile import Tensor
-from fairgrpo_jax.models.tokenizer import quiet_transformers
+from fairgrpo_jax import mesh as meshes
+from fairgrpo_jax.models import families, lora, processing
+from fairgrpo_jax.models.checkpoints import names, processor as folders, published, tensorfile
+from fairgrpo_jax.models.checkpoints.tensorfile import Tensor
+from fairgrpo_jax.models.tiny.tokenizer import quiet_transformers
+from fairgrpo_jax.models.tree import flatten, unflatten
 
 
 LARGEST_BLOCK = 32 << 20  # bytes read at once
@@ -35,7 +37,7 @@ CARRIED = (
     *("chat_template*", "*processor_config.json", "generation_config.json", "LICENSE*", "NOTICE*"),
 )
 
-Part = Sequence[tuple[weights.Slot, Tensor]]
+Part = Sequence[tuple[names.Slot, Tensor]]
 
 
 def describe(
@@ -60,7 +62,7 @@ def describe(
         raise ValueError(f"got {folder}, which is no folder; wanted a checkpoint folder as Hugging Face publishes it")
     values = folders.read_json(folder / "config.json")
     try:
-        config = models.read_config(values)
+        config = families.read_config(values)
     except ValueError:
         raise
     except Exception as error:  # transformers' own classes complain in many ways
@@ -68,7 +70,7 @@ def describe(
     kinds = ("tokenizer.json", "vocab.json", "tokenizer.model"), ("preprocessor_config.json", "processor_config.json")
     here = [any((folder / name).is_file() for name in names) for names in kinds]
     whole = here[0] and (here[1] or config.vision is None)
-    processor = models.processor(folder, min_pixels=min_pixels, max_pixels=max_pixels) if whole else None
+    processor = folders.processor(folder, min_pixels=min_pixels, max_pixels=max_pixels) if whole else None
     return folders.with_token_ids(config, folder, processor and processor.tokenizer), processor
 
 
@@ -90,17 +92,17 @@ def load_params(folder: Path, config: Any, *, mesh: jax.sharding.Mesh | str | No
         dtype: of the arrays, whatever that of the files: bfloat16, float16 or float32.
 
     Raises:
-        ValueError: another dtype; from ``tensorfile.folder`` and ``weights.match``, before any weight is read.
+        ValueError: another dtype; from ``tensorfile.folder`` and ``names.match``, before any weight is read.
     """
     if (name := getattr(dtype, "__name__", str(dtype))) not in DTYPES:
         raise ValueError(f"got dtype={name}; wanted one of {', '.join(DTYPES)}")
     mesh, dtype = meshes.make(mesh) if isinstance(mesh, str) else mesh, np.dtype(dtype)
     tensors = tensorfile.folder(folder)
-    names = weights.match(tensors, config, _same)
+    found = names.match(tensors, config, _same)
     block = min(LARGEST_BLOCK, max(tensor.nbytes for tensor in tensors.values()) // 8)
-    tree = jax.eval_shape(lambda: models.family(config).init(config, jax.random.key(0), dtype))
-    shapes, places = weights.flatten(tree), weights.flatten(_shardings(tree, mesh))
-    parts = {path: [(slot, tensors[names[slot.name]]) for slot in part] for path, part in weights.slots(config).items()}
+    tree = jax.eval_shape(lambda: families.family(config).init(config, jax.random.key(0), dtype))
+    shapes, places = flatten(tree), flatten(_shardings(tree, mesh))
+    parts = {path: [(slot, tensors[found[slot.name]]) for slot in part] for path, part in names.slots(config).items()}
     total = sum(tensor.nbytes for part in parts.values() for _, tensor in part)
     leaves = {}
     with progress(total) as bar, meshes.unset():
@@ -110,7 +112,7 @@ def load_params(folder: Path, config: Any, *, mesh: jax.sharding.Mesh | str | No
             small = tensorfile.nbytes(leaf.shape, leaf.dtype) <= SMALL
             leaves[path] = _gather(leaf, sharding, part) if small else _fill(leaf, sharding, part, block)
             bar.advance(task, sum(tensor.nbytes for _, tensor in part))
-    return weights.unflatten(leaves)
+    return unflatten(leaves)
 
 
 def _shardings(tree: dict, mesh: jax.sharding.Mesh | None) -> dict:
@@ -222,7 +224,7 @@ def save(vlm: Any, checkpoint_dir: str | Path, *, max_shard_bytes: int = 5 * 10*
 
 
 def _write_weights(vlm: Any, folder: Path, max_shard_bytes: int) -> None:
-    leaves, slots = weights.flatten(vlm.params), weights.slots(vlm.config)
+    leaves, slots = flatten(vlm.params), names.slots(vlm.config)
     shapes = {slot.name: (slot.shape, np.dtype(leaves[path].dtype)) for path, part in slots.items() for slot in part}
     total = sum(tensorfile.nbytes(*entry) for entry in shapes.values())
 

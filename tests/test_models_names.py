@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fairgrpo_jax import models
-from fairgrpo_jax.models import weights
+from fairgrpo_jax.models.checkpoints import names
 from tests import tiny_models
 
 
@@ -26,12 +26,12 @@ def in_memory(name):
 @pytest.mark.parametrize("family, seed", tiny_models.FILES)
 def test_out_and_in_again_is_exact(family, seed):
     config, tensors = published(family, seed)
-    params = weights.from_hugging_face(tensors, config)
+    params = names.from_hugging_face(tensors, config)
     fresh = jax.eval_shape(lambda: models.family(config).init(config, jax.random.key(0)))
     assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, fresh)
-    out = weights.to_hugging_face(params, config)
+    out = names.to_hugging_face(params, config)
     assert len(out) == len(tensors)
-    again = weights.from_hugging_face(out, config)
+    again = names.from_hugging_face(out, config)
     jax.tree.map(np.testing.assert_array_equal, again, params)
     for name in out.keys() & tensors.keys():
         np.testing.assert_array_equal(out[name], tensors[name], err_msg=name)
@@ -57,21 +57,21 @@ def test_published_names_of_each_family():
         ],
         "mistral": ["model.embed_tokens.weight", "lm_head.weight", "model.layers.1.mlp.down_proj.weight"],
     }  # fmt: skip
-    for family, names in wanted.items():
+    for family, expected in wanted.items():
         config, _ = published(family, 0)
-        have = {slot.name for part in weights.slots(config).values() for slot in part}
-        assert set(names) <= have, family
+        have = {slot.name for part in names.slots(config).values() for slot in part}
+        assert set(expected) <= have, family
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "gemma3"])
 def test_every_spelling_and_a_repeated_tied_head_are_read(family):
     config, tensors = published(family, 0)
-    tensors = weights.to_hugging_face(weights.from_hugging_face(tensors, config), config)
+    tensors = names.to_hugging_face(names.from_hugging_face(tensors, config), config)
     embedding = next(tensor for name, tensor in tensors.items() if name.endswith("embed_tokens.weight"))
     renamed = {in_memory(name): tensor for name, tensor in tensors.items()}
     assert not renamed.keys() & tensors.keys()
     got, expected = (
-        weights.from_hugging_face(these, config) for these in (renamed | {"lm_head.weight": embedding}, tensors)
+        names.from_hugging_face(these, config) for these in (renamed | {"lm_head.weight": embedding}, tensors)
     )
     jax.tree.map(np.testing.assert_array_equal, got, expected)
 
@@ -81,8 +81,8 @@ def test_the_unused_head_of_siglip_is_ignored():
     more = tensors | {"vision_tower.vision_model.head.probe": np.zeros((1, 1, 4))}
     jax.tree.map(
         np.testing.assert_array_equal,
-        weights.from_hugging_face(more, config),
-        weights.from_hugging_face(tensors, config),
+        names.from_hugging_face(more, config),
+        names.from_hugging_face(tensors, config),
     )
 
 
@@ -95,7 +95,7 @@ def test_one_error_names_every_fault():
     broken["lm_head.weight"] = tensors["model.embed_tokens.weight"] + 1
     broken["model.visual.blocks.0.norm1.weight"] = tensors["visual.blocks.0.norm1.weight"]
     with pytest.raises(ValueError, match="5 faults") as error:
-        weights.from_hugging_face(broken, config)
+        names.from_hugging_face(broken, config)
     for fault in (
         "missing model.norm.weight (32,)",
         "unexpected model.layers.7.mlp.up_proj.weight (2, 2)",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from fairgrpo_jax.data.about import About
-from fairgrpo_jax.data.found import check_split
+from fairgrpo_jax.data.images import check_split
 from fairgrpo_jax.data.record import Media, Record, RecordList
 from fairgrpo_jax.data.rows import inside, read_json, text
 

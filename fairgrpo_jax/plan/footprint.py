@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType
 
-from fairgrpo_jax import cost, mesh as meshes
+from fairgrpo_jax import mesh as meshes
 from fairgrpo_jax.models import attention, decoder, lora
+from fairgrpo_jax.plan import cost
 
 
 WIDE = 4  # bytes of what is computed in float32 whatever the weights are: scores, logits, sums of gradients

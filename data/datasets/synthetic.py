@@ -47,7 +47,7 @@ SPLITS = ("train", "warmup", "test")
 ABOUT = About(
     name="synthetic",
     title="The clinic",
-    where="fairgrpo_jax.data.synthetic",
+    where="fairgrpo_jax.data.datasets.synthetic",
     licence="as this software; the real measurements as scikit-learn",
     download="nothing: it is made when asked for",
     note="Its images are cartoons; a gap found here says nothing about any hospital.",
@@ -151,7 +151,7 @@ def load(
         ValueError: an unknown split or domain, a scale or noise out of range.
 
     Example:
-        >>> from fairgrpo_jax.data import synthetic
+        >>> from fairgrpo_jax.data.datasets import synthetic
         >>> source = synthetic.load("test", domains=("ct",))
         >>> len(source), source[0].media[0].pixels.shape, source[0].choices
         (360, (32, 32, 3), ('No Hemorrhage', 'Intraparenchymal', 'Subdural'))
@@ -471,7 +471,7 @@ def contact_sheet(domains: Sequence[str] = tuple(DOMAINS), *, seed: int = 0, zoo
     """Test images side by side, one per class (columns) and age stratum (rows; one row where age is not drawn).
 
     Example:
-        >>> from fairgrpo_jax.data import synthetic
+        >>> from fairgrpo_jax.data.datasets import synthetic
         >>> synthetic.contact_sheet(("ct", "us")).size
         (198, 396)
     """

@@ -8,7 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from fairgrpo_jax import models
+from fairgrpo_jax.models.families import family
+from fairgrpo_jax.models.tree import flatten, unflatten
 
 
 # Our path -> the published name, both without the last part (kernel, weight, bias); "*" is the layer.
@@ -116,7 +117,7 @@ class Slot:
 
 def slots(config: Any) -> dict[str, list[Slot]]:
     """Every leaf of the model's tree, and the published tensors that it is made of."""
-    leaves = flatten(jax.eval_shape(lambda: models.family(config).init(config, jax.random.key(0))))
+    leaves = flatten(jax.eval_shape(lambda: family(config).init(config, jax.random.key(0))))
     return {path: _slots(path, leaf.shape, config) for path, leaf in leaves.items()}
 
 
@@ -212,24 +213,6 @@ def modules(config: Any) -> dict[str, str]:
 def canonical_module(name: str) -> str:
     """One spelling for all that name the same module, of a published name or of one in memory."""
     return _canonical(name + ".").removesuffix(".")
-
-
-def flatten(tree: dict) -> dict[str, Any]:
-    """A nested dict as ``{"layers.attention.q.kernel": leaf, ...}``."""
-    leaves = jax.tree.leaves_with_path(tree)
-    return {".".join(str(key.key) for key in path): leaf for path, leaf in leaves}
-
-
-def unflatten(leaves: Mapping[str, Any]) -> dict:
-    """The inverse of :func:`flatten`."""
-    tree: dict[str, Any] = {}
-    for path, leaf in leaves.items():
-        *folders, last = path.split(".")
-        node = tree
-        for folder in folders:
-            node = node.setdefault(folder, {})
-        node[last] = leaf
-    return tree
 
 
 def _slots(path: str, shape: tuple[int, ...], config: Any) -> list[Slot]:

@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from PIL import Image
 
 from fairgrpo_jax import data
-from fairgrpo_jax.data import media, own
+from fairgrpo_jax.data import media
+from fairgrpo_jax.data.datasets import jsonl
 
 
 TRL = {
@@ -98,16 +99,16 @@ def test_one_file_is_split_by_patient_whatever_the_order(tmp_path):
                 assert sides.setdefault(record.patient, split) == split
     assert 4 <= list(sides.values()).count("test") <= 22
     with pytest.raises(ValueError, match="'valid'; .* has no column split"):
-        own.load(path, split="valid")
+        jsonl.load(path, split="valid")
 
 
 def test_one_file_that_tells_the_splits(tmp_path):
     path = write(tmp_path / "mine.jsonl", [{**TEXT, "split": split} for split in ("train", "valid", "train")])
-    assert [r.uid for r in own.load(path, split="train")] == ["mine/1", "mine/3"]
-    assert len(own.load(path, split="valid")) == 1
+    assert [r.uid for r in jsonl.load(path, split="train")] == ["mine/1", "mine/3"]
+    assert len(jsonl.load(path, split="valid")) == 1
     write(path, [{**TEXT, "split": "train"}, TEXT])
     with pytest.raises(ValueError, match="line 2: split is missing"):
-        own.load(path, split="train")
+        jsonl.load(path, split="train")
 
 
 BAD = {
@@ -143,27 +144,27 @@ def test_every_bad_row_is_named_with_its_line(tmp_path):
     lines = [json.dumps({**TEXT, "id": "same"}), "", *BAD, *(json.dumps(row) for row, _ in BAD_ROWS)]
     (tmp_path / "train.jsonl").write_text("\n".join(lines))
     with pytest.raises(ValueError) as raised:
-        own.load(tmp_path, split="train")
+        jsonl.load(tmp_path, split="train")
     text = str(raised.value)
     assert f"train.jsonl: {len(BAD) + len(BAD_ROWS)} bad rows" in text and "and 3 more" in text
     for line, (_, message) in enumerate([*BAD.items(), *BAD_ROWS], start=3):
         (tmp_path / "train.jsonl").write_text(lines[0] + "\n" * (line - 1) + lines[line - 1])
         with pytest.raises(ValueError, match=rf"train.jsonl: 1 bad rows: line {line}: .*{message}"):
-            own.load(tmp_path, split="train")
+            jsonl.load(tmp_path, split="train")
 
 
 def test_files_that_are_none(tmp_path):
     with pytest.raises(ValueError, match="has none of train.jsonl, train.json, train.parquet; wanted one"):
-        own.load(tmp_path, split="train")
+        jsonl.load(tmp_path, split="train")
     (tmp_path / "train.parquet").write_bytes(b"PAR1 no parquet")
     with pytest.raises(ValueError, match="train.parquet is no Parquet"):
-        own.load(tmp_path, split="train")
+        jsonl.load(tmp_path, split="train")
     write(tmp_path / "train.jsonl", [TEXT])
     with pytest.raises(ValueError, match="has train.jsonl, train.parquet of .* wanted one"):
-        own.load(tmp_path, split="train")
+        jsonl.load(tmp_path, split="train")
     (tmp_path / "rows.csv").write_text("a")
     with pytest.raises(ValueError, match=r"rows.csv is no \.jsonl"):
-        own.load(tmp_path / "rows.csv", split="train")
+        jsonl.load(tmp_path / "rows.csv", split="train")
     write(tmp_path / "empty.jsonl", [])
     with pytest.raises(ValueError, match="no record"):
         data.load("jsonl", tmp_path / "empty.jsonl", split="train")
@@ -190,7 +191,7 @@ def test_damage_never_changes_another_row(tmp_path, number, draw):
         lines[number] = lines[number][: draw.draw(st.integers(1, len(lines[number])))]
     (tmp_path / "train.jsonl").write_text("\n".join(lines))
     try:
-        found = own.load(tmp_path, split="train").records
+        found = jsonl.load(tmp_path, split="train").records
     except ValueError as error:
         assert "train.jsonl: " in str(error) and f"line {number + 1}: " in str(error)
         return

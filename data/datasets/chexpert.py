@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from fairgrpo_jax.data.about import About
-from fairgrpo_jax.data.found import check_split, once, told
+from fairgrpo_jax.data.images import check_split, once, told
 from fairgrpo_jax.data.record import Media, Record, RecordList
 from fairgrpo_jax.data.tables import Problems, Table, read_csv
 

@@ -12,7 +12,7 @@ from typing import Literal
 
 from fairgrpo_jax.data import archives
 from fairgrpo_jax.data.about import About
-from fairgrpo_jax.data.found import check_split
+from fairgrpo_jax.data.images import check_split
 from fairgrpo_jax.data.record import Media, Record, RecordList
 from fairgrpo_jax.data.splits import by_patient
 from fairgrpo_jax.data.tables import read_csv

@@ -22,7 +22,8 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from fairgrpo_jax import ahead, commandline, config as options, cost, devices, footprint, mesh as meshes, policy
+from fairgrpo_jax import commandline, config as options, mesh as meshes, policy
+from fairgrpo_jax.plan import ahead, cost, devices, footprint
 
 
 MOST = 0.92  # of a GPU's memory that JAX can be given; the rest is the driver's and the libraries'
@@ -455,7 +456,3 @@ def main() -> None:
         else:
             show(made, Console(width=None if sys.stdout.isatty() else 120))
         raise SystemExit(0 if made.fits else 1)
-
-
-if __name__ == "__main__":
-    main()

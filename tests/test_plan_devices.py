@@ -2,7 +2,7 @@
 
 import pytest
 
-from fairgrpo_jax import devices
+from fairgrpo_jax.plan import devices
 
 
 # cloud.google.com/tpu/docs: v5e and v6e topologies; v5p by its rule for boxes.

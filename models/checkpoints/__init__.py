@@ -1,0 +1,1 @@
+"""Checkpoint folders of Hugging Face and adapters of PEFT, read and written."""
