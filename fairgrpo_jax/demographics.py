@@ -221,6 +221,51 @@ def rank(attribute: str, name: str, scheme: Scheme = DEFAULT) -> tuple[int, str]
     return (first.index(name), "") if name in first else (len(first), name)
 
 
+def members(
+    people: Sequence[Mapping[str, Any]], datasets: Sequence[str], scheme: Scheme = DEFAULT
+) -> list[tuple[dict[str, str], np.ndarray]]:
+    """Who belongs to which group of which dataset, in the order of tables.
+
+    Args:
+        people: one mapping attribute -> value for each of N records, of the values that ``group`` reads.
+        datasets: N names.
+        scheme: the groups to tell apart.
+
+    Returns:
+        (head, positions of the records), the head being ``dataset``, ``attribute``, ``group`` (see ``key``) and
+        ``name``. Each dataset begins with attribute and group ``"all"``, goes on with the attributes that some record
+        of it tells, and ends, where these are several, with the joint groups of the records that tell them all.
+
+    Raises:
+        ValueError: if an attribute is called ``joint`` or ``all``.
+
+    Example:
+        >>> [(head["name"], rows.tolist()) for head, rows in members([{"age": 80}, {}, {"age": 20}], ["d"] * 3)]
+        [('all', [0, 1, 2]), ('≤25', [2]), ('>75', [0])]
+    """
+    names = scheme.attributes or tuple(dict.fromkeys(name for person in people for name in person))
+    if taken := {JOINT, "all"} & set(names):
+        raise ValueError(f"got an attribute named {sorted(taken)}; these names are taken, rename it")
+    told = [groups(person, dataclasses.replace(scheme, attributes=names)) for person in people]
+    found = []
+    for dataset in sorted(set(datasets)):
+        rows = [row for row, its in enumerate(datasets) if its == dataset]
+        head = {"dataset": dataset, "attribute": "all", "group": "all", "name": "all"}
+        found.append((head, np.asarray(rows)))
+        known = [name for name in names if any(told[row][name] is not None for row in rows)]
+        for attribute, parts in [*((name, [name]) for name in known), *([(JOINT, known)] if len(known) > 1 else [])]:
+            cells: dict[tuple[str | None, ...], list[int]] = {}
+            for row in rows:
+                cells.setdefault(tuple(told[row][part] for part in parts), []).append(row)
+            complete = [tuple(zip(parts, cell, strict=True)) for cell in cells if None not in cell]
+            for cell in sorted(complete, key=lambda cell: [rank(*part, scheme) for part in cell]):
+                head = {"dataset": dataset, "attribute": attribute}
+                head |= {"group": SEPARATOR.join(key(*part, scheme) for part in cell)}
+                head |= {"name": SEPARATOR.join(name for _, name in cell)}
+                found.append((head, np.asarray(cells[tuple(name for _, name in cell)])))
+    return found
+
+
 def _years(text: str) -> float:
     """The years of a number or of a DICOM age; infinite for any other text."""
     dicom = re.fullmatch(r"(\d+(?:\.\d*)?)([YMWD])", text.upper())

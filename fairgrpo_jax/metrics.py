@@ -16,13 +16,13 @@ Definitions, those of FairGRPO's evaluation (QoQ-Med, arXiv 2506.00711, appendix
 """
 
 import math
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from fairgrpo_jax import demographics as people
-from fairgrpo_jax.demographics import DEFAULT, JOINT, SEPARATOR, Scheme
+from fairgrpo_jax.demographics import DEFAULT, JOINT, Scheme
 
 
 # Figures compared between groups: our name, the name in keys of averages and gaps.
@@ -115,8 +115,9 @@ def figures(
     >>> [(row["group"], row["name"], row["top1"]) for row in rows]
     [('all', 'all', 0.5), ('a1', '≤40', 1.0), ('a3', '>65', 0.0)]
     """
-    table = _read(predictions, labels, demographics, datasets, scheme)
-    return [head | _figures(table, rows) for head, rows in table.subsets()]
+    table = _read(predictions, labels, demographics, datasets)
+    members = people.members(demographics, datasets, scheme)
+    return [head | _figures(table, rows) for head, rows in members]
 
 
 def report_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -185,11 +186,12 @@ def intervals(
         raise ValueError(
             f"got level={level}, num_resamples={num_resamples}; wanted 0 < level < 1 and a positive number"
         )
-    table = _read(predictions, labels, demographics, datasets, scheme)
+    table = _read(predictions, labels, demographics, datasets)
     if patients is not None and len(patients) != len(table.labels):
         raise ValueError(f"got {len(patients)} patients for {len(table.labels)} rows; wanted one id a row")
     ids = np.arange(len(table.labels)) if patients is None else _integer_ids(patients)
-    return [head | _row(table, rows, ids[rows], level, num_resamples, seed) for head, rows in table.subsets()]
+    members = people.members(demographics, datasets, scheme)
+    return [head | _row(table, rows, ids[rows], level, num_resamples, seed) for head, rows in members]
 
 
 def bootstrap(
@@ -221,59 +223,16 @@ def bootstrap(
     >>> bootstrap(["A", "B"], ["A", "A"], [0, 1], num_patients=2, num_resamples=3)["top1"][0]
     np.float64(0.5)
     """
-    table = _Table([_label_set(p) for p in predictions], [_label_set(x) for x in labels], {}, [""] * len(labels))
+    table = _Table(predictions, labels)
     sums, shape = _sums(table, np.arange(len(labels)), np.asarray(patients), num_patients)
     return _replicates(sums, shape, num_resamples, seed)
 
 
 class _Table:
-    """Label sets and group names of all rows."""
+    """Label sets of all rows."""
 
-    def __init__(
-        self,
-        predictions: list[LabelSet],
-        labels: list[LabelSet],
-        attributes: dict[str, list[str | None]],
-        datasets: Sequence[str],
-        scheme: Scheme = DEFAULT,
-    ):
-        self.scheme = scheme
-        self.predictions, self.labels, self.attributes = predictions, labels, attributes
-        self.dataset = np.asarray(datasets, dtype=object)
-        self.datasets = sorted(set(datasets))
-
-    def subsets(self) -> Iterator[tuple[dict[str, str], np.ndarray]]:
-        """(head of a row, its records) of each dataset, attribute and group, in the order of tables."""
-        for dataset in self.datasets:
-            rows = np.flatnonzero(self.dataset == dataset)
-            yield {"dataset": dataset, "attribute": "all", "group": "all", "name": "all"}, rows
-            known = {name: [column[i] for i in rows] for name, column in self.attributes.items()}
-            known = {name: column for name, column in known.items() if any(group is not None for group in column)}
-            for name, column in known.items():
-                yield from self._members(dataset, name, [None if g is None else (g,) for g in column], (name,), rows)
-            if len(known) > 1:
-                cells = [None if None in cell else cell for cell in zip(*known.values(), strict=True)]
-                yield from self._members(dataset, JOINT, cells, tuple(known), rows)
-
-    def _members(
-        self,
-        dataset: str,
-        attribute: str,
-        cells: Sequence[tuple[str, ...] | None],
-        parts: tuple[str, ...],
-        rows: np.ndarray,
-    ) -> Iterator[tuple[dict[str, str], np.ndarray]]:
-        """The groups of one attribute, or of several together; a cell holds the names of one row's groups."""
-        members: dict[tuple[str, ...], list[int]] = {}
-        for row, cell in zip(rows, cells, strict=True):
-            if cell is not None:
-                members.setdefault(cell, []).append(row)
-        ranks = {c: [people.rank(*part, self.scheme) for part in zip(parts, c, strict=True)] for c in members}
-        for cell in sorted(members, key=ranks.__getitem__):
-            keys = [people.key(*part, self.scheme) for part in zip(parts, cell, strict=True)]
-            head = {"dataset": dataset, "attribute": attribute}
-            head |= {"group": SEPARATOR.join(keys), "name": SEPARATOR.join(cell)}
-            yield head, np.asarray(members[cell])
+    def __init__(self, predictions: Sequence[str | None], labels: Sequence[str]):
+        self.predictions, self.labels = [_label_set(p) for p in predictions], [_label_set(x) for x in labels]
 
 
 def _read(
@@ -281,7 +240,6 @@ def _read(
     labels: Sequence[str],
     demographics: Sequence[Mapping[str, Any]],
     datasets: Sequence[str],
-    scheme: Scheme,
 ) -> _Table:
     lengths = {len(predictions), len(labels), len(demographics), len(datasets)}
     if lengths == {0} or len(lengths) > 1:
@@ -291,11 +249,7 @@ def _read(
         )
     if missing := [i for i, label in enumerate(labels) if label is None]:
         raise ValueError(f"got no label in rows {missing[:5]}; wanted text for every row, empty for no class")
-    names = scheme.attributes or tuple(dict.fromkeys(name for row in demographics for name in row))
-    if reserved := {JOINT, "all"} & set(names):
-        raise ValueError(f"got an attribute named {sorted(reserved)}; these names are taken, rename it")
-    attributes = {name: [people.group(name, row.get(name), scheme) for row in demographics] for name in names}
-    return _Table([_label_set(p) for p in predictions], [_label_set(x) for x in labels], attributes, datasets, scheme)
+    return _Table(predictions, labels)
 
 
 def _label_set(answer: str | None) -> LabelSet:
