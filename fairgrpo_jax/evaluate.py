@@ -5,13 +5,12 @@ training, the quantity that reinforcement learning maximises.
 """
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from fairgrpo_jax import metrics, rollout, runs
+from fairgrpo_jax import demographics, metrics, rollout, runs
 from fairgrpo_jax.data.record import Record
 from fairgrpo_jax.rewards import accuracy
 
@@ -28,7 +27,8 @@ def held_out(run: runs.Run, params: Any, step: int) -> dict[str, float]:
     path = _path(run.folder, step)
     path.parent.mkdir(exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    values = summary(rows) | {"reward_sampled": sum(row["reward"] for row in drawn) / len(drawn)}
+    scheme = demographics.Scheme(run.config.data.attributes, run.config.data.age_edges)
+    values = summary(rows, scheme) | {"reward_sampled": sum(row["reward"] for row in drawn) / len(drawn)}
     run.log.append("eval", step, values | run.phases.collect())
     return values
 
@@ -80,26 +80,30 @@ def _row(run: runs.Run, record: Record, text: str, reward: float) -> dict:
     return known | said | {"reward": float(reward)} | ({"attributes": further} if further else {})
 
 
-def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def summary(rows: Sequence[Mapping[str, Any]], scheme: demographics.Scheme = demographics.DEFAULT) -> dict[str, float]:
     """Scalars of the evaluation for the log: held-out reward, and the figures of ``metrics.fairness_report``.
 
     ``worst_f1`` and ``best_f1`` are taken over the groups of single attributes of at least ``SMALLEST_GROUP`` records,
     as the F1 of a handful of records says nothing; the report shows every group with its interval.
+
+    Args:
+        rows: of one evaluation, as ``answer`` gives them.
+        scheme: the groups that the run tells apart.
     """
-    report = metrics.fairness_report(
-        [row["prediction"] for row in rows],
+    figures = metrics.figures(
+        [row["prediction"] or None for row in rows],
         [row["answer"] for row in rows],
         [{"sex": row["sex"], "age": row["age"]} | row.get("attributes", {}) for row in rows],
         [row["dataset"] for row in rows],
+        scheme=scheme,
     )
-    attributes = "|".join(map(re.escape, {"sex", "age", *(name for row in rows for name in row.get("attributes", {}))}))
     large = [
-        float(value)
-        for name, value in report.items()
-        if re.fullmatch(rf"fairness/[^/]+/({attributes})/[^/]+/f1", name)
-        and report[name.removesuffix("f1") + "n"] >= SMALLEST_GROUP
+        float(row["f1"])
+        for row in figures
+        if row["attribute"] not in ("all", metrics.JOINT) and row["n"] >= SMALLEST_GROUP
     ]
     extremes = {"worst_f1": min(large), "best_f1": max(large)} if large else {}
+    report = metrics.report_of(figures)
     named = {name: report[f"overall/{name}"] for name in ("f1", "top1", "joint_f1_std") if f"overall/{name}" in report}
     paper = {name: value for name, value in report.items() if name.startswith("paper/")}
     return {"reward": sum(row["reward"] for row in rows) / len(rows)} | named | extremes | paper

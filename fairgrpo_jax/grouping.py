@@ -15,11 +15,9 @@ import numpy as np
 from jax.core import Tracer
 from numpy.typing import ArrayLike
 
-from fairgrpo_jax import _kmeans
+from fairgrpo_jax import _kmeans, demographics
+from fairgrpo_jax.demographics import MISSING, SEPARATOR, age_bins as age_bins
 
-
-UNKNOWN = "?"
-SEPARATOR = ", "
 
 Attributes = Mapping[str, str | None]
 
@@ -32,33 +30,6 @@ class Vocabulary(NamedTuple):
 
     attributes: Sequence[str]
     cells: Sequence[str]
-
-
-def age_bins(age: ArrayLike | Sequence[float | None], edges: Sequence[float] = (25, 50, 75)) -> np.ndarray:
-    """Index of the age bin, upper edge inclusive.
-
-    Args:
-      age: (N,) years, fractions allowed, >= 0; None or NaN = unknown.
-      edges: increasing upper edges of all bins but the last.  The default gives <= 25, (25, 50], (50, 75], > 75.
-
-    Returns:
-      (N,) int32 in 0 .. len(edges), or -1 where the age is unknown.
-
-    Raises:
-      ValueError: if an age is negative, or the edges do not increase.
-
-    Source: the bins of FairGRPO (arXiv 2510.19893).  The authors' code puts an age of NaN in the oldest bin; here it
-    is unknown.
-
-    >>> age_bins([25, 25.5, 80, None]).tolist()
-    [0, 1, 3, -1]
-    """
-    years = np.asarray(age, np.float64)
-    if np.any(years < 0):
-        raise ValueError(f"got a negative age, {years[years < 0][0]}; wanted years >= 0, or None where unknown")
-    if np.any(np.diff(edges) <= 0):
-        raise ValueError(f"got edges={tuple(edges)}; wanted increasing ages")
-    return np.where(np.isnan(years), -1, np.searchsorted(edges, years, side="left")).astype(np.int32)
 
 
 def vocabulary(rows: Iterable[Attributes], attributes: Sequence[str] | None = None) -> Vocabulary:
@@ -358,10 +329,10 @@ def _cells(groups: ArrayLike, domains: ArrayLike | None) -> tuple[np.ndarray, np
 
 def _cell(row: Attributes, names: Sequence[str]) -> str | None:
     """``"F, ≤50"``; None where nothing is known."""
-    values: list[Any] = [row.get(name) or UNKNOWN for name in names]
+    values = [row.get(name) or None for name in names]
     for name, value in zip(names, values, strict=True):
-        if SEPARATOR in value or row.get(name) == UNKNOWN:
+        if value is not None and (SEPARATOR in value or value == MISSING):
             raise ValueError(
                 f"got {name}={value!r}; wanted a value without {SEPARATOR!r}, and None where it is unknown"
             )
-    return None if all(value == UNKNOWN for value in values) else SEPARATOR.join(values)
+    return demographics.cell(values)

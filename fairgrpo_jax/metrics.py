@@ -1,7 +1,7 @@
 """For whom does a model work?  Per-group figures, gaps between groups, and how sure they are; NumPy only.
 
-``fairness_report`` gives the figures of one evaluation in a flat dict; ``intervals`` gives one row per dataset,
-attribute and group, with intervals, ready to print.
+``figures`` gives one row per dataset, attribute and group; ``fairness_report`` the same and the gaps between groups, in
+a flat dict; ``intervals`` one row per group with intervals, ready to print; ``bootstrap`` is what these are made of.
 
 Definitions, those of FairGRPO's evaluation (QoQ-Med, arXiv 2506.00711, appendix D, equations 8 to 14):
 
@@ -16,26 +16,21 @@ Definitions, those of FairGRPO's evaluation (QoQ-Med, arXiv 2506.00711, appendix
 """
 
 import math
-import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from fairgrpo_jax import grouping
+from fairgrpo_jax import demographics as people
+from fairgrpo_jax.demographics import DEFAULT, JOINT, Scheme
 
 
-AGE_GROUPS = ("a1", "a2", "a3", "a4")  # <= 25, (25, 50], (50, 75], > 75 years
-JOINT = "joint"
 # Figures compared between groups: our name, the name in keys of averages and gaps.
 COMPARED = {"accuracy": "acc", "f1": "f1", "similarity": "similarity", "tpr": "tpr", "fpr": "fpr", "fdr": "fdr"}
 # The authors' logs put "std" before some names and after others; the keys are kept, so that runs can be compared.
 ATTRIBUTE_STD = {name: f"std_{name}" if name in ("tpr", "fpr", "fdr") else f"{name}_std" for name in COMPARED.values()}
 DATASET_STD = ATTRIBUTE_STD | {"acc": "std_acc"}
-UNKNOWN = ("", "?", "nan", "none", "null", "unk", "unknown", "n/a", "na")
-FEMALE = ("f", "female", "w", "woman", "0", "0.0")
-MALE = ("m", "male", "man", "1", "1.0")
-DICOM_AGE_YEARS = {"y": 1.0, "m": 1 / 12, "w": 7 / 365.25, "d": 1 / 365.25}
+HEAD = ("dataset", "attribute", "group", "name")  # the fields of a row that say whose figures it holds
 
 LabelSet = frozenset[str | None]
 
@@ -45,8 +40,10 @@ def fairness_report(
     labels: Sequence[str],
     demographics: Sequence[Mapping[str, Any]],
     datasets: Sequence[str],
+    *,
+    scheme: Scheme = DEFAULT,
 ) -> dict[str, Any]:
-    """All figures of one evaluation.
+    """All figures of one evaluation: ``report_of(figures(...))``.
 
     Keys (d dataset, a attribute, g group; <m> one of accuracy, f1, similarity, tpr, fpr, fdr, in averages and gaps
     ``acc`` for accuracy):
@@ -75,8 +72,9 @@ def fairness_report(
       demographics: N mappings attribute -> value.  ``age``: years as a number or text, or as DICOM writes it
         (``"053Y"``, ``"006M"``), or the name of a group (``"A3"``, ``"51–75"``).  ``sex`` or ``gender``: f, female, w,
         woman, 0, 0.0 are ``female``, m, male, man, 1, 1.0 are ``male``, in any case.  Any other attribute, and any
-        other text, is the name of a group.  Absent, None, NaN, ``""``, ``"?"``, ``"unknown"``, a negative age: unknown.
+        other text, is the name of a group.  Absent, None, NaN, ``demographics.UNKNOWN``, a negative age: unknown.
       datasets: N names.
+      scheme: the attributes to look at and the edges of the age groups, which are named a1, a2, ... from the youngest.
 
     Raises:
       ValueError: if there is no row, the lengths differ, a label is None, or an attribute is called ``joint`` or
@@ -90,19 +88,56 @@ def fairness_report(
     >>> report["fairness/d/sex/female/f1"], round(report["fairness/d/sex/f1_diff"], 4), report["overall/worst_group"]
     (1.0, 0.6667, 'd/sex/male')
     """
+    return report_of(figures(predictions, labels, demographics, datasets, scheme=scheme))
+
+
+def figures(
+    predictions: Sequence[str | None],
+    labels: Sequence[str],
+    demographics: Sequence[Mapping[str, Any]],
+    datasets: Sequence[str],
+    *,
+    scheme: Scheme = DEFAULT,
+) -> list[dict[str, Any]]:
+    """One row per dataset, attribute and group, with the figures of its records.
+
+    A row holds ``dataset``, ``attribute``, ``group`` (the key: ``"female"``, ``"a2"``), ``name`` (as tables show it:
+    ``"F"``, ``"26–50"``), ``n`` and the figures of ``fairness_report``.  The first row of a dataset has attribute and
+    group ``"all"``; the last ones have attribute ``"joint"``.
+
+    Args:
+      predictions, labels, demographics, datasets, scheme: as for ``fairness_report``.
+
+    Raises:
+      ValueError: as ``fairness_report``.
+
+    >>> rows = figures(["A", "B"], ["A", "A"], [{"age": 30}, {"age": 70}], ["d"] * 2, scheme=Scheme(age_edges=(40, 65)))
+    >>> [(row["group"], row["name"], row["top1"]) for row in rows]
+    [('all', 'all', 0.5), ('a1', '≤40', 1.0), ('a3', '>65', 0.0)]
+    """
     table = _read(predictions, labels, demographics, datasets)
+    members = people.members(demographics, datasets, scheme)
+    return [head | _figures(table, rows) for head, rows in members]
+
+
+def report_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The flat dict of ``fairness_report``, from the rows of ``figures``."""
     report: dict[str, Any] = {}
-    for dataset in table.datasets:
-        rows = np.flatnonzero(table.dataset == dataset)
-        report |= {f"{dataset}/{name}": value for name, value in _figures(table, rows).items()}
-        groups = table.groups(rows)
-        for attribute, members in groups.items():
-            found = _compare({group: _figures(table, rows) for group, rows in members.items()})
+    by_dataset: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
+    for row in rows:
+        found = {name: value for name, value in row.items() if name not in HEAD}
+        by_dataset.setdefault(row["dataset"], {}).setdefault(row["attribute"], {})[row["group"]] = found
+    for dataset, attributes in by_dataset.items():
+        whole = attributes["all"]["all"]
+        report |= {f"{dataset}/{name}": value for name, value in whole.items()}
+        single = [attribute for attribute in attributes if attribute not in ("all", JOINT)]
+        for attribute in (*single, *({JOINT} & attributes.keys())):
+            found = _compare(attributes[attribute])
             if attribute != JOINT:
-                found["unknown_n"] = float(len(rows) - sum(map(len, members.values())))
+                found["unknown_n"] = whole["n"] - sum(group["n"] for group in attributes[attribute].values())
             report |= {f"fairness/{dataset}/{attribute}/{name}": value for name, value in found.items()}
-        report |= _averages(report, dataset, [a for a in groups if a != JOINT])
-    report |= _overall(report, table)
+        report |= _averages(report, dataset, single)
+    report |= _overall(report, rows)
     return report | _paper(report)
 
 
@@ -116,13 +151,13 @@ def intervals(
     level: float = 0.95,
     num_resamples: int = 1000,
     seed: int = 0,
+    scheme: Scheme = DEFAULT,
 ) -> list[dict[str, Any]]:
     """One row per dataset, attribute and group, with an interval for each figure: the table of a report.
 
-    A row holds ``dataset``, ``attribute``, ``group``, ``n`` (records), ``patients``, and for each m of ``top1``,
-    ``accuracy``, ``f1`` the figure ``m`` and its interval ``m_low``, ``m_high``; ``top1_method`` says how the interval
-    of top1 was made.  The first row of a dataset has attribute ``"all"`` and group ``"all"``; ``"joint"`` has the cells
-    of all attributes together.
+    A row holds ``dataset``, ``attribute``, ``group``, ``name`` as in ``figures``, ``n`` (records), ``patients``, and
+    for each m of ``top1``, ``accuracy``, ``f1`` the figure ``m`` and its interval ``m_low``, ``m_high``;
+    ``top1_method`` says how the interval of top1 was made.
 
     Intervals are percentiles of a bootstrap over the *patients* of the group (records of one patient are not
     independent), the group taken as given.  Where every patient has one record, top1 is a plain proportion and has
@@ -135,6 +170,7 @@ def intervals(
       level: coverage, in (0, 1).
       num_resamples: of the bootstrap.
       seed: same seed, same intervals; a group's interval does not depend on the other groups.
+      scheme: as for ``fairness_report``.
 
     Raises:
       ValueError: if lengths differ, or an option is out of range.
@@ -154,41 +190,49 @@ def intervals(
     if patients is not None and len(patients) != len(table.labels):
         raise ValueError(f"got {len(patients)} patients for {len(table.labels)} rows; wanted one id a row")
     ids = np.arange(len(table.labels)) if patients is None else _integer_ids(patients)
-    result = []
-    for dataset in table.datasets:
-        rows = np.flatnonzero(table.dataset == dataset)
-        for attribute, members in {"all": {"all": rows}, **table.groups(rows)}.items():
-            for group, chosen in members.items():
-                head = {"dataset": dataset, "attribute": attribute, "group": group}
-                result.append(head | _row(table, chosen, ids[chosen], level, num_resamples, seed))
-    return result
+    members = people.members(demographics, datasets, scheme)
+    return [head | _row(table, rows, ids[rows], level, num_resamples, seed) for head, rows in members]
+
+
+def bootstrap(
+    predictions: Sequence[str | None],
+    labels: Sequence[str],
+    patients: Sequence[int] | np.ndarray,
+    *,
+    num_patients: int,
+    num_resamples: int,
+    seed: int = 0,
+) -> dict[str, np.ndarray]:
+    """The figures of some records as observed, and as they come out when the patients are drawn again.
+
+    Equal ``num_patients``, ``num_resamples`` and ``seed`` give the same draws, so that results for several models or
+    groups of one dataset are paired.
+
+    Args:
+      predictions, labels: of N records, as for ``fairness_report``.
+      patients: (N,) whose record each is, in 0 .. num_patients - 1.
+      num_patients: who are drawn, those without a record among these included.
+      num_resamples: draws.
+      seed: of the draws.
+
+    Returns:
+      ``top1``, ``accuracy``, ``f1``: (1 + num_resamples,), the observed value first; NaN where a draw has no record.
+
+    Source: as ``intervals``.
+
+    >>> bootstrap(["A", "B"], ["A", "A"], [0, 1], num_patients=2, num_resamples=3)["top1"][0]
+    np.float64(0.5)
+    """
+    table = _Table(predictions, labels)
+    sums, shape = _sums(table, np.arange(len(labels)), np.asarray(patients), num_patients)
+    return _replicates(sums, shape, num_resamples, seed)
 
 
 class _Table:
-    """Label sets and group names of all rows."""
+    """Label sets of all rows."""
 
-    def __init__(
-        self,
-        predictions: list[LabelSet],
-        labels: list[LabelSet],
-        attributes: dict[str, list[str | None]],
-        datasets: Sequence[str],
-    ):
-        self.predictions, self.labels, self.attributes = predictions, labels, attributes
-        self.dataset = np.asarray(datasets, dtype=object)
-        self.datasets = sorted(set(datasets))
-
-    def groups(self, rows: np.ndarray) -> dict[str, dict[str, np.ndarray]]:
-        """Attribute -> group -> rows, groups sorted; ``joint`` where two attributes or more are known."""
-        named = {name: np.asarray(column, dtype=object)[rows] for name, column in self.attributes.items()}
-        named = {name: column for name, column in named.items() if any(value is not None for value in column)}
-        if len(named) > 1:
-            cells = [None if None in cell else ", ".join(cell) for cell in zip(*named.values(), strict=True)]
-            named[JOINT] = np.asarray(cells, dtype=object)
-        return {
-            name: {group: rows[column == group] for group in sorted({v for v in column if v is not None})}
-            for name, column in named.items()
-        }
+    def __init__(self, predictions: Sequence[str | None], labels: Sequence[str]):
+        self.predictions, self.labels = [_label_set(p) for p in predictions], [_label_set(x) for x in labels]
 
 
 def _read(
@@ -205,11 +249,7 @@ def _read(
         )
     if missing := [i for i, label in enumerate(labels) if label is None]:
         raise ValueError(f"got no label in rows {missing[:5]}; wanted text for every row, empty for no class")
-    names = dict.fromkeys(name for row in demographics for name in row)
-    if reserved := {JOINT, "all"} & set(names):
-        raise ValueError(f"got an attribute named {sorted(reserved)}; these names are taken, rename it")
-    attributes = {name: [_group(name, row.get(name)) for row in demographics] for name in names}
-    return _Table([_label_set(p) for p in predictions], [_label_set(x) for x in labels], attributes, datasets)
+    return _Table(predictions, labels)
 
 
 def _label_set(answer: str | None) -> LabelSet:
@@ -217,29 +257,6 @@ def _label_set(answer: str | None) -> LabelSet:
     if answer is None:
         return frozenset([None])
     return frozenset(label.strip() for label in answer.split(", ") if label.strip())
-
-
-def _group(attribute: str, value: Any) -> str | None:
-    """Name of the group, None where unknown."""
-    text = str(value).strip()
-    if text.lower() in UNKNOWN:
-        return None
-    if attribute in ("sex", "gender"):
-        lower = text.lower()
-        return "female" if lower in FEMALE else "male" if lower in MALE else lower
-    if attribute == "age":
-        return _age_group(text)
-    return text
-
-
-def _age_group(text: str) -> str | None:
-    if text.lower() in AGE_GROUPS:
-        return text.lower()
-    match = re.fullmatch(r"(-?\d+(?:\.\d*)?)([ymwd]?)", text.lower())
-    if not match:
-        return text
-    years = float(match[1]) * DICOM_AGE_YEARS[match[2] or "y"]
-    return None if years < 0 else AGE_GROUPS[int(grouping.age_bins([years])[0])]
 
 
 def _counts(table: _Table, rows: np.ndarray) -> np.ndarray:
@@ -323,7 +340,7 @@ def _averages(report: Mapping[str, Any], dataset: str, attributes: list[str]) ->
     return {name: value for name, value in found.items() if not math.isnan(value)}
 
 
-def _overall(report: Mapping[str, Any], table: _Table) -> dict[str, Any]:
+def _overall(report: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Means over datasets, each of the same weight."""
     sources = {"top1": "{d}/top1", "equalized_odds_diff": "fairness/{d}/avg_equalized_odds_diff"}
     for name, short in COMPARED.items():
@@ -333,19 +350,14 @@ def _overall(report: Mapping[str, Any], table: _Table) -> dict[str, Any]:
         sources[f"joint_{short}_diff"] = f"fairness/{{d}}/{JOINT}/{short}_diff"
         sources[f"joint_{short}_std"] = f"fairness/{{d}}/{JOINT}/{ATTRIBUTE_STD[short]}"
     found: dict[str, Any] = {}
+    datasets = list(dict.fromkeys(row["dataset"] for row in rows))
     for name, source in sources.items():
-        value = _mean(report, [source.format(d=dataset) for dataset in table.datasets])
+        value = _mean(report, [source.format(d=dataset) for dataset in datasets])
         if not math.isnan(value):
             found[f"overall/{name}"] = value
-    f1 = {
-        f"{dataset}/{attribute}/{group}": float(report[f"fairness/{dataset}/{attribute}/{group}/f1"])
-        for dataset in table.datasets
-        for attribute, members in table.groups(np.flatnonzero(table.dataset == dataset)).items()
-        if attribute != JOINT
-        for group in members
-    }
+    f1 = {"/".join(row[name] for name in HEAD[:3]): row["f1"] for row in rows if row["attribute"] not in ("all", JOINT)}
     found |= {f"overall/{name}": value for name, value in _extremes(f1).items()}
-    return found | {"overall/n": float(len(table.labels))}
+    return found | {"overall/n": sum(row["n"] for row in rows if row["attribute"] == "all")}
 
 
 def _mean(report: Mapping[str, Any], keys: list[str]) -> float:
@@ -383,31 +395,40 @@ def _row(
     """Figures of one group and their intervals."""
     _, patient = np.unique(ids, return_inverse=True)
     num_patients = int(patient.max()) + 1
-    counts = _counts(table, rows)
-    hits = np.array([table.predictions[i] == table.labels[i] for i in rows], np.float64)
-
-    # One line a patient: everything the figures are made of adds up over patients.
-    sums = np.zeros((num_patients, 2 + counts[0].size))
-    np.add.at(sums, patient, np.column_stack([np.ones(len(rows)), hits, counts.reshape(len(rows), -1)]))
-    estimate = _figures_of_sums(sums.sum(0), counts.shape[1:])
-    resampled = _figures_of_sums(_resample(sums, num_resamples, seed), counts.shape[1:])
+    sums, shape = _sums(table, rows, patient, num_patients)
+    found_by_draw = _replicates(sums, shape, num_resamples, seed)
     tails = [(1 - level) / 2, (1 + level) / 2]
     found: dict[str, Any] = {"n": len(rows), "patients": num_patients, "top1_method": "bootstrap"}
     for name in ("top1", "accuracy", "f1"):
-        low, high = np.quantile(resampled[name], tails)
-        found |= {name: float(estimate[name]), f"{name}_low": float(low), f"{name}_high": float(high)}
+        estimate, *_ = draws = found_by_draw[name]
+        low, high = np.quantile(draws[1:], tails)
+        found |= {name: float(estimate), f"{name}_low": float(low), f"{name}_high": float(high)}
     if num_patients == len(rows):
         from scipy.stats import binomtest
 
-        wilson = binomtest(int(hits.sum()), len(rows)).proportion_ci(level, method="wilson")
+        hits = sum(table.predictions[i] == table.labels[i] for i in rows)
+        wilson = binomtest(hits, len(rows)).proportion_ci(level, method="wilson")
         found |= {"top1_low": float(wilson.low), "top1_high": float(wilson.high), "top1_method": "wilson"}
     return found
 
 
-def _figures_of_sums(sums: np.ndarray, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
-    """Figures from summed lines (..., 2 + classes * 3): rows, hits, counts."""
-    n, hits, counts = sums[..., 0], sums[..., 1], sums[..., 2:]
-    return _macro(counts.reshape(*counts.shape[:-1], *shape), n) | {"top1": hits / n}
+def _sums(
+    table: _Table, rows: np.ndarray, patient: np.ndarray, num_patients: int
+) -> tuple[np.ndarray, tuple[int, ...]]:
+    """One line a patient: records, hits, counts (shape as returned); all that the figures are made of adds up."""
+    counts = _counts(table, rows)
+    hits = np.array([table.predictions[i] == table.labels[i] for i in rows], np.float64)
+    sums = np.zeros((num_patients, 2 + counts[0].size))
+    np.add.at(sums, patient, np.column_stack([np.ones(len(rows)), hits, counts.reshape(len(rows), -1)]))
+    return sums, counts.shape[1:]
+
+
+def _replicates(sums: np.ndarray, shape: tuple[int, ...], num_resamples: int, seed: int) -> dict[str, np.ndarray]:
+    """Figures (1 + num_resamples,) of the sample and of each draw; NaN where a draw has no record."""
+    drawn = np.concatenate([sums.sum(0, keepdims=True), _resample(sums, num_resamples, seed)])
+    n, hits, counts = drawn[:, 0], drawn[:, 1], drawn[:, 2:]
+    found = _macro(counts.reshape(-1, *shape), n) | {"top1": _ratio(hits, n)}
+    return {name: np.where(n > 0, found[name], np.nan) for name in ("top1", "accuracy", "f1")}
 
 
 def _resample(sums: np.ndarray, num_resamples: int, seed: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What a run tells while it works: ``metrics.jsonl``, the live display, and the closing table.
+"""What a run tells while it works: ``metrics.jsonl``, the live display, and the seconds of each phase.
 
 A run appends one JSON object a line to ``metrics.jsonl``::
 
@@ -30,8 +30,6 @@ from rich.progress_bar import ProgressBar
 from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
-
-from fairgrpo_jax import grouping
 
 
 # The numbers worth watching, in the order of display: metric, short name, format.
@@ -250,20 +248,6 @@ def _shares(values: Mapping[str, Any]) -> list[str]:
     return [*large, *([f"compiled {compiled:.0f} s"] if compiled >= 0.5 else [])]
 
 
-def age_group(age: float | None, edges: Sequence[float] = (25, 50, 75)) -> str | None:
-    """The display name of an age in years; the upper edge belongs to the bin, None is unknown.
-
-    >>> [age_group(age) for age in (25, 25.5, 75, 76, None)]
-    ['≤25', '26–50', '51–75', '>75', None]
-    """
-    if age is None:
-        return None
-    place = int(grouping.age_bins([age], edges)[0])
-    if place == len(edges):
-        return f">{edges[-1]}"
-    return f"{edges[place - 1] + 1}–{edges[place]}" if place else f"≤{edges[0]}"
-
-
 class Phases:
     """Seconds of each phase of a step, compilation apart."""
 
@@ -312,57 +296,6 @@ def _count_compilation(event: str, duration_secs: float, **kwargs: str | int) ->
     if event.startswith("/jax/core/compile/"):
         _COMPILED[0] += duration_secs
         _PROGRAMS[0] += event.endswith("/backend_compile_duration")
-
-
-def held_out_table(
-    before: Sequence[Mapping[str, Any]],
-    after: Sequence[Mapping[str, Any]],
-    *,
-    age_edges: Sequence[float] = (25, 50, 75),
-) -> Table:
-    """The closing table of a run: share of exact answers by data set and group, before and after.
-
-    Args:
-        before: rows of ``evals/000000.jsonl`` ("dataset", "sex", "age" in years, "reward"), after the warm-up.
-        after: rows of the last evaluation, of the same records.
-        age_edges: upper edges of the age groups, in years and inclusive.
-
-    Returns:
-        a rich table; print it with ``rich.print``.  A star marks the worst group of a data set after training.
-    """
-    table = Table(title="Held-out answers, exact", title_justify="left", caption="* worst group of its data set after")
-    for name in ("data set", "group"):
-        table.add_column(name, no_wrap=True)
-    for name in ("n", "before", "after", "change"):
-        table.add_column(name, justify="right")
-    old, new = _exact_shares(before, age_edges), _exact_shares(after, age_edges)
-    for dataset, groups in new.items():
-        worst = min(groups.keys() - {"all"}, key=lambda group: groups[group][1], default=None)
-        for group, (count, share) in groups.items():
-            first = old.get(dataset, {}).get(group, (0, math.nan))[1]
-            star = " *" if group == worst else ""
-            lead = dataset if group == "all" else ""
-            start, change = (f"{first:.3f}", f"{share - first:+.3f}") if math.isfinite(first) else ("–", "–")
-            table.add_row(lead, group + star, str(count), start, f"{share:.3f}", change)
-        table.add_section()
-    return table
-
-
-def _exact_shares(
-    rows: Sequence[Mapping[str, Any]], age_edges: Sequence[float]
-) -> dict[str, dict[str, tuple[int, float]]]:
-    """Data set -> group -> (records, mean reward): the whole data set as group "all", then sexes, then ages."""
-    rewards: dict[str, dict[str, list[float]]] = {}
-    for row in rows:
-        groups = rewards.setdefault(row["dataset"], {"all": []})
-        for group in ("all", row["sex"], age_group(row["age"], age_edges)):
-            if group is not None:
-                groups.setdefault(group, []).append(row["reward"])
-    order = ("all", "F", "M", *(age_group(age, age_edges) for age in (*age_edges, age_edges[-1] + 1)))
-    return {
-        dataset: {group: (len(groups[group]), statistics.fmean(groups[group])) for group in order if group in groups}
-        for dataset, groups in sorted(rewards.items())
-    }
 
 
 def _number(name: str, value: Any) -> int | float | None:

@@ -37,6 +37,7 @@ from fairgrpo_jax import (
     advantages,
     commandline,
     config as options,
+    demographics,
     diagnostics,
     evaluate,
     fairness,
@@ -50,6 +51,7 @@ from fairgrpo_jax import (
 )
 from fairgrpo_jax.data import media
 from fairgrpo_jax.plan import cost, devices
+from fairgrpo_jax.report import tables
 from fairgrpo_jax.rewards import accuracy
 
 
@@ -74,7 +76,8 @@ def train(config: options.Config, workdir: Path | None = None) -> dict[str, floa
             {config.algorithm: run.folder}, run.folder / "report.html", title=f"{config.name}: {config.algorithm}"
         )
         before, after = (evaluate.read(run.folder, step) for step in (0, config.steps))
-        rich.print(tracking.held_out_table(before, after, age_edges=config.data.age_edges))
+        scheme = demographics.Scheme(config.data.attributes, config.data.age_edges)
+        rich.print(tables.held_out_table(before, after, scheme=scheme))
         print(f"report: {path}")
     return final
 

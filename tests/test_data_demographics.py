@@ -1,10 +1,12 @@
 """The spellings the owners of the datasets use, each with its reading."""
 
+import doctest
 import math
 
+import numpy as np
 import pytest
 
-from fairgrpo_jax import grouping
+from fairgrpo_jax import demographics as people, grouping
 from fairgrpo_jax.data import demographics
 from fairgrpo_jax.data.record import Record
 
@@ -68,6 +70,30 @@ def test_age_bins_include_their_upper_edge():
     bins = ["≤25", "≤25", "26–50", "26–50", "26–50", "51–75", "51–75", ">75", ">75", ">75", None]
     assert [demographics.age_bin(age) for age in ages] == bins
     assert [demographics.age_bin(age, edges=(60.0,)) for age in (60, 61)] == ["≤60", ">60"]
+
+
+def test_examples_in_docstrings():
+    assert doctest.testmod(people).failed == 0
+
+
+@pytest.mark.parametrize("edges", [(25, 50, 75), (40, 65), (18,), (0.5, 17.5, 60.0)])
+def test_every_age_has_the_name_of_its_bin(edges):
+    names = people.age_names(edges)
+    assert len(set(names)) == len(edges) + 1
+    beside = [edge + by for edge in edges for by in (-0.25, 0, 0.25, 0.5, 1)]
+    for years in np.concatenate([np.random.default_rng(0).uniform(0, 120, 200), beside]):
+        place = sum(years > edge for edge in edges)  # an edge belongs to the bin below it
+        assert people.age_name(years, edges) == names[place] == names[people.age_bins([years], edges)[0]]
+        assert demographics.age_bin(years, edges=edges) == names[place]
+
+
+@pytest.mark.parametrize("word", sorted(people.UNKNOWN))
+def test_an_unknown_word_is_unknown_to_everybody(word):
+    assert demographics.sex(word) is None and demographics.age(word.upper()) is None
+    for attribute in ("sex", "age", "race"):
+        assert people.group(attribute, word) is None
+    record = Record("d/1", "d", "", (), "?", "x", (), "p", None, None, {"race": word}, "train")
+    assert demographics.attributes(record, names=("race",)) == {"race": None}
 
 
 def test_groups_by_further_attributes():

@@ -12,7 +12,17 @@ ROOT = Path(__file__).parent.parent
 
 # A module may import those of lower floors, and those of its own floor that stand to its left.
 FLOORS = (
-    ("advantages", "diagnostics", "_kmeans", "grouping", "normalization", "losses", "_fairness_state", "fairness")
+    (
+        "demographics",
+        "advantages",
+        "diagnostics",
+        "_kmeans",
+        "grouping",
+        "normalization",
+        "losses",
+        "_fairness_state",
+        "fairness",
+    )
     + ("metrics", "interop"),
     ("config", "mesh", "configs", "data", "models", "rewards", "tracking", "report"),
     (

@@ -11,7 +11,7 @@ import pytest
 from fairlearn.metrics import MetricFrame
 from sklearn.metrics import accuracy_score, f1_score, multilabel_confusion_matrix, precision_score, recall_score
 
-from fairgrpo_jax import metrics
+from fairgrpo_jax import demographics, metrics
 from fairgrpo_jax.rewards import accuracy
 
 
@@ -195,12 +195,50 @@ def test_no_answer_is_never_right():
         *[("age", x, "a3") for x in (50.1, "75", np.float32(75))],
         *[("age", x, "a4") for x in (75.5, "90", "a4")],
         *[("age", x, None) for x in (-99, "-99.0", "nan", None, "")],
-        ("age", "51–75", "51–75"),
+        ("age", "51–75", "a3"),
         ("skin", "III", "III"),
     ],
 )
 def test_raw_demographics(attribute, raw, group):
-    assert metrics._group(attribute, raw) == group
+    rows = metrics.figures(["A"], ["A"], [{attribute: raw}], ["d"])
+    assert [row["group"] for row in rows if row["attribute"] == attribute] == ([] if group is None else [group])
+
+
+def test_age_groups_follow_the_edges_of_the_scheme():
+    """Ages 30, 40 | 41, 65 | 66 with edges 40 and 65, counted by hand; the default would split them elsewhere."""
+    people = [{"age": age, "race": "x"} for age in (30, 40, 41, 65, 66)]
+    scheme = demographics.Scheme(("age",), (40, 65))
+    report = metrics.fairness_report(list("AABAB"), ["A"] * 5, people, ["d"] * 5, scheme=scheme)
+    shares = {name: value for name, value in report.items() if name.endswith("/top1") and name.startswith("fairness")}
+    assert shares == {"fairness/d/age/a1/top1": 1.0, "fairness/d/age/a2/top1": 0.5, "fairness/d/age/a3/top1": 0.0}
+    rows = metrics.intervals(list("AABAB"), ["A"] * 5, people, ["d"] * 5, scheme=scheme)
+    assert [(row["group"], row["name"], row["n"]) for row in rows] == [
+        ("all", "all", 5),
+        ("a1", "≤40", 2),
+        ("a2", "41–65", 2),
+        ("a3", ">65", 1),
+    ]
+
+
+def test_joint_cells_hold_the_attributes_of_the_scheme_in_its_order():
+    people = [{"sex": "F", "age": 30, "race": "Asian"}, {"sex": "M", "age": 80, "race": "White, not Hispanic"}]
+    rows = metrics.figures(["A"] * 2, ["A"] * 2, people, ["d"] * 2, scheme=demographics.Scheme(("race", "sex")))
+    assert [(row["attribute"], row["group"], row["name"]) for row in rows] == [
+        ("all", "all", "all"),
+        ("race", "Asian", "Asian"),
+        ("race", "White, not Hispanic", "White, not Hispanic"),
+        ("sex", "female", "F"),
+        ("sex", "male", "M"),
+        ("joint", "Asian, female", "Asian, F"),
+        ("joint", "White, not Hispanic, male", "White, not Hispanic, M"),
+    ]
+
+
+def test_bootstrap_knows_nothing_of_draws_without_a_record():
+    """Of two patients one has the only record: a draw without this patient, one in four, has no figure."""
+    found = metrics.bootstrap(["A"], ["A"], [1], num_patients=2, num_resamples=2000)
+    assert found["f1"][0] == found["top1"][0] == 1 and set(found["f1"][np.isfinite(found["f1"])]) == {1.0}
+    assert np.isnan(found["top1"][1:]).mean() == pytest.approx(0.25, abs=0.03)
 
 
 def test_unknown_rows_are_counted_and_one_group_has_no_gap():

@@ -14,17 +14,6 @@ from rich.console import Console
 from fairgrpo_jax import tracking
 
 
-def printed(table):
-    out = io.StringIO()
-    Console(file=out, width=120).print(table)
-    return out.getvalue()
-
-
-def cells(table):
-    rows = [line for line in printed(table).splitlines() if line.startswith("│")]
-    return [[cell.strip() for cell in row.strip("│").split("│")] for row in rows]
-
-
 def plain(every=20, total=100, **options):
     out = io.StringIO()
     console = Console(file=out, width=40)  # narrow: plain lines must not be wrapped
@@ -199,47 +188,6 @@ def test_on_a_terminal_one_display_is_redrawn():
 def test_progress_refuses_nonsense(total, start, every):
     with pytest.raises(ValueError, match=f"total={total}, start={start}, every={every}"):
         tracking.Progress(total, "x", start=start, every=every)
-
-
-# ---- the closing table
-
-
-def row(dataset, sex, age, reward):
-    return {"dataset": dataset, "sex": sex, "age": age, "reward": reward}
-
-
-def test_held_out_table_by_hand():
-    before = [
-        row("cxr", "F", 30.0, 1.0),
-        row("cxr", "F", 80.0, 0.0),
-        row("cxr", "M", 80.0, 0.0),
-        row("cxr", None, None, 1.0),
-    ]
-    after = [dict(known, reward=reward) for known, reward in zip(before, (1.0, 1.0, 0.0, 0.0), strict=True)]
-    assert cells(tracking.held_out_table(before, after)) == [
-        ["cxr", "all", "4", "0.500", "0.500", "+0.000"],
-        ["", "F", "2", "0.500", "1.000", "+0.500"],
-        ["", "M *", "1", "0.000", "0.000", "+0.000"],
-        ["", "26–50", "1", "1.000", "1.000", "+0.000"],
-        ["", ">75", "2", "0.000", "0.500", "+0.500"],
-    ]
-
-
-def test_held_out_table_without_demographics_and_without_a_start():
-    table = tracking.held_out_table([], [row("digits", None, None, 1.0)])
-    assert cells(table) == [["digits", "all", "1", "–", "1.000", "–"]]
-
-
-def test_held_out_table_follows_the_age_edges():
-    text = printed(tracking.held_out_table([], [row("d", None, 12.0, 1.0), row("d", None, 40.0, 0.0)], age_edges=(18,)))
-    assert "≤18" in text and ">18" in text and "26–50" not in text
-
-
-@pytest.mark.parametrize(
-    "age,name", [(0, "≤25"), (25, "≤25"), (25.01, "26–50"), (50, "26–50"), (75, "51–75"), (75.5, ">75"), (None, None)]
-)
-def test_age_groups_end_with_their_upper_edge(age, name):
-    assert tracking.age_group(age) == name
 
 
 def test_the_line_shows_where_a_step_goes():

@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from fairgrpo_jax import __version__, config as options, diagnostics
+from fairgrpo_jax.demographics import Scheme
 from fairgrpo_jax.report import plots, results, words
 
 
@@ -73,9 +74,9 @@ def build(runs: Mapping[str, Path], out: Path, *, title: str) -> Path:
 
 def _content(runs: Sequence[results.Run], title: str) -> dict[str, Any]:
     """Everything that the template names."""
-    edges = runs[0].config.get("data", {}).get("age_edges", (25, 50, 75))
+    scheme = results.scheme(runs[0].config)
     columns = results.series(runs)
-    tables = results.datasets(columns, age_edges=edges)
+    tables = results.datasets(columns, scheme=scheme)
     return {
         "title": title,
         "version": __version__,
@@ -88,15 +89,16 @@ def _content(runs: Sequence[results.Run], title: str) -> dict[str, Any]:
         "headline": results.headline(tables),
         "cautions": words.cautions(runs, tables),
         "options": _options(runs),
-        "figures": _figures(runs, edges),
+        "figures": _figures(runs, scheme),
         "times": [_times(run) for run in runs],
         "columns": columns,
+        "attributes": " and ".join(scheme.attributes or ()),
         "contrasts": _contrasts(columns),
         "tables": tables,
         "forests": [plots.forest(table, columns) for table in tables],
         "estimate": results.estimate,
         "extremes": _extremes,
-        "fairness": results.fairness_columns(columns, age_edges=edges),
+        "fairness": results.fairness_columns(columns, scheme=scheme),
         "samples": [_samples(run) for run in runs],
     }
 
@@ -123,23 +125,25 @@ def _options(runs: Sequence[results.Run]) -> dict[str, list[tuple[str, list[str]
     return {"key": [row for row in rows if row[2] or row[0] in _KEY_OPTIONS], "all": rows}
 
 
-def _figures(runs: Sequence[results.Run], edges: Sequence[float]) -> dict[str, str | None]:
+def _figures(runs: Sequence[results.Run], scheme: Scheme) -> dict[str, str | None]:
     return {
         "curves": plots.curves(runs, _PANELS),
-        "groups": plots.groups_over_time(runs, [_over_time(position, run, edges) for position, run in enumerate(runs)]),
+        "groups": plots.groups_over_time(
+            runs, [_over_time(position, run, scheme) for position, run in enumerate(runs)], scheme
+        ),
         "ceilings": plots.ceilings(runs, {run.name: limit for run in runs if (limit := _ceiling(run.config))}),
         "health": plots.curves(runs, _HEALTH),
         "shares": plots.shares(runs),
     }
 
 
-def _over_time(position: int, run: results.Run, edges: Sequence[float]) -> tuple[int, list[int], list[results.Dataset]]:
+def _over_time(position: int, run: results.Run, scheme: Scheme) -> tuple[int, list[int], list[results.Dataset]]:
     """A run's data sets with one series for each evaluation, evaluations thinned out evenly."""
     steps = list(run.evals)
     picks = sorted({round(i) for i in np.linspace(0, len(steps) - 1, min(len(steps), _BANDS))}) if steps else []
     steps = [steps[pick] for pick in picks]
     columns = [results.Series(str(step), position, False, results.by_uid(run.evals[step])) for step in steps]
-    return position, steps, results.datasets(columns, age_edges=edges, replicates=1)
+    return position, steps, results.datasets(columns, scheme=scheme, replicates=1)
 
 
 def _ceiling(config: Mapping[str, Any]) -> float | None:

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
+from fairgrpo_jax.demographics import Scheme, rank
 from fairgrpo_jax.report import results
 
 
@@ -72,17 +73,17 @@ def ceilings(runs: Sequence[results.Run], limits: Mapping[str, float]) -> str | 
 
 @_styled
 def groups_over_time(
-    runs: Sequence[results.Run], tables: Sequence[tuple[int, list[int], Sequence[results.Dataset]]]
+    runs: Sequence[results.Run], tables: Sequence[tuple[int, list[int], Sequence[results.Dataset]]], scheme: Scheme
 ) -> str | None:
     """Held-out F1 by data set (rows) and group (columns) over the steps, with 95 % bands.
 
     ``tables`` holds (position of the run, its evaluation steps, its data sets with one series for each of these steps).
     """
-    rows = list(
-        dict.fromkeys(table.name for _, _, found in tables for table in found if table.of("sex") + table.of("age"))
-    )
-    everyone = [group for _, _, found in tables for table in found for group in table.of("sex") + table.of("age")]
-    columns = list(dict.fromkeys(group.name for group in sorted(everyone, key=lambda group: _rank(group.name))))
+    shown = [table for _, _, found in tables for table in found if table.attributes]
+    rows = list(dict.fromkeys(table.name for table in shown))
+    groups = {(group.attribute, group.name) for table in shown for group in table.of(*table.attributes)}
+    order = scheme.attributes or tuple(dict.fromkeys(name for table in shown for name in table.attributes))
+    columns = sorted(groups, key=lambda group: (order.index(group[0]), rank(*group, scheme)))
     if not rows or all(len(steps) < 2 for _, steps, _ in tables):
         return None
     figure = Figure(figsize=(max(4, 1.75 * len(columns)), 1.35 * len(rows) + 0.6), layout="constrained")
@@ -90,8 +91,8 @@ def groups_over_time(
     drawn = set()
     for position, steps, found in tables:
         for table in found:
-            for group in table.of("sex") + table.of("age"):
-                place = (rows.index(table.name), columns.index(group.name))
+            for group in table.of(*table.attributes):
+                place = (rows.index(table.name), columns.index((group.attribute, group.name)))
                 _band(axes[place], steps, group, colour(position))
                 drawn.add(place)
     for (row, column), axis in np.ndenumerate(axes):
@@ -100,7 +101,7 @@ def groups_over_time(
             axis.spines[:].set_visible(False)
             axis.grid(False)
         if row == 0:
-            axis.set_title(columns[column], fontsize=9.5)
+            axis.set_title(columns[column][1], fontsize=9.5)
         if column == 0:
             axis.set_ylabel(rows[row], fontsize=9.5)
     axes[0, 0].set_ylim(-0.03, 1.03)  # room for points at 0 and 1
@@ -111,7 +112,7 @@ def groups_over_time(
 @_styled
 def forest(table: results.Dataset, columns: Sequence[results.Series]) -> str:
     """Accuracy and F1 of each group with 95 % intervals, one mark for each series."""
-    groups = [group for attribute in results.ATTRIBUTES for group in table.of(attribute)]
+    groups = table.groups
     heights, place = [], 0.0
     for group, previous in zip(groups, [None, *groups[:-1]], strict=True):
         place += 1.7 if previous and previous.attribute != group.attribute else 1.0
@@ -200,12 +201,6 @@ def _legend(figure: Figure, runs: Sequence[results.Run]) -> None:
     if len(runs) > 1:
         handles = [_key(run.name, colour(position)) for position, run in enumerate(runs)]
         figure.legend(handles=handles, loc="outside upper right", ncols=len(runs), frameon=False)
-
-
-def _rank(name: str) -> tuple[int, float]:
-    """Sexes first, then ages in rising order."""
-    digits = "".join(c for c in name.split("–")[0] if c.isdigit())
-    return (1, float(digits) + (name[0] == ">") * 0.5 - (name[0] == "≤") * 0.5) if digits else (0, 0)
 
 
 def _svg(figure: Figure) -> str:

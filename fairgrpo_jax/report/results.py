@@ -15,12 +15,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fairgrpo_jax import metrics, tracking
+from fairgrpo_jax import demographics, metrics, tracking
+from fairgrpo_jax.demographics import DEFAULT, EDGES, JOINT, Scheme
 
 
 REPLICATES = 1000
+ATTRIBUTES = ("sex", "age")  # of runs whose config names none
 FEW_PATIENTS = 50  # below this a data set carries no claim about accuracy
-ATTRIBUTES = ("all", "sex", "age", "joint")
 # The fairness measures: name, what it is, key of metrics.fairness_report, format.
 MEASURES = (
     ("PP", "predictive parity: gap of the false discovery rate, × 100", "paper/PP", ".1f"),
@@ -35,8 +36,8 @@ MEASURES = (
     ("F1", "macro F1", "paper/F1", ".3f"),
     ("Acc_ES", "Acc / (1 + its standard deviation)", "paper/Acc_ES", ".1f"),
     ("F1_ES", "F1 / (1 + σF1)", "paper/F1_ES", ".3f"),
-    ("joint σF1", "standard deviation of F1 between pairs of sex and age", "overall/joint_f1_std", ".3f"),
-    ("worst F1", "lowest F1 of a group, by sex or by age, of all data sets", "overall/worst_f1", ".3f"),
+    ("joint σF1", "standard deviation of F1 between joint groups", "overall/joint_f1_std", ".3f"),
+    ("worst F1", "lowest F1 of a group by one attribute, of all data sets", "overall/worst_f1", ".3f"),
     ("worst group", "the group that has it", "overall/worst_group", ".3f"),
     ("best F1", "highest F1 of a group", "overall/best_f1", ".3f"),
     ("best group", "the group that has it", "overall/best_group", ".3f"),
@@ -121,11 +122,16 @@ class Dataset(NamedTuple):
     name: str
     records: int
     patients: int
-    groups: list[Group]
+    groups: list[Group]  # all records first, then attribute by attribute, joint groups last
 
-    def of(self, attribute: str) -> list[Group]:
-        """The groups of one attribute."""
-        return [group for group in self.groups if group.attribute == attribute]
+    @property
+    def attributes(self) -> list[str]:
+        """The single attributes that some record tells."""
+        return [name for name in dict.fromkeys(g.attribute for g in self.groups) if name not in ("all", JOINT)]
+
+    def of(self, *attributes: str) -> list[Group]:
+        """The groups of these attributes."""
+        return [group for group in self.groups if group.attribute in attributes]
 
 
 def load(name: str, path: Path) -> Run:
@@ -156,6 +162,12 @@ def load(name: str, path: Path) -> Run:
     return run
 
 
+def scheme(config: Mapping[str, Any]) -> Scheme:
+    """The groups that a run tells apart, by its ``config.json``."""
+    data = config.get("data", {})
+    return Scheme(tuple(data.get("attributes", ATTRIBUTES)), tuple(data.get("age_edges", EDGES)))
+
+
 def series(runs: Sequence[Run]) -> list[Series]:
     """The evaluations to compare: before and after, of each run; one "before" when all runs start alike."""
     evaluated = [(position, run) for position, run in enumerate(runs) if run.evals]
@@ -173,9 +185,7 @@ def series(runs: Sequence[Run]) -> list[Series]:
     return columns
 
 
-def datasets(
-    columns: Sequence[Series], *, age_edges: Sequence[float] = (25, 50, 75), replicates: int = REPLICATES
-) -> list[Dataset]:
+def datasets(columns: Sequence[Series], *, scheme: Scheme = DEFAULT, replicates: int = REPLICATES) -> list[Dataset]:
     """Accuracy and F1 of every data set and group in every series, on the records that all series have.
 
     Accuracy is the share of records whose labels are exactly right.  F1 is the macro mean over the labels that occur
@@ -186,7 +196,7 @@ def datasets(
     for uid in sorted(common):
         by_dataset.setdefault(columns[0].rows[uid]["dataset"], []).append(uid)
     return [
-        _dataset(name, [[column.rows[uid] for uid in uids] for column in columns], age_edges, replicates)
+        _dataset(name, [[column.rows[uid] for uid in uids] for column in columns], scheme, replicates)
         for name, uids in sorted(by_dataset.items())
     ]
 
@@ -205,13 +215,13 @@ def estimate(values: np.ndarray) -> Estimate:
 
 def joint(tables: Sequence[Dataset]) -> Joint | None:
     """How F1 varies over the joint groups, mean over data sets; None where no data set has two joint groups."""
-    cells = [np.stack([group.f1 for group in table.of("joint")]) for table in tables if len(table.of("joint")) > 1]
+    cells = [np.stack([group.f1 for group in table.of(JOINT)]) for table in tables if len(table.of(JOINT)) > 1]
     if not cells:
         return None
     return Joint(
         spread=np.mean([_nanstd(cell) for cell in cells], axis=0),
-        worst=np.mean([np.nanmin(cell, axis=0) for cell in cells], axis=0),
-        best=np.mean([np.nanmax(cell, axis=0) for cell in cells], axis=0),
+        worst=np.mean([np.fmin.reduce(cell) for cell in cells], axis=0),
+        best=np.mean([np.fmax.reduce(cell) for cell in cells], axis=0),
     )
 
 
@@ -240,7 +250,7 @@ def headline(tables: Sequence[Dataset]) -> list[tuple[str, np.ndarray]]:
 
 
 def fairness_columns(
-    columns: Sequence[Series], *, age_edges: Sequence[float] = (25, 50, 75)
+    columns: Sequence[Series], *, scheme: Scheme = DEFAULT
 ) -> list[tuple[str, str, str, list[float | str]]]:
     """Rows (name, what it is, format, value in each series) of the measures, on the records that all series have."""
     if not columns:
@@ -248,10 +258,7 @@ def fairness_columns(
     common = set.intersection(*(set(column.rows) for column in columns))
     if not common:
         return []
-    reports = [
-        metrics.fairness_report(*_answers([row for uid, row in column.rows.items() if uid in common], age_edges))
-        for column in columns
-    ]
+    reports = [_fairness([row for uid, row in column.rows.items() if uid in common], scheme) for column in columns]
     for found in reports:
         if "overall/equalized_odds_diff" in found:
             found["overall/equalized_odds_diff"] = 100 * float(found["overall/equalized_odds_diff"])
@@ -262,40 +269,55 @@ def fairness_columns(
     ]
 
 
-def _dataset(name: str, rows: list[list[dict[str, Any]]], age_edges: Sequence[float], replicates: int) -> Dataset:
+def _fairness(rows: Sequence[dict[str, Any]], scheme: Scheme) -> dict[str, Any]:
+    """``metrics.fairness_report``, its worst and best groups by the names that tables show."""
+    figures = metrics.figures(*_answers(rows), scheme=scheme)
+    return metrics.report_of([row | {"group": row["name"]} for row in figures])
+
+
+def _dataset(name: str, rows: list[list[dict[str, Any]]], scheme: Scheme, replicates: int) -> Dataset:
     first = rows[0]
-    labels = sorted({label for column in rows for row in column for key in _TEXTS for label in _labels(row[key])})
-    gold = _indicators([row["answer"] for row in first], labels)
-    predicted = np.stack([_indicators([row["prediction"] for row in column], labels) for column in rows])
     patient = np.unique([str(row["patient"]) for row in first], return_inverse=True)[1]
-    weights = _draws(patient, replicates)
-    known = [_intervals(column, age_edges) for column in rows]
+    number = int(patient.max()) + 1
+    known = [_intervals(column, scheme) for column in rows]
     groups = []
-    for attribute, group, members in _groups(first, age_edges):
-        scores = [_scores(gold[members], column[members], weights[:, members]) for column in predicted]
-        accuracy, f1 = (np.stack(score) for score in zip(*scores, strict=True))
+    for head, members in demographics.members([person(row) for row in first], [name] * len(first), scheme):
+        drawn = [
+            metrics.bootstrap(
+                *_answers([column[i] for i in members])[:2],
+                patient[members],
+                num_patients=number,
+                num_resamples=replicates,
+            )
+            for column in rows
+        ]
+        accuracy, f1 = (np.stack([found[score] for found in drawn]) for score in ("top1", "f1"))
+        attribute, group = head["attribute"], head["name"]
         intervals = {score: [column[attribute, group][score] for column in known] for score in ("accuracy", "f1")}
         groups.append(Group(attribute, group, len(members), len(set(patient[members])), intervals, accuracy, f1))
-    return Dataset(name, len(first), int(patient.max()) + 1, groups)
+    return Dataset(name, len(first), number, groups)
 
 
-def _answers(rows: Sequence[dict[str, Any]], age_edges: Sequence[float]) -> tuple[list, list, list, list]:
+def _answers(rows: Sequence[dict[str, Any]]) -> tuple[list, list, list, list]:
     """Predictions, labels, demographics and data sets as ``metrics`` takes them."""
     return (
         [row["prediction"] or None for row in rows],
         [row["answer"] for row in rows],
-        [{"sex": row["sex"], "age": tracking.age_group(row["age"], age_edges)} for row in rows],
+        [person(row) for row in rows],
         [row["dataset"] for row in rows],
     )
 
 
-def _intervals(
-    rows: Sequence[dict[str, Any]], age_edges: Sequence[float]
-) -> dict[tuple[str, str], dict[str, Estimate]]:
+def person(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What a row of ``evals/`` tells about its patient, by attribute."""
+    return {"sex": row["sex"], "age": row["age"]} | row.get("attributes", {})
+
+
+def _intervals(rows: Sequence[dict[str, Any]], scheme: Scheme) -> dict[tuple[str, str], dict[str, Estimate]]:
     """(attribute, group) -> score -> estimate, by ``metrics.intervals``; NaN where it is a single point."""
-    found = metrics.intervals(*_answers(rows, age_edges), [str(row["patient"]) for row in rows])
+    found = metrics.intervals(*_answers(rows), [str(row["patient"]) for row in rows], scheme=scheme)
     return {
-        (row["attribute"], row["group"].replace("female", "F").replace("male", "M")): {
+        (row["attribute"], row["name"]): {
             score: Estimate(row[key], row[f"{key}_low"], row[f"{key}_high"])
             if row[f"{key}_low"] < row[f"{key}_high"]
             else Estimate(row[key], np.nan, np.nan)
@@ -303,53 +325,6 @@ def _intervals(
         }
         for row in found
     }
-
-
-def _groups(rows: list[dict[str, Any]], age_edges: Sequence[float]) -> list[tuple[str, str, np.ndarray]]:
-    """(attribute, group, positions) of all records, of each sex, each age group, and each pair of both."""
-    found: dict[tuple[str, str], list[int]] = {("all", "all"): list(range(len(rows)))}
-    for position, row in enumerate(rows):
-        sex, age = row["sex"], tracking.age_group(row["age"], age_edges)
-        pair = f"{sex}, {age}" if sex and age else None
-        for attribute, group in (("sex", sex), ("age", age), ("joint", pair)):
-            if group is not None:
-                found.setdefault((attribute, group), []).append(position)
-    ages = [tracking.age_group(age, age_edges) for age in (*age_edges, age_edges[-1] + 1)]
-    order = [("all", "all"), ("sex", "F"), ("sex", "M"), *(("age", age) for age in ages)]
-    order += [("joint", f"{sex}, {age}") for sex in "FM" for age in ages]
-    return [(*key, np.asarray(found[key])) for key in order if key in found]
-
-
-def _draws(patient: np.ndarray, replicates: int) -> np.ndarray:
-    """How often each record counts: once in the first row, then as its patient was drawn: (1 + replicates, records)."""
-    number = int(patient.max()) + 1
-    counts = np.random.default_rng(0).multinomial(number, np.full(number, 1 / number), size=replicates)
-    return np.concatenate([np.ones((1, len(patient))), counts[:, patient]])
-
-
-def _scores(gold: np.ndarray, predicted: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Weighted exact-match share and macro F1, one per row of weights; NaN where nobody is left."""
-    total = weights.sum(1)
-    exact = weights @ ((gold == predicted).all(1) & predicted.any(1))
-    true_positive, support, claimed = weights @ (gold & predicted), weights @ gold, weights @ predicted
-    with np.errstate(invalid="ignore"):
-        f1 = np.where(support > 0, 2 * true_positive / (support + claimed), 0)
-        return exact / total, f1.sum(1) / (support > 0).sum(1)
-
-
-_TEXTS = ("answer", "prediction")
-
-
-def _labels(text: str) -> list[str]:
-    return [label for part in text.split(", ") if (label := part.strip())]
-
-
-def _indicators(texts: Sequence[str], labels: Sequence[str]) -> np.ndarray:
-    position = {label: column for column, label in enumerate(labels)}
-    found = np.zeros((len(texts), len(labels)), bool)
-    for row, text in enumerate(texts):
-        found[row, [position[label] for label in _labels(text)]] = True
-    return found
 
 
 def _nanstd(values: np.ndarray) -> np.ndarray:

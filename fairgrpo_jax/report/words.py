@@ -74,16 +74,17 @@ def _change(tables: Sequence[results.Dataset], old: int, new: int) -> str:
 
 
 def _by_group(tables: Sequence[results.Dataset], old: int, new: int) -> str:
-    groups = [(table.name, group) for table in tables for group in table.groups if group.attribute in ("sex", "age")]
+    groups = [(table.name, group) for table in tables for group in table.of(*table.attributes)]
     if not groups:
-        return "No record carries a sex or an age, so nothing can be said about groups."
+        return "No record tells a group of its patient, so nothing can be said about groups."
     differences = [(f"{data} {group.name}", group.difference("f1", new, old)) for data, group in groups]
     higher = [label for label, difference in differences if difference.low > 0]
     lower = [label for label, difference in differences if difference.high < 0]
     parts = [f"clearly higher in {len(higher)} ({_listed(higher)})"] if higher else []
     parts += [f"clearly lower in {len(lower)} ({_listed(lower)})"] if lower else []
     parts.append(f"within the interval in {len(differences) - len(higher) - len(lower)}")
-    return f"F1 of the {len(differences)} groups by sex and by age: {', '.join(parts)}."
+    attributes = dict.fromkeys(f"by {group.attribute}" for _, group in groups)
+    return f"F1 of the {len(differences)} groups {_listed(attributes)}: {', '.join(parts)}."
 
 
 def _levelling(spread: results.Estimate, worst: results.Estimate, best: results.Estimate) -> str:

@@ -1,0 +1,287 @@
+"""Who a patient is, in one set of words: sex, bin of age, any further attribute, and the cell of them all.
+
+Training, figures, tables and plots name groups with these functions and the ``Scheme`` of the run. Unknown is None, and
+never a guess.
+"""
+
+import ast
+import dataclasses
+import itertools
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+
+EDGES: tuple[float, ...] = (25, 50, 75)  # of the age bins, in years, each belonging to the bin below it
+MISSING = "?"  # stands for an unknown attribute inside a cell
+SEPARATOR = ", "  # between the attributes of a cell
+JOINT = "joint"  # the attribute that all attributes make together
+UNKNOWN = frozenset(
+    {"", "?", "unknown", "unk", "u", "none", "null", "nan", "na", "n/a", "not reported", "prefer not to say"}
+)
+
+_SEX: Mapping[str, Literal["F", "M"]] = {"f": "F", "female": "F", "m": "M", "male": "M"}
+_SEX_OTHER = {"o", "other"}
+# Further spellings in the authors' evaluation files, read by `group` alone: a number means nothing to `sex`.
+_SEX_CODES: Mapping[str, str] = {"w": "F", "woman": "F", "0": "F", "0.0": "F", "man": "M", "1": "M", "1.0": "M"}
+_SEX_KEYS = {"F": "female", "M": "male"}
+_MISSING_AGE = -99.0
+_PER_YEAR = {"Y": 1.0, "M": 12.0, "W": 365.25 / 7, "D": 365.25}
+
+
+@dataclasses.dataclass(frozen=True)
+class Scheme:
+    """Which groups a run tells apart: ``config.data.attributes`` and ``config.data.age_edges``.
+
+    Args:
+        attributes: in the order of cells and tables; None = all that the records have, in order of first appearance.
+        age_edges: upper edges of all bins of age but the last, in years, rising.
+    """
+
+    attributes: tuple[str, ...] | None = None
+    age_edges: tuple[float, ...] = EDGES
+
+
+DEFAULT = Scheme()
+
+
+def sex(raw: object, *, codes: Mapping[str, Literal["F", "M"] | None] | None = None) -> Literal["F", "M"] | None:
+    """Reads a sex as the owner writes it.
+
+    ``F``, ``female``, ``M``, ``male`` in any case; None for empty, ``unknown``, NaN, and for DICOM's ``O`` (other).
+
+    Args:
+        raw: what the file holds.
+        codes: a dataset's own codes, such as ``{"0.0": "F", "1.0": "M", "-99": None}``; numbers mean nothing without.
+
+    Raises:
+        ValueError: anything else, since a code nobody explained must not turn into "unknown".
+
+    Example:
+        >>> [sex(raw) for raw in ("FEMALE", "M", "Unknown", None)]
+        ['F', 'M', None, None]
+        >>> sex("1.0", codes={"0.0": "F", "1.0": "M"})
+        'M'
+    """
+    text = "" if raw is None else str(raw).strip()
+    if codes and text in codes:
+        return codes[text]
+    if text.lower() in UNKNOWN | _SEX_OTHER:
+        return None
+    if text.lower() not in _SEX:
+        raise ValueError(
+            f"sex is {raw!r}; wanted F, M, female, male or unknown; explain other codes with codes={{...}}"
+        )
+    return _SEX[text.lower()]
+
+
+def age(raw: object) -> float | None:
+    """Reads an age as the owner writes it, in years.
+
+    A number; a DICOM age string such as ``"053Y"``, ``"006M"``, ``"012D"`` (365.25 days a year); either of them in a
+    list of one, itself or as text. None for empty, ``unknown``, NaN and the code -99. Zero is an age.
+
+    Raises:
+        ValueError: anything else: another word, several ages, less than 0 or more than 130 years.
+
+    Example:
+        >>> [age(raw) for raw in (53, "053Y", "['36Y']", "006M", "", -99)]
+        [53.0, 53.0, 36.0, 0.5, None, None]
+    """
+    text = _only(raw)
+    if text.lower() in UNKNOWN:
+        return None
+    years = _years(text)
+    if math.isnan(years) or years == _MISSING_AGE:
+        return None
+    if not 0 <= years <= 130:
+        raise ValueError(f"age is {raw!r}; wanted years from 0 to 130, a DICOM age such as '053Y', or -99 for unknown")
+    return years
+
+
+def age_bins(age: ArrayLike | Sequence[float | None], edges: Sequence[float] = EDGES) -> np.ndarray:
+    """Index of the age bin, upper edge inclusive.
+
+    Args:
+        age: (N,) years, fractions allowed, >= 0; None or NaN = unknown.
+        edges: increasing upper edges of all bins but the last. The default gives <= 25, (25, 50], (50, 75], > 75.
+
+    Returns:
+        (N,) int32 in 0 .. len(edges), or -1 where the age is unknown.
+
+    Raises:
+        ValueError: if an age is negative, or the edges do not increase.
+
+    Source: the bins of FairGRPO (arXiv 2510.19893). The authors' code puts an age of NaN in the oldest bin; here it is
+    unknown.
+
+    Example:
+        >>> age_bins([25, 25.5, 80, None]).tolist()
+        [0, 1, 3, -1]
+    """
+    years = np.asarray(age, np.float64)
+    if np.any(years < 0):
+        raise ValueError(f"got a negative age, {years[years < 0][0]}; wanted years >= 0, or None where unknown")
+    if np.any(np.diff(edges) <= 0):
+        raise ValueError(f"got edges={tuple(edges)}; wanted increasing ages")
+    return np.where(np.isnan(years), -1, np.searchsorted(edges, years, side="left")).astype(np.int32)
+
+
+def age_names(edges: Sequence[float] = EDGES) -> tuple[str, ...]:
+    """The names of the bins of ``age_bins``, youngest first.
+
+    Example:
+        >>> age_names(), age_names((40, 65))
+        (('≤25', '26–50', '51–75', '>75'), ('≤40', '41–65', '>65'))
+    """
+    between = [f"{low + 1:g}–{high:g}" for low, high in itertools.pairwise(edges)]
+    return (f"≤{edges[0]:g}", *between, f">{edges[-1]:g}")
+
+
+def age_name(years: float | None, edges: Sequence[float] = EDGES) -> str | None:
+    """The name of the bin that an age belongs to; an edge belongs to the bin below it, and fractions count.
+
+    Example:
+        >>> [age_name(years) for years in (25, 25.5, 75, 76, None)]
+        ['≤25', '26–50', '51–75', '>75', None]
+    """
+    place = int(age_bins([years], edges)[0])
+    return None if place < 0 else age_names(edges)[place]
+
+
+def group(attribute: str, raw: Any, scheme: Scheme = DEFAULT) -> str | None:
+    """The name of the group that a value of an attribute belongs to, as tables show it; None where unknown.
+
+    ``sex`` or ``gender`` becomes ``"F"`` or ``"M"``, or stays another word; ``age`` becomes the name of a bin, from
+    years, from a DICOM age, or from the authors' ``"a2"``; every other attribute keeps its text.
+
+    Example:
+        >>> group("sex", "female"), group("age", "053Y"), group("age", 53, Scheme(age_edges=(40, 65)))
+        ('F', '51–75', '41–65')
+    """
+    text = str(raw).strip()
+    lower = text.lower()
+    if lower in UNKNOWN:
+        return None
+    if attribute in ("sex", "gender"):
+        return ({**_SEX, **_SEX_CODES}).get(lower, lower)
+    if attribute != "age":
+        return text
+    names = age_names(scheme.age_edges)
+    if lower in (keys := [f"a{place}" for place, _ in enumerate(names, start=1)]):
+        return names[keys.index(lower)]
+    years = _years(text)
+    if not math.isfinite(years):
+        return text
+    return None if years < 0 else age_name(years, scheme.age_edges)
+
+
+def key(attribute: str, name: str, scheme: Scheme = DEFAULT) -> str:
+    """The name that the authors' logs have for a group: ``"female"`` for ``"F"``, ``"a2"`` for the second bin of age.
+
+    Example:
+        >>> key("sex", "F"), key("age", "26–50"), key("race", "Asian")
+        ('female', 'a2', 'Asian')
+    """
+    if attribute in ("sex", "gender"):
+        return _SEX_KEYS.get(name, name)
+    names = age_names(scheme.age_edges) if attribute == "age" else ()
+    return f"a{names.index(name) + 1}" if name in names else name
+
+
+def groups(person: Mapping[str, Any], scheme: Scheme = DEFAULT) -> dict[str, str | None]:
+    """A patient's group by attribute of the scheme, or by every attribute told where the scheme names none.
+
+    Example:
+        >>> groups({"sex": "F", "age": 31.0}, Scheme(("race", "age")))
+        {'race': None, 'age': '26–50'}
+    """
+    names = person if scheme.attributes is None else scheme.attributes
+    return {name: group(name, person.get(name), scheme) for name in names}
+
+
+def cell(values: Iterable[str | None]) -> str | None:
+    """The joint group of a patient's groups, an unknown one as ``"?"``; None where all are unknown.
+
+    Example:
+        >>> cell(["F", "26–50"]), cell([None, "26–50"]), cell([None, None])
+        ('F, 26–50', '?, 26–50', None)
+    """
+    parts = [MISSING if value is None else value for value in values]
+    return None if all(part == MISSING for part in parts) else SEPARATOR.join(parts)
+
+
+def rank(attribute: str, name: str, scheme: Scheme = DEFAULT) -> tuple[int, str]:
+    """Sorts the groups of one attribute as tables show them: F, M; ages rising; other words by the alphabet, last."""
+    first = ("F", "M") if attribute in ("sex", "gender") else age_names(scheme.age_edges) if attribute == "age" else ()
+    return (first.index(name), "") if name in first else (len(first), name)
+
+
+def members(
+    people: Sequence[Mapping[str, Any]], datasets: Sequence[str], scheme: Scheme = DEFAULT
+) -> list[tuple[dict[str, str], np.ndarray]]:
+    """Who belongs to which group of which dataset, in the order of tables.
+
+    Args:
+        people: one mapping attribute -> value for each of N records, of the values that ``group`` reads.
+        datasets: N names.
+        scheme: the groups to tell apart.
+
+    Returns:
+        (head, positions of the records), the head being ``dataset``, ``attribute``, ``group`` (see ``key``) and
+        ``name``. Each dataset begins with attribute and group ``"all"``, goes on with the attributes that some record
+        of it tells, and ends, where these are several, with the joint groups of the records that tell them all.
+
+    Raises:
+        ValueError: if an attribute is called ``joint`` or ``all``.
+
+    Example:
+        >>> [(head["name"], rows.tolist()) for head, rows in members([{"age": 80}, {}, {"age": 20}], ["d"] * 3)]
+        [('all', [0, 1, 2]), ('≤25', [2]), ('>75', [0])]
+    """
+    names = scheme.attributes or tuple(dict.fromkeys(name for person in people for name in person))
+    if taken := {JOINT, "all"} & set(names):
+        raise ValueError(f"got an attribute named {sorted(taken)}; these names are taken, rename it")
+    told = [groups(person, dataclasses.replace(scheme, attributes=names)) for person in people]
+    found = []
+    for dataset in sorted(set(datasets)):
+        rows = [row for row, its in enumerate(datasets) if its == dataset]
+        head = {"dataset": dataset, "attribute": "all", "group": "all", "name": "all"}
+        found.append((head, np.asarray(rows)))
+        known = [name for name in names if any(told[row][name] is not None for row in rows)]
+        for attribute, parts in [*((name, [name]) for name in known), *([(JOINT, known)] if len(known) > 1 else [])]:
+            cells: dict[tuple[str | None, ...], list[int]] = {}
+            for row in rows:
+                cells.setdefault(tuple(told[row][part] for part in parts), []).append(row)
+            complete = [tuple(zip(parts, cell, strict=True)) for cell in cells if None not in cell]
+            for cell in sorted(complete, key=lambda cell: [rank(*part, scheme) for part in cell]):
+                head = {"dataset": dataset, "attribute": attribute}
+                head |= {"group": SEPARATOR.join(key(*part, scheme) for part in cell)}
+                head |= {"name": SEPARATOR.join(name for _, name in cell)}
+                found.append((head, np.asarray(cells[tuple(name for _, name in cell)])))
+    return found
+
+
+def _years(text: str) -> float:
+    """The years of a number or of a DICOM age; infinite for any other text."""
+    dicom = re.fullmatch(r"(\d+(?:\.\d*)?)([YMWD])", text.upper())
+    try:
+        return float(dicom[1]) / _PER_YEAR[dicom[2]] if dicom else float(text)
+    except ValueError:
+        return math.inf
+
+
+def _only(raw: object) -> str:
+    """The text of a value, or of the one element of a list, or of a list written as text."""
+    if isinstance(raw, str) and raw.strip().startswith("["):
+        try:
+            raw = ast.literal_eval(raw.strip())
+        except (ValueError, SyntaxError):
+            return str(raw)
+    if isinstance(raw, (list, tuple)) and len(raw) == 1:
+        raw = raw[0]
+    return "" if raw is None else str(raw).strip()
