@@ -254,15 +254,16 @@ def members(
         found.append((head, np.asarray(rows)))
         known = [name for name in names if any(told[row][name] is not None for row in rows)]
         for attribute, parts in [*((name, [name]) for name in known), *([(JOINT, known)] if len(known) > 1 else [])]:
-            cells: dict[tuple[str | None, ...], list[int]] = {}
+            cells: dict[tuple[tuple[str, str], ...], list[int]] = {}
             for row in rows:
-                cells.setdefault(tuple(told[row][part] for part in parts), []).append(row)
-            complete = [tuple(zip(parts, cell, strict=True)) for cell in cells if None not in cell]
-            for cell in sorted(complete, key=lambda cell: [rank(*part, scheme) for part in cell]):
+                cell = tuple((part, name) for part in parts if (name := told[row][part]) is not None)
+                if len(cell) == len(parts):
+                    cells.setdefault(cell, []).append(row)
+            for cell in sorted(cells, key=lambda cell: [rank(*part, scheme) for part in cell]):
                 head = {"dataset": dataset, "attribute": attribute}
                 head |= {"group": SEPARATOR.join(key(*part, scheme) for part in cell)}
                 head |= {"name": SEPARATOR.join(name for _, name in cell)}
-                found.append((head, np.asarray(cells[tuple(name for _, name in cell)])))
+                found.append((head, np.asarray(cells[cell])))
     return found
 
 

@@ -1,6 +1,7 @@
 """The closing table, by hand; and one patient's way from the raw words to the tables, by every path."""
 
 import io
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ def cells(table):
     return [[cell.strip() for cell in row.strip("│").split("│")] for row in rows]
 
 
-def row(dataset, sex, age, reward, **attributes):
+def row(dataset, sex, age, reward, **attributes) -> dict[str, Any]:
     return {"dataset": dataset, "sex": sex, "age": age, "reward": reward} | (
         {"attributes": attributes} if attributes else {}
     )
@@ -86,7 +87,9 @@ GROUPS = {  # (attributes, edges) -> the groups of each of these people, by hand
 def test_every_path_puts_a_patient_in_the_same_groups(attributes, edges):
     """Raw words -> record -> training; record -> evals -> figures, log, report, closing table."""
     wanted, scheme = GROUPS[attributes, edges], demographics.Scheme(attributes, edges)
-    told = [(data_demographics.sex(sex), data_demographics.age(age), {"race": race}) for sex, age, race in PEOPLE]
+    told: list[Any] = [
+        (data_demographics.sex(sex), data_demographics.age(age), {"race": race}) for sex, age, race in PEOPLE
+    ]
     records = [Record("d/1", "d", "", (), "?", "x", (), "p", sex, age, extra, "train") for sex, age, extra in told]
     groups = [data_demographics.attributes(record, edges=edges, names=attributes) for record in records]
     assert groups == [dict(zip(attributes, g or [None] * len(attributes), strict=True)) for g in wanted]
@@ -98,12 +101,12 @@ def test_every_path_puts_a_patient_in_the_same_groups(attributes, edges):
     assert trained == [None if g is None else ", ".join(part or "?" for part in g) for g in wanted]
 
     # Everything else reads the rows of an evaluation, in which a record is right if its place is even.
-    rows = [
+    rows: list[dict[str, Any]] = [
         row("d", record.sex, record.age, float(i % 2 == 0), **({"race": group["race"]} if "race" in group else {}))
         | {"uid": str(i), "patient": str(i), "answer": "A", "prediction": "BA"[i % 2 == 0]}
         for i, (record, group) in enumerate(zip(records, groups, strict=True))
     ]
-    hits: dict[tuple[str, str], list[float]] = {("all", "all"): [r["reward"] for r in rows]}
+    hits: dict[tuple[str, str], list[float]] = {("all", "all"): [float(r["reward"]) for r in rows]}
     for group, r in zip(wanted, rows, strict=True):
         for attribute, name in zip(attributes, group or (), strict=False):
             if name is not None:

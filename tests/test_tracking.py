@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from fairgrpo_jax import tracking
+from fairgrpo_jax.tracking import progress as shown
 
 
 def plain(every=20, total=100, **options):
@@ -151,7 +152,7 @@ def test_notes_are_printed_once_and_literally():
 
 def test_time_left_is_not_frightened_by_a_compilation(monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr(tracking.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(shown.time, "monotonic", lambda: clock[0])
     progress, out = plain(every=5, total=100)
     with progress:
         for step, seconds in enumerate([60, 2, 2, 2, 2], start=1):
@@ -163,7 +164,7 @@ def test_time_left_is_not_frightened_by_a_compilation(monkeypatch):
 
 def test_a_resumed_run_counts_only_its_own_steps(monkeypatch):
     clock = [1000.0]
-    monkeypatch.setattr(tracking.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(shown.time, "monotonic", lambda: clock[0])
     progress, out = plain(every=1, total=100, start=90)
     with progress:
         clock[0] += 3700
@@ -192,8 +193,8 @@ def test_progress_refuses_nonsense(total, start, every):
 
 def test_the_line_shows_where_a_step_goes():
     values = {"time/step": 2.0, "time/rollout": 0.8, "time/update": 1.1, "time/data": 0.02, "time/compile": 9.6}
-    assert tracking._shares(values) == ["rollout 40%", "update 55%", "compiled 10 s"]
-    assert tracking._shares({"loss": 1.0}) == []
+    assert shown._shares(values) == ["rollout 40%", "update 55%", "compiled 10 s"]
+    assert shown._shares({"loss": 1.0}) == []
 
 
 def test_programs_are_counted_as_they_are_compiled():
