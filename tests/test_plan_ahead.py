@@ -70,10 +70,10 @@ def test_a_compiler_that_fails():
 def test_a_compiler_ends_with_its_parent(tmp_path):
     """Also where the parent was killed and could not end it."""
     late, begun = tmp_path / "late", tmp_path / "begun"
-    code = "import pathlib, time; from fairgrpo_jax import ahead; ahead.end_with_parent(); "
+    code = "import pathlib, time; from fairgrpo_jax.plan import ahead; ahead.end_with_parent(); "
     code += f"pathlib.Path({str(begun)!r}).touch(); time.sleep(3); pathlib.Path({str(late)!r}).touch()"
     run = f"ahead.finish('', [sys.executable, '-c', {code!r}], '', timeout=60)"
-    parent = f"import sys; from fairgrpo_jax import ahead; {run}"
+    parent = f"import sys; from fairgrpo_jax.plan import ahead; {run}"
     process = subprocess.Popen([sys.executable, "-c", parent])
     while not begun.exists():
         assert process.poll() is None
@@ -99,7 +99,7 @@ def test_the_process(monkeypatch, capsys):
 
 def test_programs_of_a_missing_package():
     """A real child, which finds no compiler: it looks for a package that nowhere is."""
-    code = "from fairgrpo_jax import ahead; ahead.WHEELS['tpu'] = ('plan-tpu', ('no-libtpu',)); ahead.main()"
+    code = "from fairgrpo_jax.plan import ahead; ahead.WHEELS['tpu'] = ('plan-tpu', ('no-libtpu',)); ahead.main()"
     request = dict(config=options.to_dict(CONFIG), device="v5e:2x2", program="rollout", cache=None, dump=None)
     outcome = ahead.finish("rollout", [sys.executable, "-c", code], json.dumps(request), timeout=120)
     assert outcome.status == "not installed"
