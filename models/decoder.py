@@ -47,6 +47,7 @@ class TextConfig:
     eos_ids: tuple[int, ...]
     pad_id: int
     banned_ids: tuple[int, ...] = ()  # never sampled, and of probability 0 in the policy
+    num_tokens: int | None = None  # ids the tokenizer knows; those from here on are banned too; None: all are known
     vision: VisionConfig | None
     image_id: int | None = None
     video_id: int | None = None
@@ -258,11 +259,15 @@ def policy_logits(
 ) -> jax.Array:
     """Logits (..., V) in float32 of the distribution that is sampled from and trained.
 
-    ``head(hidden) / temperature``, with the ids of ``config.banned_ids`` at -1e30: images are never sampled, and what
-    is never sampled has probability 0 in the update as well.
+    ``head(hidden) / temperature``, with the ids of ``config.banned_ids`` and those from ``config.num_tokens`` on at
+    -1e30: images and rows that stand for no token are never sampled, and what is never sampled has probability 0 in
+    the update as well.
     """
     logits = head(params, config, hidden) / temperature
-    banned = np.isin(np.arange(config.vocab_size), config.banned_ids)
+    ids = np.arange(config.vocab_size)
+    banned = np.isin(ids, config.banned_ids)
+    if config.num_tokens is not None:
+        banned |= ids >= config.num_tokens
     return jnp.where(banned.reshape((1,) * (logits.ndim - 1) + (-1,)), MASKED, logits)
 
 

@@ -227,6 +227,18 @@ CONFIG = text.tiny("qwen3", num_layers=1, vocab_size=96, hidden_size=32, banned_
 PARAMS = decoder.init(CONFIG, jax.random.key(0))
 
 
+def test_ids_beyond_the_tokenizer_have_probability_zero():
+    config = dataclasses.replace(CONFIG, num_tokens=90)
+    params = decoder.init(config, jax.random.key(0))
+    logits = np.asarray(decoder.policy_logits(params, config, jnp.ones((2, 32))))
+    assert (logits[:, 90:] <= -1e29).all() and (logits[:, 5:90] > -1e3).all()
+    targets = jnp.array([[89, 90]])
+    got = np.asarray(decoder.log_probs(params, config, jnp.ones((1, 2, 32)), targets))
+    allowed = np.delete(logits[0, :90].astype(np.float64), [3, 4])
+    np.testing.assert_allclose(got[0, 0], logits[0, 89] - np.log(np.exp(allowed).sum()), rtol=1e-5)
+    assert got[0, 1] < -1e29
+
+
 def test_banned_ids_have_probability_zero_and_the_rest_sums_to_one():
     hidden = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 32)), jnp.float32)
     every = jnp.broadcast_to(jnp.arange(96)[:, None, None], (96, 2, 3))

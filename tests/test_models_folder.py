@@ -159,6 +159,7 @@ def test_end_tokens_are_the_union_and_vision_tokens_are_banned(checkpoints, chec
         vocab_size: int = 512
         eos_ids: tuple = (2,)
         banned_ids: tuple = (3,)
+        num_tokens: int | None = None
 
     qwen, gemma = checkpoints["qwen3_vl"], checkpoints["gemma3"]
     tokenizer = models.processor(qwen).tokenizer
@@ -170,6 +171,9 @@ def test_end_tokens_are_the_union_and_vision_tokens_are_banned(checkpoints, chec
     assert folders.vision_ids(tokenizer) == (3, 4, 5, 6, pad)
     done = folders.with_token_ids(Config(vocab_size=pad), qwen, tokenizer)
     assert done.eos_ids == (2, 0) and done.banned_ids == (3, 4, 5, 6), "an id beyond the head needs no ban"
+    assert done.num_tokens is None
+    assert folders.with_token_ids(Config(vocab_size=len(tokenizer)), qwen, tokenizer).num_tokens is None
+    assert folders.with_token_ids(Config(vocab_size=len(tokenizer) + 9), qwen, tokenizer).num_tokens == len(tokenizer)
     tokenizer = models.processor(gemma).tokenizer
     assert folders.eos_ids(gemma, tokenizer) == (1, 6) and folders.vision_ids(tokenizer) == (7, 8, 9)
     with pytest.raises(ValueError, match="below vocab_size=2"):

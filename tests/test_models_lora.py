@@ -263,6 +263,21 @@ def test_adapters_that_do_not_fit_are_refused(tmp_path, base, adapted, settings,
         adapters.load(base, tmp_path)
 
 
+@pytest.mark.parametrize("start", ["pissa", "pissa_niter_16", "PiSSA", "olora", "corda", "loftq", "lora_ga"])
+def test_adapters_of_changed_base_weights_are_refused(tmp_path, base, adapted, start):
+    adapters.save(adapted, tmp_path)
+    rewrite(tmp_path, init_lora_weights=start)
+    with pytest.raises(ValueError, match=f"init_lora_weights='{start}'.*path_initial_model_for_weight_conversion"):
+        adapters.load(base, tmp_path)
+
+
+@pytest.mark.parametrize("start", [True, False, None, "gaussian", "eva"])
+def test_adapters_of_unchanged_base_weights_load(tmp_path, base, adapted, start):
+    adapters.save(adapted, tmp_path)
+    rewrite(tmp_path, init_lora_weights=start)
+    assert adapters.load(base, tmp_path).config == adapted.config
+
+
 def test_folders_without_an_adapter(tmp_path, base, adapted):
     with pytest.raises(ValueError, match="adapter_config.json does not exist"):
         adapters.load(base, tmp_path)

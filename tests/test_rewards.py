@@ -30,7 +30,13 @@ def test_examples_in_docstrings():
         (r"<think>\boxed{A}</think> \boxed{B}", "B"),
         (r"<think>\boxed{A}</think> B", None),
         (r"\boxed{A}</think>", None),
-        (r"<think>never ends \boxed{A}", "A"),
+        (r"<think>never ends \boxed{A}", None),
+        (r"\boxed{A} <think>never ends", None),
+        (r"</think>\boxed{A}<think>\boxed{B}", None),
+        (r"\boxed{\text{Nevus}}", "Nevus"),
+        (r"\boxed{ \textbf{\text{ Nevus }} }", "Nevus"),
+        (r"\boxed{\mathrm{Nevus}}", "Nevus"),
+        (r"\boxed{\text{A}, \text{B}}", r"\text{A}, \text{B}"),  # no one wrapper around all; exact takes them off
         (r"</think>\boxed{A}</think>\boxed{B}", "B"),
     ],
 )
@@ -42,6 +48,10 @@ def test_extract(text, wanted):
     "text, answer, score",
     [
         (r"\boxed{Nevus}", "Nevus", 1),
+        (r"\boxed{\text{Nevus}}", "Nevus", 1),
+        (r"\boxed{\text{Edema}, \textbf{Fracture}}", "Fracture, Edema", 1),
+        (r"\boxed{\text{Edema, Fracture}}", "Fracture, Edema", 1),
+        (r"<think>\boxed{Nevus}", "Nevus", 0),
         (r"\boxed{nevus}", "Nevus", 0),
         (r"\boxed{Nevus }", " Nevus", 1),
         (r"\boxed{Edema, Fracture}", "Fracture, Edema", 1),

@@ -6,14 +6,17 @@ import numpy as np
 
 
 BOX = r"\boxed{"
-THOUGHT_END = "</think>"
+THOUGHT, THOUGHT_END = "<think>", "</think>"
+WRAPPERS = (r"\text{", r"\textbf{", r"\mathrm{")
 
 
 def extract(text: str) -> str | None:
     r"""Content of the last complete ``\boxed{...}``, stripped; None if there is none.
 
     Braces inside the box must balance.  Where the text holds ``</think>``, only what follows its last occurrence
-    counts: a box inside the reasoning is not an answer.
+    counts: a box inside the reasoning is not an answer, whether the completion or its prompt began the thought.  A
+    thought begun after that and never ended leaves no answer.  A ``\text{}``, ``\textbf{}`` or ``\mathrm{}`` around
+    the whole content is taken off.
 
     Args:
       text: one completion, without the tokens sampled after its end.
@@ -29,11 +32,13 @@ def extract(text: str) -> str | None:
     True
     """
     text = text.rpartition(THOUGHT_END)[2]
+    if THOUGHT in text:
+        return None
     start = text.rfind(BOX)
     while start >= 0:
         content = _until_closed(text[start + len(BOX) :])
         if content is not None:
-            return content.strip()
+            return _unwrapped(content)
         start = text.rfind(BOX, 0, start)
     return None
 
@@ -96,7 +101,16 @@ def set_f1(texts: Sequence[str], answers: Sequence[str]) -> np.ndarray:
 
 
 def _labels(answer: str) -> frozenset[str]:
-    return frozenset(label.strip() for label in answer.split(", "))
+    return frozenset(_unwrapped(label) for label in answer.split(", "))
+
+
+def _unwrapped(text: str) -> str:
+    r"""Text without white space and without any ``\text{...}`` and the like around the whole of it."""
+    text = text.strip()
+    for wrapper in WRAPPERS:
+        if text.startswith(wrapper) and _until_closed(text[len(wrapper) :]) == text[len(wrapper) : -1]:
+            return _unwrapped(text[len(wrapper) : -1])
+    return text
 
 
 def _until_closed(text: str) -> str | None:

@@ -29,6 +29,8 @@ COMPUTED: dict[str, tuple] = {
     "lora_bias": (False, None),
     "alora_invocation_tokens": (None,),
 }
+# Values of ``init_lora_weights`` with which PEFT changed the base weights when it made the adapter.
+CHANGES_BASE = r"(pissa(_niter_\d+)?|olora|corda|loftq|lora_ga)"
 
 
 def save(vlm: Any, folder: Path | str) -> None:
@@ -107,6 +109,13 @@ def load(vlm: Any, folder: Path | str) -> Any:
     if wrong:
         wanted = {name: COMPUTED[name][0] for name in wrong}
         raise ValueError(f"got {folder / SETTINGS} with {wrong}; wanted {wanted}, which alone is computed here")
+    start = settings.get("init_lora_weights")
+    if isinstance(start, str) and re.fullmatch(CHANGES_BASE, start.lower()):
+        raise ValueError(
+            f"got {folder / SETTINGS} with init_lora_weights={start!r}, which changed the base weights; wanted an "
+            "adapter of the published weights: convert it with PEFT, "
+            "save_pretrained(..., path_initial_model_for_weight_conversion=...)"
+        )
     if not (folder / TENSORS).exists():
         raise ValueError(f"got {folder} without {TENSORS}; wanted an adapter in safetensors: pickles are never read")
     pairs = _pairs(folder, vlm)

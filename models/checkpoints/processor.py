@@ -142,7 +142,7 @@ def vision_ids(tokenizer: Any) -> tuple[int, ...]:
 
 
 def with_token_ids(config: Any, folder: pathlib.Path, tokenizer: Any = None) -> Any:
-    """A family's config with all the folder's end tokens, and with all its vision tokens banned from sampling.
+    """A family's config with all the folder's end tokens; vision tokens and ids its tokenizer does not know are banned.
 
     Args:
         config: of the family.
@@ -157,7 +157,9 @@ def with_token_ids(config: Any, folder: pathlib.Path, tokenizer: Any = None) -> 
         raise ValueError(f"{folder}: got end tokens {ends}; wanted ids below vocab_size={config.vocab_size}")
     known = vision_ids(tokenizer) if tokenizer is not None else ()
     banned = sorted({*config.banned_ids, *(id for id in known if id < config.vocab_size)})
-    return dataclasses.replace(config, eos_ids=ends, banned_ids=tuple(banned))
+    size = config.vocab_size if tokenizer is None else max(tokenizer.get_vocab().values()) + 1
+    known_size = size if size < config.vocab_size else None
+    return dataclasses.replace(config, eos_ids=ends, banned_ids=tuple(banned), num_tokens=known_size)
 
 
 def read_json(path: pathlib.Path) -> dict:
