@@ -64,8 +64,8 @@ class Data:
     options: tuple[str, ...] = ()
     """Options of the datasets' loaders as KEY=VALUE, of several datasets as NAME.KEY=VALUE; e.g. split_by=article."""
     temperature: float = 1.0
-    """Of the mixture of datasets: each is drawn from like its size to this power; 1 mixes all records, 0 weighs
-    datasets alike."""
+    """Mixing exponent: a dataset of n records is drawn with weight n ** temperature. 1 mixes all records evenly, 0
+    mixes datasets evenly."""
     on_broken: Literal["raise", "skip"] = "raise"
     """What becomes of records whose media cannot be decoded; "skip" decodes everything once before the run."""
     num_frames: int = 4
@@ -134,9 +134,9 @@ class Model:
     path: Path | None = None
     """Checkpoint folder as Hugging Face publishes it (Qwen2-VL, Qwen2.5-VL, Qwen3-VL, Gemma 3, MedGemma)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the weights that are trained; bfloat16 halves the memory, and loses updates below a 256th of a weight."""
+    """Dtype of the trained weights; bfloat16 halves the memory, and loses updates below a 256th of a weight."""
     compute: Literal["float32", "bfloat16"] | None = None
-    """Of the passes over the weights in training, cast once a pass; by default the dtype of the weights.  With dtype
+    """Dtype of the passes in training, cast once a pass; by default the dtype of the weights. With dtype
     float32 and compute bfloat16, gradients are summed and updates done in float32."""
     lora_rank: int = 0
     """Rank of low-rank adapters, which alone are then trained; 0 trains the weights themselves."""
@@ -235,7 +235,7 @@ class Sampling:
     top_p: float = 1.0
     """Nucleus sampling: only the likeliest tokens that make up this probability."""
     dtype: Literal["float32", "bfloat16"] | None = None
-    """Of the weights that sample; by default as they are trained.  bfloat16 halves what every token reads."""
+    """Dtype of the weights that sample; by default as they are trained. bfloat16 halves what every token reads."""
     weights: Literal["replicated", "tensor"] = "replicated"
     """How the weights are gathered while sampling: whole on every device, or split along the mesh's second axis."""
     tries: int = 1
@@ -300,7 +300,7 @@ class Update:
     """Weight of the KL divergence to the policy with which reinforcement learning begins (with adapters: to the model
     without them), e.g. 0.04; 0 needs no reference."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
-    """Of that divergence, from the sampled tokens; see fairgrpo_jax.losses.kl."""
+    """Estimator of that divergence, from the sampled tokens; see fairgrpo_jax.losses.kl."""
     importance: Literal["none", "token", "sequence"] = "none"
     """Correction for completions sampled by another program (sampling.dtype, say) than the one that learns: weights
     of tokens, or of whole completions."""
@@ -359,7 +359,7 @@ class Fairness:
     shift: float = 0.0
     """Added to all rewards before means and clusters are taken, for rewards that may be negative."""
     step_size: float = 0.01
-    """Of group_dro's weights; larger ones let one hopeless group take them all."""
+    """Step size of group_dro's weights; larger ones let one hopeless group take them all."""
 
     def __post_init__(self):
         _require_finite("fairness.", self)
