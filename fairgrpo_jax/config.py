@@ -6,6 +6,8 @@ Presets live in ``configs/`` as Python; the command line overrides any field by 
 
 import dataclasses
 import json
+import math
+import re
 import types
 import typing
 from pathlib import Path
@@ -33,6 +35,24 @@ def _require(condition: bool, got: str, wanted: str) -> None:
         raise ValueError(f"got {got}; wanted {wanted}")
 
 
+def _require_finite(section: str, options: Any) -> None:
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        for number in value if isinstance(value, tuple) else (value,):
+            _require(
+                not isinstance(number, float) or math.isfinite(number),
+                f"{section}{field.name}={value}",
+                "finite numbers",
+            )
+
+
+def _require_pattern(name: str, pattern: str) -> None:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"got {name}={pattern!r} ({error}); wanted a regular expression") from error
+
+
 @dataclasses.dataclass(frozen=True)
 class Data:
     """What to train and evaluate on."""
@@ -44,8 +64,8 @@ class Data:
     options: tuple[str, ...] = ()
     """Options of the datasets' loaders as KEY=VALUE, of several datasets as NAME.KEY=VALUE; e.g. split_by=article."""
     temperature: float = 1.0
-    """Of the mixture of datasets: each is drawn from like its size to this power; 1 mixes all records, 0 weighs
-    datasets alike."""
+    """Mixing exponent: a dataset of n records is drawn with weight n ** temperature. 1 mixes all records evenly, 0
+    mixes datasets evenly."""
     on_broken: Literal["raise", "skip"] = "raise"
     """What becomes of records whose media cannot be decoded; "skip" decodes everything once before the run."""
     num_frames: int = 4
@@ -74,6 +94,10 @@ class Data:
     """Threads that decode and prepare prompts while the device computes."""
 
     def __post_init__(self):
+        _require_finite("data.", self)
+        _require(self.workers > 0, f"data.workers={self.workers}", "at least one thread")
+        _require(self.num_patches >= 0, f"data.num_patches={self.num_patches}", "a number >= 0")
+        _require(all(self.attributes), f"data.attributes={self.attributes}", "names that are not empty")
         _require(
             self.num_frames >= 2 and self.num_frames % 2 == 0,
             f"data.num_frames={self.num_frames}",
@@ -81,7 +105,7 @@ class Data:
         )
         _require(0 <= self.temperature <= 1, f"data.temperature={self.temperature}", "0 to 1")
         _require(
-            self.prompt_length > 0 and self.num_patches >= 0,
+            self.prompt_length > 0,
             f"data.prompt_length={self.prompt_length}",
             "a positive length",
         )
@@ -110,9 +134,9 @@ class Model:
     path: Path | None = None
     """Checkpoint folder as Hugging Face publishes it (Qwen2-VL, Qwen2.5-VL, Qwen3-VL, Gemma 3, MedGemma)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the weights that are trained; bfloat16 halves the memory, and loses updates below a 256th of a weight."""
+    """Dtype of the trained weights; bfloat16 halves the memory, and loses updates below a 256th of a weight."""
     compute: Literal["float32", "bfloat16"] | None = None
-    """Of the passes over the weights in training, cast once a pass; by default the dtype of the weights.  With dtype
+    """Dtype of the passes in training, cast once a pass; by default the dtype of the weights. With dtype
     float32 and compute bfloat16, gradients are summed and updates done in float32."""
     lora_rank: int = 0
     """Rank of low-rank adapters, which alone are then trained; 0 trains the weights themselves."""
@@ -132,6 +156,13 @@ class Model:
     """Without a path: whether the output head is the embedding table."""
 
     def __post_init__(self):
+        _require_finite("model.", self)
+        _require(self.hidden_size > 0, f"model.hidden_size={self.hidden_size}", "a positive multiple of 16")
+        _require(self.num_layers > 0, f"model.num_layers={self.num_layers}", "at least one layer")
+        _require(self.vision_depth > 0, f"model.vision_depth={self.vision_depth}", "at least one block")
+        _require_pattern("model.lora_targets", self.lora_targets)
+        for pattern in self.freeze:
+            _require_pattern("model.freeze", pattern)
         _require(self.hidden_size % 16 == 0, f"model.hidden_size={self.hidden_size}", "a multiple of 16")
         _require(
             self.lora_rank >= 0 and self.lora_alpha > 0,
@@ -160,6 +191,11 @@ class Optim:
     """Gradients are scaled down to this global norm."""
 
     def __post_init__(self):
+        _require_finite("optim.", self)
+        _require(self.warmup_steps >= 0, f"optim.warmup_steps={self.warmup_steps}", "a number >= 0")
+        for name in ("b1", "b2"):
+            _require(0 <= getattr(self, name) < 1, f"optim.{name}={getattr(self, name)}", "0 <= decay < 1")
+        _require(self.weight_decay >= 0, f"optim.weight_decay={self.weight_decay}", "a decay >= 0")
         _require(self.lr > 0, f"optim.lr={self.lr}", "a positive learning rate")
         _require(self.max_grad_norm > 0, f"optim.max_grad_norm={self.max_grad_norm}", "a positive norm")
 
@@ -180,6 +216,7 @@ class Warmup:
     """Optimizer of this stage."""
 
     def __post_init__(self):
+        _require_finite("warmup.", self)
         _require(
             self.steps >= 0 and self.batch > 0,
             f"warmup.steps={self.steps}, warmup.batch={self.batch}",
@@ -198,7 +235,7 @@ class Sampling:
     top_p: float = 1.0
     """Nucleus sampling: only the likeliest tokens that make up this probability."""
     dtype: Literal["float32", "bfloat16"] | None = None
-    """Of the weights that sample; by default as they are trained.  bfloat16 halves what every token reads."""
+    """Dtype of the weights that sample; by default as they are trained. bfloat16 halves what every token reads."""
     weights: Literal["replicated", "tensor"] = "replicated"
     """How the weights are gathered while sampling: whole on every device, or split along the mesh's second axis."""
     tries: int = 1
@@ -211,6 +248,7 @@ class Sampling:
     """With truncated "penalise": last tokens over which the reward falls by up to 1."""
 
     def __post_init__(self):
+        _require_finite("sampling.", self)
         _require(self.tries > 0, f"sampling.tries={self.tries}", "at least 1")
         _require(
             self.truncated != "penalise" or 1 <= self.overlong_buffer <= self.max_new_tokens,
@@ -262,7 +300,7 @@ class Update:
     """Weight of the KL divergence to the policy with which reinforcement learning begins (with adapters: to the model
     without them), e.g. 0.04; 0 needs no reference."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
-    """Of that divergence, from the sampled tokens; see fairgrpo_jax.losses.kl."""
+    """Estimator of that divergence, from the sampled tokens; see fairgrpo_jax.losses.kl."""
     importance: Literal["none", "token", "sequence"] = "none"
     """Correction for completions sampled by another program (sampling.dtype, say) than the one that learns: weights
     of tokens, or of whole completions."""
@@ -272,6 +310,10 @@ class Update:
     """Recompute each layer's activations in the backward pass: less memory, more compute (on a CPU not more time)."""
 
     def __post_init__(self):
+        _require_finite("update.", self)
+        _require(0 <= self.clip_low < 1, f"update.clip_low={self.clip_low}", "0 <= clip_low < 1")
+        _require(self.clip_high > 0, f"update.clip_high={self.clip_high}", "a positive number")
+        _require(self.dual_clip is None or self.dual_clip > 1, f"update.dual_clip={self.dual_clip}", "a bound > 1")
         for name in ("mini_batches", "passes", "accumulation"):
             _require(getattr(self, name) > 0, f"update.{name}={getattr(self, name)}", "at least 1")
         _require(
@@ -317,9 +359,15 @@ class Fairness:
     shift: float = 0.0
     """Added to all rewards before means and clusters are taken, for rewards that may be negative."""
     step_size: float = 0.01
-    """Of group_dro's weights; larger ones let one hopeless group take them all."""
+    """Step size of group_dro's weights; larger ones let one hopeless group take them all."""
 
     def __post_init__(self):
+        _require_finite("fairness.", self)
+        _require(0 <= self.decay < 1, f"fairness.decay={self.decay}", "0 <= decay < 1")
+        _require(
+            self.max_weight is None or self.max_weight >= 1, f"fairness.max_weight={self.max_weight}", "a bound >= 1"
+        )
+        _require(self.k_max is None or self.k_max > 0, f"fairness.k_max={self.k_max}", "at least one group")
         _require(
             self.size_exponent >= 0 and self.mean_exponent >= 0,
             f"fairness.size_exponent={self.size_exponent}, fairness.mean_exponent={self.mean_exponent}",
@@ -341,6 +389,8 @@ class Evaluation:
     """Prompts whose completions, images and rewards are kept for the report at every evaluation."""
 
     def __post_init__(self):
+        _require_finite("evaluation.", self)
+        _require(self.samples >= 0, f"evaluation.samples={self.samples}", "a number >= 0")
         _require(
             self.every > 0 and self.batch > 0,
             f"evaluation.every={self.every}, evaluation.batch={self.batch}",
@@ -380,6 +430,13 @@ class Config:
     evaluation: Evaluation = Evaluation()
 
     def __post_init__(self):
+        _require_finite("", self)
+        _require(self.seed >= 0, f"seed={self.seed}", "a seed >= 0")
+        _require(
+            self.fairness.history != "ring" or self.fairness.capacity >= self.prompts,
+            f"fairness.capacity={self.fairness.capacity} with prompts={self.prompts}",
+            "room for the prompts of a step",
+        )
         known = typing.get_args(Algorithm)
         _require(self.algorithm in known, f"algorithm={self.algorithm!r}", f"one of {', '.join(known)}")
         _require(

@@ -63,3 +63,42 @@ def test_bad_values_are_refused_with_what_was_wanted(change, named):
         change()
     assert "got" in str(error.value) and "wanted" in str(error.value)
     pytest.raises(ValueError, change).match(named)
+
+
+@pytest.mark.parametrize(
+    "section, name, refused, accepted",
+    [
+        (options.Fairness, "decay", 1.5, 0.9),
+        (options.Fairness, "decay", 1.0, 0.0),
+        (options.Fairness, "max_weight", 0.5, 1.0),
+        (options.Fairness, "k_max", 0, 1),
+        (options.Update, "clip_low", 1.0, 0.0),
+        (options.Update, "clip_high", 0.0, 0.28),
+        (options.Update, "dual_clip", 1.0, 3.0),
+        (options.Update, "importance_cap", float("inf"), 1.0),
+        (options.Optim, "weight_decay", -1.0, 0.0),
+        (options.Optim, "b1", 1.5, 0.0),
+        (options.Optim, "b2", 1.0, 0.95),
+        (options.Optim, "b2", float("nan"), 0.999),
+        (options.Optim, "lr", float("inf"), 1e-6),
+        (options.Optim, "warmup_steps", -5, 0),
+        (options.Sampling, "temperature", float("inf"), 0.5),
+        (options.Evaluation, "samples", -1, 0),
+        (options.Data, "workers", 0, 1),
+        (options.Data, "num_patches", -1, 0),
+        (options.Data, "attributes", ("",), ("sex",)),
+        (options.Data, "age_edges", (float("nan"),), (40,)),
+        (options.Model, "num_layers", 0, 1),
+        (options.Model, "vision_depth", 0, 1),
+        (options.Model, "hidden_size", 0, 16),
+        (options.Model, "lora_targets", "(", "q$"),
+        (options.Model, "freeze", ("(",), ("^vision/",)),
+        (options.Config, "seed", -1, 0),
+        (options.Config, "fairness", options.Fairness(history="ring", capacity=8), options.Fairness(history="ring")),
+    ],
+)
+def test_options_that_would_fail_late_are_refused_at_once(section, name, refused, accepted):
+    word = "capacity" if name == "fairness" else name
+    with pytest.raises(ValueError, match=rf"got .*{word}=.*wanted"):
+        section(**{name: refused})
+    assert getattr(section(**{name: accepted}), name) == accepted
