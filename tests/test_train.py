@@ -37,19 +37,22 @@ from tests.report_page import Page
 
 
 ROOT = Path(__file__).parent.parent
+SCALE = 0.1  # of the clinic's records: those of all domains, but 180 held-out ones instead of 1,800
 SMALL = dataclasses.replace(
     configs.get("clinic"),
     steps=4,
     prompts=8,
     rollouts=4,
-    checkpoint_every=2,
+    checkpoint_every=20,
+    data=options.Data(options=(f"scale={SCALE}",)),
     model=options.Model(hidden_size=32),
     warmup=options.Warmup(steps=60, batch=32, optim=options.Optim(lr=5e-3)),
     evaluation=options.Evaluation(every=2, batch=64, samples=2),
 )
 ARGUMENTS = (
     "--steps 4 --prompts 8 --rollouts 4 --checkpoint-every 2 --model.hidden-size 32 --warmup.steps 60 "
-    "--warmup.batch 32 --warmup.optim.lr 5e-3 --evaluation.every 2 --evaluation.batch 64 --evaluation.samples 2"
+    "--warmup.batch 32 --warmup.optim.lr 5e-3 --evaluation.every 2 --evaluation.batch 64 --evaluation.samples 2 "
+    f"--data.options scale={SCALE}"
 ).split()
 
 
@@ -71,7 +74,8 @@ def go(config, folder):
 def after_warmup(whole, **changes):
     """The config of a run that begins with the supervised weights of the whole run."""
     folder, _ = whole
-    return dataclasses.replace(SMALL, warmup=dataclasses.replace(SMALL.warmup, run=folder), **changes)
+    warmup = dataclasses.replace(SMALL.warmup, run=folder)
+    return dataclasses.replace(SMALL, **{"warmup": warmup, "checkpoint_every": 2, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +122,8 @@ def test_nothing_is_compiled_after_the_first_steps(whole):
 def test_evaluation_holds_every_record_once_and_the_report_opens(whole):
     folder, final = whole
     answered = [json.loads(line) for line in (folder / "evals" / "000004.jsonl").read_text().splitlines()]
-    source = runs.data.load("synthetic", split="test")
+    source = runs.data.load("synthetic", split="test", scale=SCALE)
+    assert {record.dataset for record in source.records} == {"us", "derm", "cxr", "ct", "diabetes", "digits"}
     assert [row["uid"] for row in answered] == [record.uid for record in source.records]
     assert final["reward"] == pytest.approx(np.mean([row["reward"] for row in answered]))
     page = Page(folder / "report.html")
