@@ -19,6 +19,7 @@ import pytest
 
 from fairgrpo_jax import (
     advantages,
+    checkpoint,
     config as options,
     configs,
     cost,
@@ -69,6 +70,12 @@ def go(config, folder):
     """A run without its report, which takes longer than so small a run."""
     with runs.open_run(config, folder) as run:
         return train.reinforce(run, *sft.begin(run))
+
+
+def teach(config, folder):
+    """The warm-up alone."""
+    with runs.open_run(config, folder) as run:
+        sft.begin(run)
 
 
 def after_warmup(whole, **changes):
@@ -146,10 +153,13 @@ def test_changed_config_is_refused_with_the_difference(whole):
         go(changed, folder)
 
 
-@pytest.mark.parametrize("stage, calls", [("policy", 3), ("warm-up", 20)])
+@pytest.mark.parametrize(
+    "stage, calls", [("policy", 3), ("warm-up alone", 30), pytest.param("warm-up", 30, marks=pytest.mark.slow)]
+)
 def test_sigterm_saves_and_the_same_command_resumes_to_the_same_log(whole, tmp_path, monkeypatch, stage, calls):
     folder, _ = whole
     config = after_warmup(whole) if stage == "policy" else SMALL
+    run = teach if stage == "warm-up alone" else go
     name = "policy_step" if stage == "policy" else "supervised_step"
     step, count = getattr(learner, name), [0]
 
@@ -162,13 +172,13 @@ def test_sigterm_saves_and_the_same_command_resumes_to_the_same_log(whole, tmp_p
     with monkeypatch.context() as patched:
         patched.setattr(learner, name, struck)
         with pytest.raises(runs.Interrupted) as stopped:
-            go(config, tmp_path)
+            run(config, tmp_path)
     assert stopped.value.code == 128 + signal.SIGTERM and "the same command resumes" in stopped.value.message
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     last = rows(tmp_path)[-1]
     assert (last["kind"], last["step"]) == ("train" if stage == "policy" else "warmup", calls)
-    go(config, tmp_path)
-    kinds = ("train", "eval") if stage == "policy" else ()
+    run(config, tmp_path)
+    kinds = {"policy": ("train", "eval"), "warm-up alone": ("warmup",), "warm-up": ()}[stage]
     assert rows(tmp_path) == rows(folder, *kinds)
 
 
@@ -191,14 +201,20 @@ def test_rows_after_the_checkpoint_are_redone_not_doubled(whole, tmp_path, monke
     assert rows(tmp_path) == rows(whole[0], "train", "eval")
 
 
-def test_fairness_statistics_survive_the_checkpoint(whole, tmp_path):
+@pytest.mark.parametrize("mesh", ["1x1", "2x1"])
+def test_weights_and_fairness_statistics_survive_the_checkpoint(whole, tmp_path, mesh):
+    """Also on another mesh than they were saved on."""
     shutil.copytree(whole[0], tmp_path / "copy")
-    with runs.open_run(SMALL, tmp_path / "copy") as run:
+    with runs.open_run(dataclasses.replace(SMALL, mesh=mesh), tmp_path / "copy") as run:
         state, start, _ = sft.begin(run)
+        assert {len(leaf.devices()) for leaf in jax.tree.leaves(state.params)} == {run.mesh.size}
+        saved = checkpoint.saved_params(run.checkpoints, SMALL.warmup.steps + SMALL.steps)
+        jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.params), saved)
         assert start == 4 and int(state.fairness.domain_count.sum()) == 4 * SMALL.prompts
         assert int(state.step) == 4
 
 
+@pytest.mark.slow
 def test_a_run_may_go_on_with_another_mesh(whole, tmp_path):
     """Stopped on one device after two steps, continued on two: the numbers agree to the rounding of the sums."""
     go(after_warmup(whole), tmp_path)
