@@ -9,10 +9,10 @@ train: $(VENV)/installed            ## GRPO and FairGRPO on the embedded clinic,
 	$(RUN) -m fairgrpo_jax.study clinic --workdir outputs/clinic
 
 test: $(VENV)/installed             ## all tests that need neither torch nor minutes of training
-	$(RUN) -m pytest --numprocesses 2 --dist loadfile -m "not slow and not parity and not plan"
+	$(RUN) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m "not slow and not parity and not plan"
 
 test-all: $(VENV)/installed         ## with the slow ones, and parity with torch (pip install .[parity])
-	$(RUN) -m pytest --numprocesses 2 --dist loadfile -m "not plan"
+	$(RUN) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m "not plan"
 
 test-plan: .venv-plan/installed     ## true sizes compiled for TPUs and GPUs that are not there; an hour and a half, once
 	.venv-plan/bin/python -m pytest -p no:xdist -s -m plan tests/test_plan_sizes.py

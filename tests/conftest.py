@@ -5,6 +5,8 @@ import importlib.metadata
 import os
 from pathlib import Path
 
+import hypothesis
+
 
 # Tests compile much and compute little: code of lower quality, by emitters that jaxlib 0.11 has no more, compiles
 # eight times as fast.
@@ -16,7 +18,7 @@ os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
 # `pytest --cache-clear` forgets it.
 CACHE = Path(__file__).parent.parent / ".pytest_cache" / "d" / "programs"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
@@ -29,9 +31,54 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.devices()  # starts the backend: no test may change the number of devices afterwards
 
 
+# Examples of tests that do not say how many; `HYPOTHESIS_PROFILE=ci` for more.
+hypothesis.settings.register_profile("quick", max_examples=30)
+hypothesis.settings.register_profile("ci", max_examples=150)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+
+# Files that take longest come first: the last to begin would keep one process busy while the other has nothing to do.
+LONGEST = ("train", "staged", "learner", "learner_policy", "train_checkpoint", "plan_ahead", "configs_paper")
+LONGEST += ("learner_reference", "rollout", "kmeans", "models_attention", "models_decoder", "models_lora")
+MOST_MAPS = 30_000  # of the 65,530 that Linux allows a process
+MOST_SECONDS = float(os.environ.get("TEST_CPU_SECONDS", "15"))  # of processor time; 0 names no test
+
+
+def pytest_collection_modifyitems(items):
+    """Sorts the files, the longest first; the tests of a file stay in their order."""
+    places = {f"test_{name}": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
+
+def cpu_seconds() -> float:
+    """Seconds of processor time of this process and of its children that have ended."""
+    return sum(os.times()[:4])
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    """Notes what a test takes, in its report."""
+    began = cpu_seconds()
+    try:
+        return (yield)
+    finally:
+        if not any(item.get_closest_marker(name) for name in ("slow", "parity", "plan")):
+            item.user_properties.append(("cpu_seconds", cpu_seconds() - began))
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Names tests that take long without being marked slow."""
+    reports = [report for name in ("passed", "failed") for report in terminalreporter.getreports(name)]
+    taken = {report.nodeid: dict(report.user_properties).get("cpu_seconds", 0) for report in reports}
+    long = sorted((name for name in taken if taken[name] > MOST_SECONDS > 0), key=lambda name: -taken[name])
+    for name in long:
+        terminalreporter.write_line(f"{taken[name]:.0f} s of processor time; make it quicker or mark it slow: {name}")
+
+
 @pytest.fixture(autouse=True, scope="module")
 def forget_programs():
-    """Compiled programs of a file are freed after it: each maps memory, and a process may have 65,530 maps only."""
+    """Frees compiled programs when they are many: each maps memory, and Linux limits the maps of a process."""
     yield
-    jax.clear_caches()
-    gc.collect()
+    maps = Path("/proc/self/maps")
+    if not maps.exists() or maps.read_bytes().count(b"\n") > MOST_MAPS:
+        jax.clear_caches()
+        gc.collect()

@@ -1,4 +1,4 @@
-"""The runs of the FairGRPO paper: every preset plans, and runs two toy steps on files in the owners' form."""
+"""The runs of the FairGRPO paper: presets plan, and run two toy steps on files in the owners' form."""
 
 import contextlib
 import dataclasses
@@ -14,6 +14,9 @@ from tests.dataset_fixtures import chexpert, ham10000, hemorrhage, isic2020, pad
 
 
 PRESETS = [name for name in configs.names() if name.startswith("fair")]
+# Presets of a model differ in algorithm and resampling alone, as the first test says, and every algorithm is run by
+# test_train.py: one with and one without resampling stand for all.
+QUICK = {"fairmedgemma_4b/fair_grpo", "fair_qwen2_5_vl_7b/grpo_rs"}
 METHODS = {"fair_grpo", "fair_grpo_nd", "grpo", "grpo_rs", "grpo_dro", "rloo", "reinforce_plus_plus"}
 
 
@@ -73,7 +76,9 @@ def test_the_authors_figures():
     assert (qwen.data.min_pixels, qwen.data.max_pixels, qwen.data.num_frames) == (65536, 524288, 4)
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in PRESETS]
+)
 def test_two_steps_on_the_seven_datasets(name, root, tmp_path):
     config = toy(configs.get(name), root)
     with contextlib.redirect_stdout(io.StringIO()), runs.open_run(config, tmp_path / "run") as run:

@@ -141,7 +141,7 @@ def test_the_order_of_rows_and_columns_changes_nothing(root):
     assert before == after
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from([("clinical_variables.csv", CLINICAL), ("severity.csv", SEVERITY)]), st.data())
 def test_damage_never_changes_another_patient(root, table, draw):
     name, text = table

@@ -177,7 +177,7 @@ anything = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 3), st.data())
 def test_damage_never_changes_another_row(tmp_path, number, draw):
     rows = copy.deepcopy(ROWS)

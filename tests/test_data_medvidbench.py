@@ -237,7 +237,7 @@ def test_options_that_cannot_be(root, options, message):
         medvidbench.load(root, **{"split": "train", **options})
 
 
-@settings(max_examples=120, deadline=None, derandomize=True)
+@settings(deadline=None, derandomize=True)
 @given(damage.rows(len(fixture.ROWS)))
 def test_damage_is_an_error_or_leaves_the_other_rows_alone(tmp_path_factory, drawn):
     index, apply = drawn

@@ -200,7 +200,7 @@ def test_options_that_cannot_be(root, options, message):
         pmc_vqa.load(root, **{"split": "train", **options})
 
 
-@settings(max_examples=120, deadline=None, derandomize=True)
+@settings(deadline=None, derandomize=True)
 @given(damage.table(fixture.TRAIN))
 def test_damage_is_an_error_or_leaves_the_other_rows_alone(tmp_path_factory, drawn):
     index, rows = drawn

@@ -19,6 +19,7 @@ import pytest
 
 from fairgrpo_jax import (
     advantages,
+    checkpoint,
     config as options,
     configs,
     fairness,
@@ -37,19 +38,22 @@ from tests.report_page import Page
 
 
 ROOT = Path(__file__).parent.parent
+SCALE = 0.1  # of the clinic's records: those of all domains, but 180 held-out ones instead of 1,800
 SMALL = dataclasses.replace(
     configs.get("clinic"),
     steps=4,
     prompts=8,
     rollouts=4,
-    checkpoint_every=2,
+    checkpoint_every=20,
+    data=options.Data(options=(f"scale={SCALE}",)),
     model=options.Model(hidden_size=32),
     warmup=options.Warmup(steps=60, batch=32, optim=options.Optim(lr=5e-3)),
     evaluation=options.Evaluation(every=2, batch=64, samples=2),
 )
 ARGUMENTS = (
     "--steps 4 --prompts 8 --rollouts 4 --checkpoint-every 2 --model.hidden-size 32 --warmup.steps 60 "
-    "--warmup.batch 32 --warmup.optim.lr 5e-3 --evaluation.every 2 --evaluation.batch 64 --evaluation.samples 2"
+    "--warmup.batch 32 --warmup.optim.lr 5e-3 --evaluation.every 2 --evaluation.batch 64 --evaluation.samples 2 "
+    f"--data.options scale={SCALE}"
 ).split()
 
 
@@ -68,10 +72,17 @@ def go(config, folder):
         return train.reinforce(run, *sft.begin(run))
 
 
+def teach(config, folder):
+    """The warm-up alone."""
+    with runs.open_run(config, folder) as run:
+        sft.begin(run)
+
+
 def after_warmup(whole, **changes):
     """The config of a run that begins with the supervised weights of the whole run."""
     folder, _ = whole
-    return dataclasses.replace(SMALL, warmup=dataclasses.replace(SMALL.warmup, run=folder), **changes)
+    warmup = dataclasses.replace(SMALL.warmup, run=folder)
+    return dataclasses.replace(SMALL, **{"warmup": warmup, "checkpoint_every": 2, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +129,8 @@ def test_nothing_is_compiled_after_the_first_steps(whole):
 def test_evaluation_holds_every_record_once_and_the_report_opens(whole):
     folder, final = whole
     answered = [json.loads(line) for line in (folder / "evals" / "000004.jsonl").read_text().splitlines()]
-    source = runs.data.load("synthetic", split="test")
+    source = runs.data.load("synthetic", split="test", scale=SCALE)
+    assert {record.dataset for record in source.records} == {"us", "derm", "cxr", "ct", "diabetes", "digits"}
     assert [row["uid"] for row in answered] == [record.uid for record in source.records]
     assert final["reward"] == pytest.approx(np.mean([row["reward"] for row in answered]))
     page = Page(folder / "report.html")
@@ -141,10 +153,13 @@ def test_changed_config_is_refused_with_the_difference(whole):
         go(changed, folder)
 
 
-@pytest.mark.parametrize("stage, calls", [("policy", 3), ("warm-up", 20)])
+@pytest.mark.parametrize(
+    "stage, calls", [("policy", 3), ("warm-up alone", 30), pytest.param("warm-up", 30, marks=pytest.mark.slow)]
+)
 def test_sigterm_saves_and_the_same_command_resumes_to_the_same_log(whole, tmp_path, monkeypatch, stage, calls):
     folder, _ = whole
     config = after_warmup(whole) if stage == "policy" else SMALL
+    run = teach if stage == "warm-up alone" else go
     name = "policy_step" if stage == "policy" else "supervised_step"
     step, count = getattr(learner, name), [0]
 
@@ -157,13 +172,13 @@ def test_sigterm_saves_and_the_same_command_resumes_to_the_same_log(whole, tmp_p
     with monkeypatch.context() as patched:
         patched.setattr(learner, name, struck)
         with pytest.raises(runs.Interrupted) as stopped:
-            go(config, tmp_path)
+            run(config, tmp_path)
     assert stopped.value.code == 128 + signal.SIGTERM and "the same command resumes" in stopped.value.message
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     last = rows(tmp_path)[-1]
     assert (last["kind"], last["step"]) == ("train" if stage == "policy" else "warmup", calls)
-    go(config, tmp_path)
-    kinds = ("train", "eval") if stage == "policy" else ()
+    run(config, tmp_path)
+    kinds = {"policy": ("train", "eval"), "warm-up alone": ("warmup",), "warm-up": ()}[stage]
     assert rows(tmp_path) == rows(folder, *kinds)
 
 
@@ -186,14 +201,20 @@ def test_rows_after_the_checkpoint_are_redone_not_doubled(whole, tmp_path, monke
     assert rows(tmp_path) == rows(whole[0], "train", "eval")
 
 
-def test_fairness_statistics_survive_the_checkpoint(whole, tmp_path):
+@pytest.mark.parametrize("mesh", ["1x1", "2x1"])
+def test_weights_and_fairness_statistics_survive_the_checkpoint(whole, tmp_path, mesh):
+    """Also on another mesh than they were saved on."""
     shutil.copytree(whole[0], tmp_path / "copy")
-    with runs.open_run(SMALL, tmp_path / "copy") as run:
+    with runs.open_run(dataclasses.replace(SMALL, mesh=mesh), tmp_path / "copy") as run:
         state, start, _ = sft.begin(run)
+        assert {len(leaf.devices()) for leaf in jax.tree.leaves(state.params)} == {run.mesh.size}
+        saved = checkpoint.saved_params(run.checkpoints, SMALL.warmup.steps + SMALL.steps)
+        jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.params), saved)
         assert start == 4 and int(state.fairness.domain_count.sum()) == 4 * SMALL.prompts
         assert int(state.step) == 4
 
 
+@pytest.mark.slow
 def test_a_run_may_go_on_with_another_mesh(whole, tmp_path):
     """Stopped on one device after two steps, continued on two: the numbers agree to the rounding of the sums."""
     go(after_warmup(whole), tmp_path)

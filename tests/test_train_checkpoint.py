@@ -17,7 +17,7 @@ RUN = dataclasses.replace(
     SMALL,
     steps=2,
     checkpoint_every=1,
-    data=options.Data(prompt_length=128),
+    data=dataclasses.replace(SMALL.data, prompt_length=128),
     warmup=options.Warmup(steps=2, batch=32, optim=options.Optim(lr=1e-2, warmup_steps=0)),
     sampling=options.Sampling(max_new_tokens=16),
     optim=options.Optim(lr=1e-2, warmup_steps=0),

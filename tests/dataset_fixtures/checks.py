@@ -13,7 +13,7 @@ from fairgrpo_jax.data import splits
 from fairgrpo_jax.data.record import conversation
 
 
-FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FUZZ = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])  # conftest says how many
 
 
 def facts(name, root, **options):
