@@ -14,8 +14,7 @@ of clusters taken as fixed (the counts of a binary history have none).
 """
 
 import dataclasses
-import functools
-from typing import Any, Literal, TypedDict, Unpack, get_args
+from typing import Any, Literal, NamedTuple, TypedDict, Unpack, get_args
 
 import jax
 import jax.numpy as jnp
@@ -23,19 +22,17 @@ import numpy as np
 from jax.core import Tracer
 from numpy.typing import ArrayLike
 
-from fairgrpo_jax import _fairness_state as memory, advantages as adv
+from fairgrpo_jax import _fairness_state as memory, _temperatures as formula, advantages as adv
 from fairgrpo_jax._fairness_state import Clustering, FairnessState, init
+from fairgrpo_jax._temperatures import Clamp, DomainMean, Levels, or_one
 
 
 __all__ = [
-    "FairnessState", "Options", "drpo", "fair_grpo", "fair_grpo_nd", "group_dro", "group_weights", "init", "rescale",
-    "temperatures",
+    "FAMILY", "FairnessState", "Member", "Options", "dro_weights", "drpo", "fair_grpo", "fair_grpo_nd", "group_dro",
+    "group_weights", "init", "rescale", "temperatures", "weigh",
 ]  # fmt: skip
 
 Statistics = Literal["cumulative", "batch", "ema"]
-Clamp = Literal["code", "product", "factor"]
-Levels = Literal["both", "group", "domain"]
-DomainMean = Literal["plain", "inverse_size"]
 _CHOICES = {
     "statistics": get_args(Statistics),
     "clamp": get_args(Clamp),
@@ -68,6 +65,21 @@ class Options(TypedDict, total=False):
     levels: Levels
     sort_vectors: bool
     shift: float
+
+
+class Member(NamedTuple):
+    """What a member of the family fixes; all else is the caller's."""
+
+    hidden: bool = False  # every prompt is treated as unlabelled
+    fixed: dict[str, Any] = {}  # options of ``temperatures`` that belong to the method
+    defaults: dict[str, Any] = {}  # options of ``temperatures`` whose default is another one
+
+
+FAMILY = {
+    "fair_grpo": Member(),
+    "fair_grpo_nd": Member(hidden=True, fixed={"clamp": "factor", "domain_mean": "inverse_size"}),
+    "drpo": Member(hidden=True, fixed={"clamp": "code", "domain_mean": "inverse_size"}, defaults={"k_max": 10}),
+}
 
 
 def fair_grpo(
@@ -113,7 +125,7 @@ def fair_grpo(
     subtracts the batch mean, which is already 0.
     """
     return _fair(
-        rewards, domains, groups, state,
+        "fair_grpo", rewards, domains, groups, state,
         statistics=statistics, decay=decay, clamp=clamp, max_weight=max_weight, epsilon=epsilon, k_max=k_max,
         clustering=clustering, size_exponent=size_exponent, mean_exponent=mean_exponent, levels=levels,
         sort_vectors=sort_vectors, shift=shift,
@@ -138,8 +150,7 @@ def fair_grpo_nd(
     >>> [[f"{x:.3f}" for x in row] for row in a]
     [['0.866', '-0.866'], ['-0.866', '0.866']]
     """
-    hidden = jnp.full(np.shape(domains), -1)
-    return _fair(rewards, domains, hidden, state, clamp="factor", domain_mean="inverse_size", **options)
+    return _fair("fair_grpo_nd", rewards, domains, jnp.full(np.shape(domains), -1), state, **options)
 
 
 def drpo(
@@ -158,9 +169,32 @@ def drpo(
     >>> [[f"{x:.3f}" for x in row] for row in a]
     [['0.866', '-0.866'], ['-0.866', '0.866']]
     """
-    hidden = jnp.full(np.shape(domains), -1)
-    options = Options(k_max=10) | options
-    return _fair(rewards, domains, hidden, state, clamp="code", domain_mean="inverse_size", **options)
+    return _fair("drpo", rewards, domains, jnp.full(np.shape(domains), -1), state, **options)
+
+
+def weigh(
+    name: str, rewards: ArrayLike, domains: ArrayLike, groups: ArrayLike, state: FairnessState, **options: Any
+) -> tuple[jax.Array, FairnessState]:
+    """Weights (P,) of a member of the family, and the next state; ``rescale`` makes advantages of them.
+
+    Args:
+      name: a key of ``FAMILY``.
+      rewards, domains, groups, state: see ``temperatures``; members without demographics ignore ``groups``.
+      **options: of ``temperatures``; what the member fixes is not overridden.
+
+    Raises:
+      ValueError: for an unknown name, and see ``temperatures``.
+
+    >>> weights, _ = weigh("fair_grpo", [[1.0, 0.0]] * 3, [0] * 3, [0, 0, 1], init(1, 2, 2, history=None))
+    >>> (weights / weights[0]).round(3).tolist()
+    [1.0, 1.0, 1.4140000343322754]
+    """
+    if name not in FAMILY:
+        raise ValueError(f"got {name!r}; wanted one of {', '.join(FAMILY)}")
+    member = FAMILY[name]
+    groups = jnp.full(np.shape(domains), -1) if member.hidden else groups
+    weights, _, state = temperatures(rewards, domains, groups, state, **(member.defaults | options | member.fixed))
+    return weights, state
 
 
 def temperatures(
@@ -220,7 +254,7 @@ def temperatures(
       domain_mean: ``"plain"``, over prompts; ``"inverse_size"``, see ``fair_grpo_nd``, where the domain has clusters.
 
     Returns:
-      weights (P,), of which those of prompts without signal matter to nobody (``advantages.has_signal``); labels (P,)
+      weights (P,); that of a prompt without signal has no effect (``advantages.has_signal``); labels (P,)
       int32, the group id, or Gr + cluster for the unlabelled; and the next state.
 
     Raises:
@@ -250,10 +284,10 @@ def temperatures(
     state = memory.observe(lifted, d, g, state, decay=decay if statistics == "ema" else 1.0)
     needed = jnp.zeros(state.cursor.shape, bool).at[d].max(g < 0)
     clusters = memory.find_clusters(needed, state, k_max=k_max, clustering=clustering, sort_vectors=sort_vectors)
-    of_domain, of_group, labels = _look_up(
+    of_domain, of_group, labels = formula.look_up(
         lifted, d, g, state, clusters, domain_mean=domain_mean, sort_vectors=sort_vectors
     )
-    weights = _weigh(
+    weights = formula.weigh(
         of_domain, of_group, adv.has_signal(r), epsilon, max_weight, size_exponent, mean_exponent,
         clamp=clamp, levels=levels,
     )  # fmt: skip
@@ -338,11 +372,28 @@ def group_dro(
     >>> [f"{x:.3f}" for x in advantages[:, 0]], [f"{q:.3f}" for q in group_weights(state)[0]]
     (['0.534', '0.000', '0.000', '0.880'], ['0.378', '0.622', '0.000'])
     """
-    _check_ranges(step_size=step_size, epsilon=epsilon)
+    _check_ranges(epsilon=epsilon)
+    weights, state = dro_weights(rewards, domains, groups, state, step_size=step_size)
+    return weights[:, None] * adv.grpo(rewards, epsilon=epsilon), state
+
+
+def dro_weights(
+    rewards: ArrayLike, domains: ArrayLike, groups: ArrayLike, state: FairnessState, *, step_size: float = 0.01
+) -> tuple[jax.Array, FairnessState]:
+    """Weights (P,) of ``group_dro``, q_c / p_c of each prompt's cell, and the next state.
+
+    Args, errors and source are those of ``group_dro``.
+
+    >>> rewards = [[1.0, 0.0], [1.0, 1.0], [0.0, 0.0], [1.0, 0.0]]
+    >>> weights, _ = dro_weights(rewards, [0] * 4, [0, 0, 1, 1], init(1, 2, 2, history=None), step_size=1.0)
+    >>> [f"{x:.3f}" for x in weights]
+    ['0.755', '0.755', '1.245', '1.245']
+    """
+    _check_ranges(step_size=step_size)
     r, d, g = _read(rewards, domains, groups, state, shift=0.0, highest=1.0, wanted="0 <= rewards <= 1; scale them")
     share, state = _ascend(r, d, g, memory.observe(r, d, g, state, decay=1.0), step_size)
-    ratio = (group_weights(state) / _or_one(share))[d, memory.column(g, state)]
-    return ratio.astype(r.dtype)[:, None] * adv.grpo(r, epsilon=epsilon), state
+    ratio = (group_weights(state) / or_one(share))[d, memory.column(g, state)]
+    return ratio.astype(r.dtype), state
 
 
 def group_weights(state: FairnessState) -> jax.Array:
@@ -355,10 +406,11 @@ def group_weights(state: FairnessState) -> jax.Array:
     """
     grown = jnp.exp(state.dro_log_weight - jnp.max(state.dro_log_weight))
     grown = jnp.where(state.group_count > 0, grown, 0)
-    return grown / _or_one(jnp.sum(grown))
+    return grown / or_one(jnp.sum(grown))
 
 
 def _fair(
+    name: str,
     rewards: ArrayLike,
     domains: ArrayLike,
     groups: ArrayLike,
@@ -367,78 +419,8 @@ def _fair(
     epsilon: float = 1e-6,
     **options: Any,
 ) -> tuple[jax.Array, FairnessState]:
-    weights, _, state = temperatures(rewards, domains, groups, state, epsilon=epsilon, **options)
+    weights, state = weigh(name, rewards, domains, groups, state, epsilon=epsilon, **options)
     return rescale(rewards, weights, epsilon=epsilon), state
-
-
-@functools.partial(jax.jit, static_argnames=("domain_mean", "sort_vectors"))
-def _look_up(
-    r: jax.Array,
-    d: jax.Array,
-    g: jax.Array,
-    state: FairnessState,
-    clusters: memory.Clusters | None,
-    *,
-    domain_mean: DomainMean,
-    sort_vectors: bool,
-) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array], jax.Array]:
-    """Count and mean of each prompt's domain, of its group or cluster, and the label."""
-    label = memory.column(g, state)
-    mean_of_domain, mean = state.domain_mean, state.group_mean[d, label]
-    count = state.group_count[d, label].astype(mean.dtype)
-    if clusters is not None:
-        cluster = memory.nearest(r, d, clusters, sort_vectors=sort_vectors)
-        cluster_mean = jnp.mean(clusters.centroids, axis=2)
-        known = jnp.sum(clusters.sizes, axis=1)
-        clustered = (g < 0) & (known[d] > 0)
-        count = jnp.where(clustered, clusters.sizes[d, cluster] / _or_one(known[d]) * count, count)
-        mean = jnp.where(clustered, cluster_mean[d, cluster], mean)
-        label = jnp.where(clustered, label + cluster, label)
-        if domain_mean == "inverse_size":
-            inverse = jnp.where(clusters.sizes > 0, 1 / _or_one(clusters.sizes), 0)
-            rare = jnp.sum(inverse * cluster_mean, axis=1) / _or_one(jnp.sum(inverse, axis=1))
-            mean_of_domain = jnp.where(known > 0, rare, mean_of_domain)
-    of_domain = state.domain_count[d].astype(mean.dtype), mean_of_domain[d]
-    return of_domain, (count, mean), label.astype(jnp.int32)
-
-
-@functools.partial(jax.jit, static_argnames=("clamp", "levels"))
-def _weigh(
-    of_domain: tuple[jax.Array, jax.Array],
-    of_group: tuple[jax.Array, jax.Array],
-    signal: jax.Array,
-    epsilon: float,
-    max_weight: float | None,
-    size_exponent: float,
-    mean_exponent: float,
-    *,
-    clamp: Clamp,
-    levels: Levels,
-) -> jax.Array:
-    """Weights from counts and means."""
-    t_domain, t_group = (_power(n, size_exponent) * _power(mean, mean_exponent) for n, mean in (of_domain, of_group))
-    t_domain = jnp.ones_like(t_domain) if levels == "group" else t_domain
-    t_group = jnp.ones_like(t_group) if levels == "domain" else t_group
-    weights = _invert(t_domain, t_group, epsilon, clamp=clamp)
-    if max_weight is None:
-        return weights
-    median = jnp.where(jnp.any(signal), jnp.nanmedian(jnp.where(signal, weights, jnp.nan)), 1)
-    return jnp.clip(weights, median / max_weight, median * max_weight)
-
-
-def _power(x: jax.Array, exponent: float) -> jax.Array:
-    """x^exponent, with 0 for a negative x, 0^0 = 1, and finite gradients at 0."""
-    positive = x > 0
-    return jnp.where(positive, jnp.where(positive, x, 1) ** exponent, jnp.where(jnp.asarray(exponent) == 0, 1.0, 0.0))
-
-
-def _invert(t_domain: jax.Array, t_group: jax.Array, epsilon: float, *, clamp: Clamp) -> jax.Array:
-    if clamp == "product":
-        return 1 / jnp.maximum(t_domain * t_group, epsilon)
-    if clamp == "factor":
-        return 1 / (jnp.maximum(t_domain, epsilon) * jnp.maximum(t_group, epsilon))
-    product = jnp.maximum(t_domain, epsilon) * t_group
-    return jnp.where(product > 0, 1 / _or_one(product), 1)
 
 
 @jax.jit
@@ -451,11 +433,6 @@ def _ascend(
     count, reward = memory.tally(state.group_count, state.group_mean, cell, mean, counted)
     risen = state.dro_log_weight + jnp.where(count > 0, step_size * (1 - reward), 0).astype(reward.dtype)
     return count.astype(reward.dtype) / jnp.maximum(jnp.sum(count), 1), dataclasses.replace(state, dro_log_weight=risen)
-
-
-def _or_one(x: jax.Array) -> jax.Array:
-    """A denominator that is safe when it is 0."""
-    return jnp.where(x > 0, x, 1)
 
 
 def _read(

@@ -21,7 +21,9 @@ FLOORS = (
         "normalization",
         "losses",
         "_fairness_state",
+        "_temperatures",
         "fairness",
+        "estimators",
     )
     + ("metrics", "interop"),
     ("config", "mesh", "configs", "data", "models", "rewards", "tracking", "report"),

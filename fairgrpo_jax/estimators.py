@@ -1,0 +1,108 @@
+"""Which function an algorithm's name stands for: one step's rewards to advantages, what is remembered, what to watch.
+
+>>> scored = Scored.of([[1.0, 0.0], [1.0, 1.0]], domains=[0, 0], groups=[0, 1])
+>>> advantages, memory, watched = estimate("rloo", scored, Memory(fairness.init(1, 2, 2)))
+>>> advantages.tolist(), float(watched["reward/zero_variance_share"])
+([[1.0, -1.0], [0.0, 0.0]], 0.5)
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import ArrayLike
+
+from fairgrpo_jax import advantages as adv, diagnostics, fairness
+from fairgrpo_jax.fairness import FairnessState
+
+
+PLAIN: dict[str, Callable[[ArrayLike], jax.Array]] = {
+    "grpo": adv.grpo,
+    "dr_grpo": adv.dr_grpo,
+    "rloo": adv.rloo,
+    "gpg": adv.gpg,
+    "pass_at_k": adv.pass_at_k,
+}
+OF_TOKENS: dict[str, Callable[[ArrayLike, ArrayLike], jax.Array]] = {
+    "opo": adv.opo,
+    "reinforce_plus_plus": adv.reinforce_plus_plus,
+    "reinforce_plus_plus_baseline": adv.reinforce_plus_plus_baseline,
+}
+NAMES = (*PLAIN, *OF_TOKENS, *fairness.FAMILY, "group_dro")
+
+
+class Memory(NamedTuple):
+    """All that is learned beside the weights; belongs in the checkpoint."""
+
+    fairness: FairnessState
+
+
+class Scored(NamedTuple):
+    """All N prompts that were sampled for a step, G completions each, and the P of them that are learned from."""
+
+    rewards: ArrayLike  # (N, G), NaN = not scored, or not learned from
+    domains: ArrayLike  # (N,) int32
+    groups: ArrayLike  # (N,) int32, -1 = unlabelled
+    kept: ArrayLike  # (P,) int32, rows of the N
+    lengths: ArrayLike  # (P, G) int32, tokens that the loss counts
+
+    @classmethod
+    def of(
+        cls, rewards: ArrayLike, domains: ArrayLike, groups: ArrayLike, lengths: ArrayLike | None = None
+    ) -> "Scored":
+        """A step that learns from every prompt; of one token each where there are no lengths."""
+        r = np.asarray(rewards)
+        ones = np.ones(r.shape, np.int32) if lengths is None else lengths
+        return cls(r, np.asarray(domains), np.asarray(groups), np.arange(len(r)), ones)
+
+
+def estimate(
+    name: str, scored: Scored, memory: Memory, *, step_size: float = 0.01, **options: Any
+) -> tuple[jax.Array, Memory, dict[str, jax.Array]]:
+    """Advantages (P, G) of the prompts that are learned from, what is remembered, and scalars for the log.
+
+    What is remembered, and the weights of prompts, are made of all N prompts: where dynamic sampling keeps those that
+    teach, counts and mean rewards are still those of the patients, and Group DRO's q / p weighs against the shares that
+    were drawn.  Baselines and deviations are those of the P prompts.
+
+    Args:
+      name: one of ``NAMES``; each stands for the function of that name in ``advantages`` or ``fairness``.
+      scored: the step; see ``Scored``.
+      memory: of the steps before.
+      step_size: of ``fairness.group_dro``.
+      **options: of ``fairness.temperatures``, for its family; what a member fixes is not overridden.
+
+    Returns:
+      advantages; the memory after the step; and ``fairness/effective_sample_size`` of the weights, over prompts with
+      signal, ``advantage/max_abs``, ``advantage/top_prompt_share``, ``reward/zero_variance_share`` of the P prompts.
+
+    Raises:
+      ValueError: for an unknown name, and from the function that it stands for.
+    """
+    if name not in NAMES:
+        raise ValueError(f"got algorithm {name!r}; wanted one of {', '.join(NAMES)}")
+    everyone, rows = (scored.rewards, scored.domains, scored.groups), jnp.asarray(scored.kept)
+    rewards = jnp.asarray(scored.rewards)[rows]
+    weights, seen = jnp.ones(rewards.shape[0]), memory.fairness
+    if name in fairness.FAMILY:
+        weights, seen = fairness.weigh(name, *everyone, seen, **options)
+        weights = weights[rows]
+        values = fairness.rescale(rewards, weights)
+    elif name == "group_dro":
+        weights, seen = fairness.dro_weights(*everyone, seen, step_size=step_size)
+        weights = weights[rows]
+        values = weights[:, None] * adv.grpo(rewards)
+    elif name in OF_TOKENS:
+        values = OF_TOKENS[name](rewards, scored.lengths)
+    else:
+        values = PLAIN[name](rewards)
+    active = jnp.where(adv.has_signal(rewards), weights, 0.0)
+    watched = {
+        "fairness/effective_sample_size": diagnostics.effective_sample_size(active),
+        "advantage/max_abs": jnp.abs(values).max(),
+        "advantage/top_prompt_share": diagnostics.top_prompt_share(values),
+        "reward/zero_variance_share": diagnostics.zero_variance_share(rewards),
+    }
+    return values, memory._replace(fairness=seen), watched
