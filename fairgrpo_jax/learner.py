@@ -19,6 +19,8 @@ from fairgrpo_jax.models import attention, decoder, lora
 
 
 MEMORY = 16 << 30  # bytes of a device that does not say how many it has
+# Leaves that weight decay reaches: linear maps, convolutions, tables of tokens and positions, adapters.
+DECAYED = ("kernel", "embedding", "position", "lora_a", "lora_b")
 
 
 @struct.dataclass
@@ -58,8 +60,12 @@ def optimizer(optim: options.Optim, steps: int) -> optax.GradientTransformation:
     else:
         after = optax.constant_schedule(optim.lr)
     schedule = optax.join_schedules([optax.linear_schedule(0.0, optim.lr, max(rise, 1)), after], [rise])
-    matrices = functools.partial(jax.tree.map, lambda p: p.ndim >= 2)
-    return optax.adamw(schedule, b1=optim.b1, b2=optim.b2, weight_decay=optim.weight_decay, mask=matrices)
+    return optax.adamw(schedule, b1=optim.b1, b2=optim.b2, weight_decay=optim.weight_decay, mask=_decayed)
+
+
+def _decayed(params: dict) -> dict:
+    """Which leaves weight decay reaches; by name, because the layers' vectors are stacked into matrices."""
+    return jax.tree.map_with_path(lambda path, _: path[-1].key in DECAYED, params)
 
 
 @functools.partial(jax.jit, static_argnames=("optim", "steps", "freeze"))
