@@ -19,6 +19,8 @@ from fairgrpo_jax.models import attention, decoder, lora
 
 
 MEMORY = 16 << 30  # bytes of a device that does not say how many it has
+# Leaves that weight decay reaches: linear maps, convolutions, tables of tokens and positions, adapters.
+DECAYED = ("kernel", "embedding", "position", "lora_a", "lora_b")
 
 
 @struct.dataclass
@@ -51,15 +53,32 @@ class PolicyBatch:
 
 
 def optimizer(optim: options.Optim, steps: int) -> optax.GradientTransformation:
-    """AdamW with the schedule of ``optim`` over ``steps`` updates; gradient clipping is done in the step itself."""
+    """AdamW with the schedule of ``optim`` over ``steps`` updates; gradient clipping is done in the step itself.
+
+    Moments and updates are float32, whatever the dtype of the parameters: in bfloat16 the second moment would stand
+    still far below the square of the gradient.
+    """
     rise = min(optim.warmup_steps, max(steps - 1, 0))
     if optim.schedule == "cosine":
         after = optax.cosine_decay_schedule(optim.lr, max(steps - rise, 1))
     else:
         after = optax.constant_schedule(optim.lr)
     schedule = optax.join_schedules([optax.linear_schedule(0.0, optim.lr, max(rise, 1)), after], [rise])
-    matrices = functools.partial(jax.tree.map, lambda p: p.ndim >= 2)
-    return optax.adamw(schedule, b1=optim.b1, b2=optim.b2, weight_decay=optim.weight_decay, mask=matrices)
+    adam = optax.adamw(schedule, b1=optim.b1, b2=optim.b2, weight_decay=optim.weight_decay, mask=_decayed)
+
+    def update(grads, moments, params):
+        return adam.update(_full(grads), moments, _full(params))
+
+    return optax.GradientTransformation(lambda params: adam.init(_full(params)), update)
+
+
+def _full(params: Any) -> Any:
+    return jax.tree.map(lambda x: x.astype(jnp.float32), params)
+
+
+def _decayed(params: dict) -> dict:
+    """Which leaves weight decay reaches; by name, because the layers' vectors are stacked into matrices."""
+    return jax.tree.map_with_path(lambda path, _: path[-1].key in DECAYED, params)
 
 
 @functools.partial(jax.jit, static_argnames=("optim", "steps", "freeze"))
@@ -327,10 +346,11 @@ def policy_step(
     Low-rank adapters are trained alone where the parameters have any; parameters that match ``freeze`` never are
     (``lora.trainable``).  What is not trained gets no gradient and has no moments.  With ``update.beta`` the loss is
     policy loss + beta * (KL to the reference, aggregated alike).  The passes run in the dtype ``compute`` (``cast``);
-    gradients are summed and AdamW runs in the dtype of the parameters, or wider.
+    gradients are summed in the dtype of the parameters, or wider, and AdamW runs in float32.
 
     The metrics are those of ``losses.policy_loss``, its ``kl`` named ``kl_old``; ``kl``, the mean KL of a token to the
-    reference, with ``update.beta``; ``mismatch`` to the sampler, which ``update.importance`` corrects, and the mean and
+    reference, with ``update.beta``; ``mismatch`` of the policy before its first update to the sampler, which
+    ``update.importance`` corrects, and the mean and
     the capped share of its weights; ``padding_share`` (``staged.gradients``).
 
     Raises:
@@ -362,7 +382,7 @@ def policy_step(
             kl = losses.kl(logprobs, part["reference_logprobs"], estimator=update.kl_estimator, mask=mask)
             value += update.beta * losses.aggregate(kl, mask, **aggregate)
             metrics["kl"] = kl.sum() / tokens
-        apart = jnp.where(mask, jnp.abs(logprobs - part["sampler_logprobs"]), 0.0)
+        apart = jnp.where(mask, jnp.abs(old - part["sampler_logprobs"]), 0.0)
         return value, metrics | {"mismatch": apart.sum() / tokens}
 
     trained, frozen = lora.trainable(cast(state.params, compute), freeze)
@@ -378,7 +398,7 @@ def _descend(
     trained, frozen = lora.trainable(state.params, freeze)
     norm = jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)))
     factor = jnp.minimum(1.0, optim.max_grad_norm / (norm + 1e-6))
-    grads = jax.tree.map(lambda g, param: (g * factor).astype(param.dtype), grads, trained)
+    grads = jax.tree.map(lambda g: g * factor, grads)
     updates, moments = optimizer(optim, steps).update(grads, state.moments, trained)
     params = mesh.keep_sharded(lora.join(optax.apply_updates(trained, updates), frozen))
     state = dataclasses.replace(state, params=params, moments=mesh.keep_sharded(moments), step=state.step + 1)

@@ -203,6 +203,10 @@ def test_one_update_needs_no_old_logprobs(recorded):
 
 def test_mismatch_sees_a_sampler_that_disagrees(recorded):
     params, batch = recorded
+    older = jnp.where(batch.mask, jnp.abs(batch.old_logprobs - batch.sampler_logprobs), 0.0).sum() / batch.mask.sum()
+    assert older > 1e-3  # the policy has moved since, which is no fault of the sampler's
+    np.testing.assert_allclose(gradient(params, batch)[1]["mismatch"], older, rtol=1e-4)
+    batch = batch.replace(old_logprobs=None)
     assert gradient(params, batch)[1]["mismatch"] < 1e-5
     off = batch.replace(sampler_logprobs=batch.sampler_logprobs - 0.25)
     np.testing.assert_allclose(gradient(params, off)[1]["mismatch"], 0.25, rtol=1e-4)

@@ -92,6 +92,8 @@ def test_moments_of_what_is_trained_alone():
     _, tree, layout = described(qwen2_5_vl.tiny(), "1x1")
     state = footprint.state(tree, dataclasses.replace(layout, reference=True))
     assert state["optimizer moments"] == 2 * state["weights"] == 4 * state["reference policy"]
+    half = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), tree)
+    assert footprint.state(half, layout)["optimizer moments"] == state["optimizer moments"]  # float32
 
 
 def test_a_rollout_by_hand():

@@ -105,7 +105,7 @@ def state(tree: Any, layout: Layout) -> dict[str, int]:
     copied = layout.reference and not layout.training.lora_rank
     return {
         "weights": sharded(tree, layout.mesh),
-        "optimizer moments": 2 * sharded(trained, layout.mesh),
+        "optimizer moments": 2 * sharded(trained, layout.mesh, 4),  # float32, whatever the weights are
         "reference policy": sharded(tree, layout.mesh, 2) if copied else 0,
     }
 
