@@ -39,7 +39,7 @@ import step as steps  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
-from fairgrpo_jax import config as options, fairness, learner, models, rollout  # noqa: E402
+from fairgrpo_jax import chunking, config as options, estimators, fairness, learner, models, rollout  # noqa: E402
 from fairgrpo_jax.models import gemma3, qwen2_5_vl  # noqa: E402
 from fairgrpo_jax.plan import cost, footprint  # noqa: E402
 
@@ -255,7 +255,7 @@ def update(scale: Scale, name: str, *, toy: bool) -> dict[str, Any]:
         advantages=jnp.asarray(rng.normal(size=(P, G)), jnp.float32),
     )
     moments = learner.fresh_moments(params, optim=OPTIM, steps=1)
-    state = learner.TrainState(params, moments, jnp.int32(0), fairness.init(1, 1, G, history=None))
+    state = learner.TrainState(params, moments, jnp.int32(0), estimators.Memory(fairness.init(1, 1, G, history=None)))
     state, batch = jax.device_put((state, batch), jax.devices()[0])
     static = dict(config=config, update=options.Update(), optim=OPTIM, temperature=1.0, steps=1)
     spent = []
@@ -463,7 +463,7 @@ def planned(config: Any, state: learner.TrainState, batch: learner.PolicyBatch) 
         mesh=(1, 1),
         compute=dtype,
         sampler=dtype,
-        chunks=learner.chunks(state, batch, config, options.Update(), None),
+        chunks=chunking.chunks(state.params, batch, config, options.Update()),
     )
     held = footprint.state(state.params, layout), footprint.update(config, state.params, layout)
     return sum(sum(part.values()) for part in held)

@@ -37,7 +37,7 @@ from rich.console import Console  # noqa: E402
 from rich.progress import track  # noqa: E402
 from rich.table import Table  # noqa: E402
 
-from fairgrpo_jax import config as options, fairness, learner, losses, models  # noqa: E402
+from fairgrpo_jax import config as options, estimators, fairness, learner, losses, models  # noqa: E402
 from fairgrpo_jax.models import decoder, text  # noqa: E402
 
 
@@ -179,7 +179,7 @@ def fresh(config: Any, rollouts: int) -> learner.TrainState:
     """The state before the first update, always the same; the step donates it."""
     params = models.family(config).init(config, jax.random.key(0))
     moments = learner.fresh_moments(params, optim=OPTIM, steps=1)
-    seen = fairness.init(1, 1, rollouts, history=None)
+    seen = estimators.Memory(fairness.init(1, 1, rollouts, history=None))
     return jax.device_put(learner.TrainState(params, moments, jnp.int32(0), seen), jax.devices()[0])
 
 

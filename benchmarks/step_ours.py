@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import worker
 
-from fairgrpo_jax import advantages, config as options, fairness, learner, models, rollout
+from fairgrpo_jax import advantages, config as options, estimators, fairness, learner, models, rollout
 
 
 def main() -> None:
@@ -24,7 +24,7 @@ def main() -> None:
         params=vlm.params,
         moments=learner.fresh_moments(vlm.params, optim=optim, steps=1),
         step=jnp.int32(0),
-        fairness=fairness.init(1, 1, spec["rollouts"], history=None),
+        memory=estimators.Memory(fairness.init(1, 1, spec["rollouts"], history=None)),
     )
     state = jax.device_put(state, jax.devices()[0])  # as the step gives it back, or the second step compiles again
 

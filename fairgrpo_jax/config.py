@@ -13,6 +13,8 @@ import typing
 from pathlib import Path
 from typing import Any, Literal
 
+from fairgrpo_jax.demographics import Scheme
+
 
 Algorithm = Literal[
     "grpo",
@@ -92,6 +94,11 @@ class Data:
     """Repeat training records until every demographic group of a dataset is as large as its largest (GRPO+RS)."""
     workers: int = 2
     """Threads that decode and prepare prompts while the device computes."""
+
+    @property
+    def scheme(self) -> Scheme:
+        """The demographic groups that training, figures and report tell apart."""
+        return Scheme(self.attributes, self.age_edges)
 
     def __post_init__(self):
         _require_finite("data.", self)
@@ -212,6 +219,8 @@ class Warmup:
     """Run folder of an earlier `sft` (or `train`) whose supervised weights are taken instead."""
     batch: int = 96
     """Records in one update."""
+    accumulation: int = 1
+    """Parts of that batch whose gradients are summed before the update; saves memory, changes nothing else."""
     optim: Optim = Optim(lr=2e-3, warmup_steps=20, schedule="cosine")
     """Optimizer of this stage."""
 
@@ -222,6 +231,16 @@ class Warmup:
             f"warmup.steps={self.steps}, warmup.batch={self.batch}",
             "steps >= 0 and a positive batch",
         )
+        _require(
+            self.accumulation > 0 and self.batch % self.accumulation == 0,
+            f"warmup.batch={self.batch} with warmup.accumulation={self.accumulation}",
+            "accumulation as a divisor of the batch",
+        )
+
+    @property
+    def own_steps(self) -> int:
+        """Supervised updates that a run does itself."""
+        return 0 if self.run else self.steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -311,7 +330,7 @@ class Update:
 
     def __post_init__(self):
         _require_finite("update.", self)
-        _require(0 <= self.clip_low < 1, f"update.clip_low={self.clip_low}", "0 <= clip_low < 1")
+        _require(0 <= self.clip_low <= 1, f"update.clip_low={self.clip_low}", "0 <= clip_low <= 1")
         _require(self.clip_high > 0, f"update.clip_high={self.clip_high}", "a positive number")
         _require(self.dual_clip is None or self.dual_clip > 1, f"update.dual_clip={self.dual_clip}", "a bound > 1")
         for name in ("mini_batches", "passes", "accumulation"):
@@ -326,6 +345,16 @@ class Update:
             f"update.kind='cispo' with update.dual_clip={self.dual_clip}",
             "no dual clip, which bounds what cispo does not have",
         )
+
+    @property
+    def parts(self) -> int:
+        """Micro-batches into which the prompts of a step are cut."""
+        return self.mini_batches * self.accumulation
+
+    @property
+    def per_step(self) -> int:
+        """Updates of a step."""
+        return self.passes * self.mini_batches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -347,8 +376,8 @@ class Fairness:
     """Power of a group's mean reward in its temperature."""
     max_weight: float | None = None
     """Bounds a prompt's weight to [1/max_weight, max_weight] times the median; none in the paper."""
-    k_max: int = 3
-    """Largest number of implicit groups in a domain (10 in DRPO's paper)."""
+    k_max: int | None = None
+    """Largest number of implicit groups in a domain; by default the algorithm's own, 3, and 10 for drpo."""
     sort_vectors: bool = False
     """Sort a prompt's rewards before clustering, so that only how often it succeeds counts, not which rollout."""
     history: Literal["ring", "binary"] | None = "binary"
@@ -375,6 +404,12 @@ class Fairness:
         )
         _require(self.step_size > 0, f"fairness.step_size={self.step_size}", "a positive step size")
         _require(self.shift >= 0, f"fairness.shift={self.shift}", "a shift >= 0")
+
+    @property
+    def weighing(self) -> dict[str, Any]:
+        """The options of ``fairness.temperatures`` that are set."""
+        apart = ("history", "capacity", "step_size", *(("k_max",) if self.k_max is None else ()))
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in apart}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -433,9 +468,10 @@ class Config:
         _require_finite("", self)
         _require(self.seed >= 0, f"seed={self.seed}", "a seed >= 0")
         _require(
-            self.fairness.history != "ring" or self.fairness.capacity >= self.prompts,
-            f"fairness.capacity={self.fairness.capacity} with prompts={self.prompts}",
-            "room for the prompts of a step",
+            self.fairness.history != "ring" or self.fairness.capacity >= self.prompts * self.sampling.tries,
+            f"fairness.capacity={self.fairness.capacity} with prompts x sampling.tries = "
+            f"{self.prompts * self.sampling.tries}",
+            "room for all prompts that a step may sample",
         )
         known = typing.get_args(Algorithm)
         _require(self.algorithm in known, f"algorithm={self.algorithm!r}", f"one of {', '.join(known)}")
@@ -450,7 +486,7 @@ class Config:
             "at least 2, as a rollout is compared with the others of its prompt",
         )
         _require(self.checkpoint_every > 0, f"checkpoint_every={self.checkpoint_every}", "at least 1")
-        parts = self.update.mini_batches * self.update.accumulation
+        parts = self.update.parts
         _require(
             self.prompts % parts == 0,
             f"prompts={self.prompts} with update.mini_batches x update.accumulation = {parts}",
@@ -484,6 +520,14 @@ class Config:
             f"rollouts={self.rollouts} with fairness.history='binary' (2^rollouts counts)",
             "at most 16 rollouts, or --fairness.history ring",
         )
+
+    @property
+    def split_sizes(self) -> dict[str, int]:
+        """Batches that are split over the first axis of the mesh, by what they are called in messages."""
+        sizes = {"prompts / (update.mini_batches x update.accumulation)": self.prompts // self.update.parts}
+        if self.warmup.own_steps:
+            sizes["warmup.batch / warmup.accumulation"] = self.warmup.batch // self.warmup.accumulation
+        return sizes | {"evaluation.batch": self.evaluation.batch}
 
 
 def to_dict(config: Any) -> dict:

@@ -13,12 +13,11 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from fairgrpo_jax import config as options, losses, mesh, models, staged
-from fairgrpo_jax.fairness import FairnessState
-from fairgrpo_jax.models import attention, decoder, lora
+from fairgrpo_jax import chunking, config as options, losses, mesh, models, staged
+from fairgrpo_jax.estimators import Memory
+from fairgrpo_jax.models import lora
 
 
-MEMORY = 16 << 30  # bytes of a device that does not say how many it has
 # Leaves that weight decay reaches: linear maps, convolutions, tables of tokens and positions, adapters.
 DECAYED = ("kernel", "embedding", "position", "lora_a", "lora_b")
 
@@ -30,7 +29,7 @@ class TrainState:
     params: Any
     moments: Any  # optimizer state
     step: jax.Array  # () int32, updates of the present stage
-    fairness: FairnessState
+    memory: Memory  # what is learned beside the weights
 
 
 @struct.dataclass
@@ -162,141 +161,8 @@ def cast(params: Any, compute: str | None) -> Any:
     return params if compute is None else mesh.keep_sharded(jax.tree.map(lambda x: x.astype(compute), params))
 
 
-def chunk_count(
-    config: Any,
-    *,
-    prompts: int,
-    rollouts: int,
-    prompt_length: int,
-    length: int,
-    free: int,
-    itemsize: int = 4,
-    remat: bool = True,
-) -> int:
-    """Into how many chunks the rollouts of each prompt have to be cut for their update to fit into memory.
-
-    The smallest divisor m of G with  (P G / m) (T c + 12 V min(T, t)) + b <= free - P Tp e,  or G if there is none;
-    logits of t steps (``decoder.logit_steps`` of P G / m rows) in three float32 copies, and in bytes of a token
-      c = s L d + s a               a completion: kept between layers, of one layer and their gradients;
-      c = L s a                     without recomputation: all of every layer is kept;
-      e = L (s d + 2 K H (s + 4))   a prompt: kept, its keys and values and their gradient,
-    with a = 2 (6 d + 2 (N + K) H + 3 F) activations of one layer and their gradients.  Scores of attention, N (Tp + T)
-    numbers a token, are b: 16 bytes each in one layer, without recomputation 8 in every layer; where they are more than
-    ``attention.LARGE``, those of a block.
-
-    Args:
-      config: the decoder: L layers, width d, N heads and K key-value heads of size H, MLP width F, vocabulary V.
-      prompts: P of one micro-batch on one device.
-      rollouts: G of a prompt.
-      prompt_length: Tp, tokens, padding included.
-      length: T, tokens of the longest completion.
-      free: bytes of a device that parameters, optimizer and gradients leave.
-      itemsize: s, bytes of an activation.
-      remat: whether layers are recomputed in the backward pass.
-
-    Returns:
-      m in 1 .. G.  An estimate: the compiler may need more or less, and ``update.chunks`` overrides it.
-
-    >>> from fairgrpo_jax.models import qwen2_5_vl
-    >>> sizes = dict(prompts=4, rollouts=8, prompt_length=256, length=256)
-    >>> [chunk_count(qwen2_5_vl.tiny(), free=mib << 20, **sizes) for mib in (512, 192, 100, 16)]
-    [1, 2, 4, 8]
-    """
-    L, d, N, H = config.num_layers, config.hidden_size, config.num_heads, config.head_dim
-    layer = 6 * d + 2 * (N + config.num_kv_heads) * H + 3 * config.intermediate_size
-    completion = itemsize * (L * d + 2 * layer) if remat else L * 2 * itemsize * layer
-    prompt = L * (itemsize * d + 2 * config.num_kv_heads * H * (itemsize + 4))
-    left = free - prompts * prompt_length * prompt
-
-    def need(m: int) -> int:
-        rows = prompts * rollouts // m
-        steps = min(length, decoder.logit_steps(rows, config.vocab_size))
-        scores = 4 * N * (prompt_length + length) * rows * length
-        if scores > attention.LARGE:
-            block = scores // length // rows * prompts * min(length, attention.LEAST_QUERIES)
-            scores = 4 * max(block, attention.LARGE)
-        else:
-            scores *= 4 if remat else 2 * L
-        return rows * (length * completion + 12 * config.vocab_size * steps) + scores
-
-    return next((m for m in range(1, rollouts) if rollouts % m == 0 and need(m) <= left), rollouts)
-
-
-def automatic_chunks(
-    config: Any,
-    update: options.Update,
-    params: Any,
-    moments: Any,
-    *,
-    prompts: int,
-    rollouts: int,
-    prompt_length: int,
-    length: int,
-    devices: tuple[int, int],
-    memory: int,
-    compute: str | None = None,
-) -> int:
-    """``chunk_count`` for what nine tenths of a device's memory leave.
-
-    Args:
-      config: the model.
-      update: its ``accumulation`` and ``remat``.
-      params: arrays or shapes; with their gradients, one more of them, and their copy in ``compute``.
-      moments: of the optimizer, alike.
-      prompts: P of a mini-batch, of all devices.
-      rollouts: G of a prompt.
-      prompt_length: Tp, tokens.
-      length: T, tokens.
-      devices: of the mesh, along ``fsdp`` and ``tensor``, over which all of it is taken to be split.
-      memory: bytes of a device.
-      compute: dtype of the passes; by default that of the parameters.
-    """
-    leaves, (fsdp, tensor) = jax.tree.leaves(params), devices
-    dtype = jnp.dtype(compute) if compute else leaves[0].dtype
-    held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((params, moments)))
-    held += sum(x.size * (4 + 2 * dtype.itemsize) for x in leaves)
-    return chunk_count(
-        config,
-        prompts=max(prompts // update.accumulation // fsdp, 1),
-        rollouts=rollouts,
-        prompt_length=prompt_length,
-        length=length,
-        free=int(0.9 * memory - held / (fsdp * tensor)),
-        itemsize=dtype.itemsize,
-        remat=update.remat,
-    )
-
-
-def chunks(state: TrainState, batch: PolicyBatch, config: Any, update: options.Update, compute: str | None) -> int:
-    """``update.chunks``, or as many as the memory of the device asks for in an update of ``batch``.
-
-    Raises:
-      ValueError: if the rollouts of a prompt cannot be cut into ``update.chunks``.
-    """
-    P, G, T = batch.tokens.shape
-    if update.chunks:
-        if G % update.chunks:
-            raise ValueError(f"got update.chunks={update.chunks} for {G} rollouts; wanted a divisor of {G}")
-        return update.chunks
-    mesh = jax.sharding.get_abstract_mesh()
-    stats = jax.local_devices()[0].memory_stats() or {}
-    return automatic_chunks(
-        config,
-        update,
-        state.params,
-        state.moments,
-        prompts=P // update.mini_batches,
-        rollouts=G,
-        prompt_length=batch.prompt.tokens.shape[1],
-        length=T,
-        devices=(1, 1) if mesh.empty else (mesh.shape["fsdp"], mesh.shape["tensor"]),
-        memory=stats.get("bytes_limit", MEMORY),
-        compute=compute,
-    )
-
-
 @functools.partial(
-    jax.jit, static_argnames=("config", "optim", "steps", "remat", "freeze", "compute"), donate_argnums=0
+    jax.jit, static_argnames=("config", "optim", "steps", "remat", "freeze", "compute", "parts"), donate_argnums=0
 )
 def supervised_step(
     state: TrainState,
@@ -310,15 +176,19 @@ def supervised_step(
     remat: bool = False,
     freeze: tuple[str, ...] = (),
     compute: str | None = None,
+    parts: int = 1,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One update towards the reference completions ``tokens`` (P, 1, T): mean negative log-likelihood of a token."""
+    """One update towards the reference completions ``tokens`` (P, 1, T): mean negative log-likelihood of a token.
+
+    ``parts`` micro-batches, a divisor of P, need less memory and change nothing else.
+    """
     total = mask.sum()
 
     def loss(logprobs, part):
         return -jnp.where(part["mask"], logprobs, 0.0).sum() / total, {"tokens": part["mask"].sum()}
 
     trained, frozen = lora.trainable(cast(state.params, compute), freeze)
-    plan = staged.Plan(config, remat=remat)
+    plan = staged.Plan(config, parts, remat=remat)
     grads, metrics = staged.gradients(loss, trained, frozen, prompt, {"tokens": tokens, "mask": mask}, plan)
     return _descend(state, grads, metrics, optim, steps, freeze)
 
@@ -358,7 +228,7 @@ def policy_step(
     """
     if update.beta and batch.reference_logprobs is None:
         raise ValueError(f"got update.beta={update.beta} without reference_logprobs; wanted them: learner.score(...)")
-    count = chunks(state, batch, config, update, compute)
+    count = chunking.chunks(state.params, batch, config, update, compute=compute, freeze=freeze)
     batch = jax.tree.map(lambda x: staged.strided(x, update.mini_batches)[index], batch)
     total = losses.denominator(batch.mask, update.aggregation)
     length = batch.tokens.shape[-1] if update.aggregation == "constant" else None

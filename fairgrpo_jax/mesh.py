@@ -7,6 +7,7 @@ anywhere; on GPUs and TPUs they are the real ones.
 
 import contextlib
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -74,14 +75,24 @@ def unset() -> contextlib.AbstractContextManager:
     return jax.set_mesh(Mesh(np.empty((), dtype=object), ()))
 
 
-def require_divisible(name: str, count: int, mesh: Mesh) -> None:
-    """Refuses a batch that the mesh's first axis does not divide."""
-    fsdp = mesh.shape["fsdp"]
-    if count % fsdp:
-        nearest = -(-count // fsdp) * fsdp
-        raise ValueError(
-            f"got {name}={count} on a mesh with {fsdp} devices along fsdp; wanted a multiple of {fsdp}, e.g. {nearest}"
-        )
+def require_divisible(sizes: Mapping[str, int], fsdp: int, tensor: int = 1) -> None:
+    """Refuses batches, by name, that the mesh's first axis does not divide; the second may be any.
+
+    Raises:
+      ValueError: with the option and the nearest larger size that fits.
+    """
+    for name, count in sizes.items():
+        if count % fsdp:
+            nearest = -(-count // fsdp) * fsdp
+            raise ValueError(
+                f"got {name}={count} on a mesh with {fsdp} devices along fsdp; wanted a multiple of {fsdp}, "
+                f"e.g. {nearest}"
+            )
+
+
+def whole(mesh: Mesh) -> NamedSharding:
+    """The sharding of what every device holds whole."""
+    return NamedSharding(mesh, P())
 
 
 def constrain(x: jax.Array) -> jax.Array:

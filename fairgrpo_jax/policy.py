@@ -100,7 +100,7 @@ def supervised(folder: Path, model: options.Model, architecture: Any, key: jax.A
     lines = options.difference(options.to_dict(begun.model), options.to_dict(model), ignore=tuple(free))
     if lines:
         raise ValueError(f"got warmup.run={folder} of another model ({'; '.join(lines)}); wanted the same")
-    steps = 0 if begun.warmup.run else begun.warmup.steps
+    steps = begun.warmup.own_steps
     tree = shapes(begun.model, architecture)
     like = jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),

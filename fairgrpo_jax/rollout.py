@@ -118,12 +118,18 @@ def sample(
     top_p: float = 1.0,
     tensor: bool = False,
 ) -> RolloutBatch:
-    """``generate`` on packed prompts; the loop ends as soon as every row has ended.  ``tensor``: see ``weights``."""
+    """``generate`` on packed prompts; the loop ends as soon as every row has ended.
+
+    ``key`` is one for all, or (P,) keys: then what a prompt samples does not depend on its place.  ``tensor``: see
+    ``weights``.
+    """
     params = mesh.gather(params, tensor=tensor)
     hidden, prompt_kv = decoder.prompt_pass(params, config, prompt)
     P, G, T = prompt.tokens.shape[0], num_rollouts, max_new_tokens
     layers, layer_kv = decoder.unstack(params, prompt_kv)
-    row_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(P * G)).reshape(P, G)
+    fold = jax.vmap(jax.random.fold_in, (None, 0))
+    row_keys = jax.vmap(fold, (0, None))(key, jnp.arange(G)) if key.ndim else fold(key, jnp.arange(P * G))
+    row_keys = row_keys.reshape(P, G)
     end_ids = jnp.asarray(config.eos_ids, jnp.int32)
 
     def choose(hidden, t, done):

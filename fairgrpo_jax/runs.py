@@ -12,13 +12,11 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-import inspect
 import json
-import re
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,30 +24,20 @@ import jax
 import numpy as np
 
 from fairgrpo_jax import (
+    batches,
     checkpoint,
     config as options,
-    data,
+    estimators,
     fairness,
     grouping,
     learner,
     mesh,
-    models,
     policy,
+    sources,
     tracking,
 )
-from fairgrpo_jax.data import demographics, media, mixture, splits
-from fairgrpo_jax.data.record import Record, RecordList, Source, conversation, target
+from fairgrpo_jax.data.record import Source
 from fairgrpo_jax.models import lora
-
-
-@dataclasses.dataclass
-class PromptBatch:
-    """P prompts of one step: what the device needs, and the records that the rewards and the log need."""
-
-    prompt: models.Prompt  # NumPy leaves with leading axis P
-    records: list[Record]
-    domains: np.ndarray  # (P,) int32
-    groups: np.ndarray  # (P,) int32, -1 unlabelled
 
 
 @dataclasses.dataclass
@@ -59,11 +47,8 @@ class Run:
     config: options.Config
     folder: Path
     mesh: jax.sharding.Mesh
-    model: Any  # the family's static config
-    processor: Any  # of the checkpoint, e.g. models.Processor
+    encoder: batches.Encoder
     sources: dict[str, Source]  # "train", "warmup", "test"
-    domains: tuple[str, ...]  # names of the datasets; a domain's id is its place
-    vocabulary: grouping.Vocabulary  # the joint demographic cells; a group's id is its place
     log: tracking.MetricsLog
     checkpoints: Any
     stop: "Stop"
@@ -72,54 +57,25 @@ class Run:
     @property
     def tokenizer(self) -> Any:
         """The tokenizer of the checkpoint, or of the tiny policy."""
-        return self.processor.tokenizer
+        return self.encoder.processor.tokenizer
 
     @property
     def warmup_steps(self) -> int:
         """Supervised updates that this run does itself."""
-        return 0 if self.config.warmup.run else self.config.warmup.steps
+        return self.config.warmup.own_steps
 
-    def encode(self, records: Sequence[Record]) -> PromptBatch:
-        """Decodes the media of records and packs their prompts; pure, so that threads may do it ahead of time."""
-        return encode(self, records)
-
-    def encode_targets(self, records: Sequence[Record]) -> tuple[PromptBatch, np.ndarray, np.ndarray]:
-        """``encode`` and the reference completions: tokens and mask (P, 1, T), end token included."""
-        length = self.config.sampling.max_new_tokens
-        tokens = np.full((len(records), 1, length), self.model.pad_id, np.int32)
-        mask = np.zeros(tokens.shape, bool)
-        for row, record in enumerate(records):
-            ids = [*self.tokenizer.encode(target(record), add_special_tokens=False), self.model.eos_ids[0]]
-            if len(ids) > length:
-                raise ValueError(
-                    f"got a reference completion of {len(ids)} tokens for record {record.uid}; "
-                    f"wanted at most sampling.max_new_tokens={length}"
-                )
-            tokens[row, 0, : len(ids)], mask[row, 0, : len(ids)] = ids, True
-        return self.encode(records), tokens, mask
-
-    def batches(self, split: str, size: int, encode: Any, start: int) -> Any:
+    def stream(self, split: str, size: int, encode: Any, start: int) -> Any:
         """An endless, resumable iterator over encoded batches of a split."""
-        by_domain = [[r for r in self.sources[split].records if r.dataset == name] for name in self.domains]
-        if split == "train" and self.config.data.resample:
-            by_domain = [self._balanced(records) for records in by_domain]
-        dataset = mixture.mixture(
-            [RecordList(tuple(records)) for records in by_domain if records],
-            batch_size=size,
+        balance = self.encoder.vocabulary if split == "train" and self.config.data.resample else None
+        return batches.stream(
+            self.sources[split].records,
+            encode,
+            size=size,
             seed=self.config.seed,
-            temperature=self.config.data.temperature,
+            settings=self.config.data,
+            start=start,
+            balance=balance,
         )
-        return mixture.iterate(dataset, start=start, encode=encode, threads=self.config.data.workers)
-
-    def _balanced(self, records: list[Record]) -> list[Record]:
-        """The records of a domain, each demographic group repeated to the size of the largest."""
-        attributes = [groups_of(r, self.config.data) for r in records]
-        groups = grouping.explicit_groups(attributes, self.vocabulary)
-        return [records[row] for row in grouping.balanced_rows(groups, seed=self.config.seed)]
-
-    def put(self, batch: Any) -> Any:
-        """A host batch to the devices, prompts split along ``fsdp``."""
-        return mesh.put(batch, self.mesh)
 
     def key(self, name: str, step: int) -> jax.Array:
         """The random key of a purpose at a step; two steps, and two purposes, never share one."""
@@ -129,31 +85,28 @@ class Run:
     def with_moments(self, params: Any, optim: options.Optim, steps: int) -> learner.TrainState:
         """A state at the beginning of a stage: the parameters given, everything else fresh."""
         moments = learner.fresh_moments(params, optim=optim, steps=steps, freeze=self.config.model.freeze)
-        whole = jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec())
-        history = self.config.fairness.history
         statistics = fairness.init(
-            len(self.domains),
-            len(self.vocabulary.cells),
+            len(self.encoder.domains),
+            len(self.encoder.vocabulary.cells),
             self.config.rollouts,
-            history=history,
+            history=self.config.fairness.history,
             capacity=self.config.fairness.capacity,
         )
-        step, statistics = jax.device_put((np.int32(0), statistics), whole)
-        return learner.TrainState(params=params, moments=moments, step=step, fairness=statistics)
+        step, memory = jax.device_put((np.int32(0), estimators.Memory(statistics)), mesh.whole(self.mesh))
+        return learner.TrainState(params=params, moments=moments, step=step, memory=memory)
 
     def initial_params(self) -> Any:
         """The checkpoint's weights, random ones from the seed, or the supervised ones of ``warmup.run``."""
         model, key, earlier = self.config.model, self.key("init", 0), self.config.warmup.run
         if earlier is not None:
-            return policy.supervised(earlier, model, self.model, key, mesh=self.mesh)
-        return policy.initial(model, self.model, key, mesh=self.mesh)
+            return policy.supervised(earlier, model, self.encoder.architecture, key, mesh=self.mesh)
+        return policy.initial(model, self.encoder.architecture, key, mesh=self.mesh)
 
     def blank(self, optim: options.Optim, steps: int) -> learner.TrainState:
         """What ``with_moments`` returns, as shapes with their places on the mesh, for ``restore`` to fill."""
-        params = policy.shapes(self.config.model, self.model)
+        params = policy.shapes(self.config.model, self.encoder.architecture)
         state = jax.eval_shape(functools.partial(self.with_moments, optim=optim, steps=steps), params)
-        whole = jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec())
-        places = jax.tree.map(lambda _: whole, state)
+        places = jax.tree.map(lambda _: mesh.whole(self.mesh), state)
         sharded = {name: mesh.shardings(getattr(state, name), self.mesh) for name in ("params", "moments")}
         return jax.tree.map(
             lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
@@ -169,70 +122,33 @@ class Run:
 
     @functools.cached_property
     def _first_policy(self) -> Any:
-        like = jax.eval_shape(learner.reference, policy.shapes(self.config.model, self.model))
+        like = jax.eval_shape(learner.reference, policy.shapes(self.config.model, self.encoder.architecture))
         places = mesh.shardings(like, self.mesh)
         like = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), like, places)
         return checkpoint.restore_params(self.checkpoints, self.warmup_steps, like)
 
     def save(self, done: int, state: learner.TrainState, iterator: Any) -> None:
         """Writes checkpoint ``done``: the state and the place in the data."""
-        host = {"data": iterator.get_state(), "domains": self.domains, "groups": self.vocabulary.cells}
+        host = {"data": iterator.get_state(), "domains": self.encoder.domains, "groups": self.encoder.vocabulary.cells}
         checkpoint.save(self.checkpoints, done, state.params, _training(state), json.loads(json.dumps(host)))
 
     def restore(self, done: int, like: learner.TrainState) -> tuple[learner.TrainState, dict]:
         """Checkpoint ``done`` as a state, and the place in the data; later rows of the log are removed."""
         params, training, host = checkpoint.restore(self.checkpoints, done, like.params, _training(like))
-        if (host["domains"], host["groups"]) != ([*self.domains], [*self.vocabulary.cells]):
+        domains, cells = self.encoder.domains, self.encoder.vocabulary.cells
+        if (host["domains"], host["groups"]) != ([*domains], [*cells]):
             raise ValueError(
-                f"got data with domains {self.domains} and groups {self.vocabulary.cells} for a checkpoint of domains "
+                f"got data with domains {domains} and groups {cells} for a checkpoint of domains "
                 f"{host['domains']} and groups {host['groups']}; wanted the dataset with which {self.folder} began"
             )
         trained = done - self.warmup_steps
         self.log.truncate_after(warmup=min(done, self.warmup_steps), train=trained, eval=trained - 1)
-        return dataclasses.replace(like, params=params, **training), host["data"]
+        memory = estimators.Memory(**{name: training.pop(name) for name in estimators.Memory._fields})
+        return dataclasses.replace(like, params=params, memory=memory, **training), host["data"]
 
 
 def _training(state: learner.TrainState) -> dict:
-    return {"moments": state.moments, "step": state.step, "fairness": state.fairness}
-
-
-def encode(run: Run, records: Sequence[Record]) -> PromptBatch:
-    """Records to a packed prompt batch."""
-    settings = run.config.data
-    messages = [conversation(r, instruction=settings.instruction, list_choices=settings.list_choices) for r in records]
-    decoded = [media.decode_record(r) for r in records]
-    if run.model.video_id is None:
-        messages, decoded = zip(*map(_as_images, messages, records, decoded), strict=True)
-    inputs = run.processor(
-        list(messages),
-        [d.images for d in decoded],
-        [[clip.frames for clip in d.videos] for d in decoded],
-        seconds_per_frame=[[clip.seconds_per_frame for clip in d.videos] for d in decoded],
-        times=[[clip.times for clip in d.videos] for d in decoded],
-    )
-    try:
-        prompt = models.pack(inputs, run.model, length=settings.prompt_length, num_patches=settings.num_patches)
-    except ValueError as error:
-        row = re.match(r"prompt (\d+)", str(error))
-        name = records[int(row[1])].uid if row else f"one of {', '.join(r.uid for r in records)}"
-        raise ValueError(f"record {name}: {error} (options data.prompt_length and data.num_patches)") from error
-    attributes = [groups_of(r, settings) for r in records]
-    return PromptBatch(
-        prompt=prompt,
-        records=list(records),
-        domains=np.array([run.domains.index(r.dataset) for r in records], np.int32),
-        groups=np.asarray(grouping.explicit_groups(attributes, run.vocabulary), np.int32),
-    )
-
-
-def _as_images(messages: list[dict], record: Record, decoded: media.Decoded) -> tuple[list[dict], media.Decoded]:
-    """Every video as its frames, one image each, for families that know no video; MedGemma was trained so."""
-    clips, images = iter(decoded.videos), iter(decoded.images)
-    shown = [next(clips).frames if part.kind == "video" else [next(images)] for part in record.media]
-    pictures = [picture for part in shown for picture in part]
-    text = [part for part in messages[0]["content"] if part["type"] == "text"]
-    content = [*({"type": "image"} for _ in pictures), *text]
-    return [{**messages[0], "content": content}], media.Decoded(tuple(pictures), ())
+    return {"moments": state.moments, "step": state.step, **state.memory._asdict()}
 
 
 @contextlib.contextmanager
@@ -244,22 +160,25 @@ def open_run(config: options.Config, workdir: Path | None) -> Iterator[Run]:
         whatever the dataset finds wrong.
     """
     devices = mesh.make(config.mesh)
-    part = config.prompts // (config.update.mini_batches * config.update.accumulation)
-    mesh.require_divisible("prompts / (update.mini_batches x update.accumulation)", part, devices)
-    mesh.require_divisible("warmup.batch", config.warmup.batch, devices)
-    mesh.require_divisible("evaluation.batch", config.evaluation.batch, devices)
-    sources = load_sources(config)
+    mesh.require_divisible(config.split_sizes, *mesh.parse(config.mesh))
+    records = sources.load(config)
     for use in ("train", "warmup"):
-        _check_leakage(sources[use], sources["test"], config.data)
+        sources.check_leakage(records[use], records["test"], config.data)
     architecture, processor = policy.describe(config.model, config.data)
     policy.shapes(config.model, architecture)
     folder = open_folder(config, workdir)
-    known = [record for source in sources.values() for record in source.records]
-    supervised = 0 if config.warmup.run else config.warmup.steps
+    known = [record for source in records.values() for record in source.records]
+    encoder = batches.Encoder(
+        settings=config.data,
+        architecture=architecture,
+        processor=processor,
+        domains=tuple(sorted({record.dataset for record in known})),
+        vocabulary=grouping.vocabulary(batches.groups_of(record, config.data) for record in known),
+    )
     with (
         Stop() as stop,
         tracking.MetricsLog(folder / "metrics.jsonl") as log,
-        contextlib.closing(checkpoint.manager(folder / "checkpoints", always=[supervised])) as checkpoints,
+        contextlib.closing(checkpoint.manager(folder / "checkpoints", always=[config.warmup.own_steps])) as checkpoints,
         jax.set_mesh(devices),
     ):
         done = checkpoints.latest_step()
@@ -268,80 +187,13 @@ def open_run(config: options.Config, workdir: Path | None) -> Iterator[Run]:
             config=config,
             folder=folder,
             mesh=devices,
-            model=architecture,
-            processor=processor,
-            sources=sources,
-            domains=tuple(sorted({record.dataset for record in known})),
-            vocabulary=grouping.vocabulary(groups_of(r, config.data) for r in known),
+            encoder=encoder,
+            sources=records,
             log=log,
             checkpoints=checkpoints,
             stop=stop,
             phases=tracking.Phases(),
         )
-
-
-def load_sources(config: options.Config) -> dict[str, Source]:
-    """The records by use: "train", "warmup" and "test", of all datasets; what their loaders left out is printed.
-
-    Training takes the first of a dataset's splits, evaluation the last, the supervised stage ``warmup.split`` where
-    the dataset has it.
-
-    Raises:
-      ValueError: from ``data.load``; several datasets without the folder that holds them.
-    """
-    settings = config.data
-    names, root = settings.name.split(","), settings.root
-    if len(names) > 1 and root is None:
-        raise ValueError(f"got data.name={settings.name} without data.root; wanted the folder that holds them all")
-    told = _loader_options(settings, names)
-    records: dict[str, list[Record]] = {"train": [], "warmup": [], "test": []}
-    for name in names:
-        dataset = data.module(name)
-        known = inspect.signature(dataset.load).parameters
-        extra = {"num_frames": settings.num_frames} | told[name] if "num_frames" in known else told[name]
-        if unknown := extra.keys() - known.keys():
-            wanted = ", ".join(known.keys() - {"root", "split"}) or "none"
-            raise ValueError(f"got data.options {', '.join(unknown)} for {name}; wanted some of: {wanted}")
-        own = config.warmup.split if config.warmup.split in dataset.SPLITS else dataset.SPLITS[0]
-        splits = {"train": dataset.SPLITS[0], "warmup": own, "test": dataset.SPLITS[-1]}
-        folder = root / name if root and len(names) > 1 else root
-        for split in dict.fromkeys(splits.values()):
-            source = data.load(name, folder, split=split, on_broken=settings.on_broken, **extra)
-            answered = [record for record in source.records if record.answer]
-            left_out = dict(getattr(source, "left_out", {})) | {"no answer": len(source) - len(answered)}
-            for reason, count in left_out.items():
-                if count:
-                    print(f"{name}, {split}: {count} rows left out: {reason}")
-            for use in [use for use, its in splits.items() if its == split]:
-                records[use] += answered
-    return {use: RecordList(tuple(found)) for use, found in records.items()}
-
-
-def _loader_options(settings: options.Data, names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """``data.options`` by dataset."""
-    told: dict[str, dict[str, Any]] = {name: {} for name in names}
-    for text in settings.options:
-        name, dot, rest = text.partition(".")
-        name, rest = (name, rest) if dot and name in told else (names[0], text)
-        if len(names) > 1 and rest == text:
-            raise ValueError(f"got data.options {text} with {len(names)} datasets; wanted NAME.KEY=VALUE")
-        key, value = data.option(rest)
-        told[name][key] = value
-    return told
-
-
-def _check_leakage(one: Source, other: Source, settings: options.Data) -> None:
-    try:
-        splits.check_leakage(one.records, other.records)
-    except ValueError as error:
-        if settings.leakage == "refuse":
-            raise ValueError(f"{error} (or --data.leakage report, to train on an official split as it is)") from error
-        print(f"warning: {error}")
-
-
-def groups_of(record: Record, settings: options.Data) -> dict[str, str | None]:
-    """The demographic attributes that a record's group is made of."""
-    return demographics.attributes(record, edges=settings.age_edges, names=settings.attributes)
 
 
 def default_workdir(config: options.Config) -> Path:
@@ -368,7 +220,8 @@ def open_folder(config: options.Config, workdir: Path | None) -> Path:
         ) from error
     path = folder / "config.json"
     if path.exists():
-        lines = options.difference(json.loads(path.read_text()), wanted, ignore=("mesh",))
+        begun = options.to_dict(options.from_dict(json.loads(path.read_text())))  # options newer than it: defaults
+        lines = options.difference(begun, wanted, ignore=("mesh",))
         if lines:
             raise ValueError(
                 f"got a run folder {folder} of another config ({'; '.join(lines)}); wanted the same options, "

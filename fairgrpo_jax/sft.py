@@ -9,12 +9,13 @@ Example:
     python -m fairgrpo_jax.sft clinic --workdir outputs/warmup
 """
 
+import functools
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from fairgrpo_jax import commandline, config as options, evaluate, learner, runs, tracking
+from fairgrpo_jax import commandline, config as options, evaluate, learner, mesh, runs, tracking
 
 
 def sft(config: options.Config, workdir: Path | None = None) -> dict[str, float]:
@@ -27,16 +28,16 @@ def sft(config: options.Config, workdir: Path | None = None) -> dict[str, float]
 def begin(run: runs.Run) -> tuple[learner.TrainState, int, Any]:
     """The state, step and data with which reinforcement learning begins or continues, after the supervised stage."""
     config = run.config
-    updates = config.steps * config.update.passes * config.update.mini_batches
+    updates = config.steps * config.update.per_step
     done = run.checkpoints.latest_step()
     if done is None or done < run.warmup_steps:
         state = run.with_moments(warm_up(run), config.optim, updates)
-        batches = run.batches("train", config.prompts, run.encode, start=0)
-        run.save(run.warmup_steps, state, batches)
-        return state, 0, batches
+        prompts = run.stream("train", config.prompts, run.encoder, start=0)
+        run.save(run.warmup_steps, state, prompts)
+        return state, 0, prompts
     state, place = run.restore(done, run.blank(config.optim, updates))
-    batches = run.batches("train", config.prompts, run.encode, start=place["next_index"])
-    return state, done - run.warmup_steps, batches
+    prompts = run.stream("train", config.prompts, run.encoder, start=place["next_index"])
+    return state, done - run.warmup_steps, prompts
 
 
 def warm_up(run: runs.Run) -> Any:
@@ -50,23 +51,25 @@ def warm_up(run: runs.Run) -> Any:
         run.log.truncate_after(warmup=-1, train=-1, eval=-1)
     if not run.warmup_steps:
         return state.params
-    batches = run.batches("warmup", spec.batch, run.encode_targets, start=place["next_index"])
+    encode = functools.partial(run.encoder.targets, length=config.sampling.max_new_tokens)
+    batches = run.stream("warmup", spec.batch, encode, start=place["next_index"])
     with tracking.Progress(spec.steps, "warm-up", start=start) as progress:
         progress.note("the first step compiles its program")
         for step in range(start, spec.steps):
             with run.phases("data"):
                 batch, tokens, mask = next(batches)
-                arrays = run.put((batch.prompt, tokens, mask))
+                arrays = mesh.put((batch.prompt, tokens, mask), run.mesh)
             with run.phases("update"):
                 state, metrics = learner.supervised_step(
                     state,
                     *arrays,
-                    config=run.model,
+                    config=run.encoder.architecture,
                     optim=spec.optim,
                     steps=spec.steps,
                     remat=config.update.remat,
                     freeze=config.model.freeze,
                     compute=config.model.compute,
+                    parts=spec.accumulation,
                 )
                 metrics = jax.device_get(metrics)
             values = {name: float(value) for name, value in metrics.items()} | run.phases.collect()

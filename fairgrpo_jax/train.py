@@ -22,40 +22,36 @@ Examples:
 
 import dataclasses
 import functools
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import rich
-from PIL import Image
 
 from fairgrpo_jax import (
     advantages,
+    answers,
+    batches,
+    chunking,
     commandline,
     config as options,
-    demographics,
-    diagnostics,
+    estimators,
     evaluate,
-    fairness,
     learner,
     losses,
+    mesh,
     report,
+    rewards,
     rollout,
     runs,
+    samples,
     sft,
     tracking,
 )
-from fairgrpo_jax.data import media
-from fairgrpo_jax.plan import cost, devices
+from fairgrpo_jax.plan import utilisation
 from fairgrpo_jax.report import tables
-from fairgrpo_jax.rewards import accuracy
-
-
-REWARDS = {"exact": accuracy.exact, "set_f1": accuracy.set_f1}
 
 
 def train(config: options.Config, workdir: Path | None = None) -> dict[str, float]:
@@ -70,66 +66,68 @@ def train(config: options.Config, workdir: Path | None = None) -> dict[str, floa
       FloatingPointError: when the loss is no longer a number.
     """
     with runs.open_run(config, workdir) as run:
-        state, start, batches = sft.begin(run)
-        final = reinforce(run, state, start, batches)
+        state, start, prompts = sft.begin(run)
+        final = reinforce(run, state, start, prompts)
         path = report.build(
             {config.algorithm: run.folder}, run.folder / "report.html", title=f"{config.name}: {config.algorithm}"
         )
         before, after = (evaluate.read(run.folder, step) for step in (0, config.steps))
-        scheme = demographics.Scheme(config.data.attributes, config.data.age_edges)
-        rich.print(tables.held_out_table(before, after, scheme=scheme))
+        rich.print(tables.held_out_table(before, after, scheme=config.data.scheme))
         print(f"report: {path}")
     return final
 
 
-def reinforce(run: runs.Run, state: learner.TrainState, start: int, batches: Any) -> dict[str, float]:
+def reinforce(run: runs.Run, state: learner.TrainState, start: int, prompts: Any) -> dict[str, float]:
     """THE loop: ``config.steps`` steps of reinforcement learning from step ``start`` on."""
-    config, phases = run.config, run.phases
+    config, phases, architecture = run.config, run.phases, run.encoder.architecture
     with tracking.Progress(max(config.steps, 1), config.algorithm, start=start) as progress:
         progress.note("the first evaluation and the first step compile their programs")
         for step in range(start, config.steps + 1):
             if run.stop:
-                run.save(run.warmup_steps + step, state, batches)
+                run.save(run.warmup_steps + step, state, prompts)
                 raise runs.Interrupted(run, step)
             if step % config.evaluation.every == 0 or step == config.steps:
                 progress.phase("evaluation")
                 final = evaluate.held_out(run, state.params, step)
             if step == config.steps:
                 break
-            kept, copy, tokens = None, evaluate.sampler(run, state.params), 0
+            kept, seen, copy = None, [], answers.sampler(state.params, config.sampling)
             for attempt in range(config.sampling.tries):
                 progress.phase("rollout")
                 with phases("data"):
-                    batch = next(batches)
-                    prompt = run.put(batch.prompt)
+                    batch = next(prompts)
+                    prompt = mesh.put(batch.prompt, run.mesh)
                 with phases("rollout"):
-                    rollouts = sample(run, copy, prompt, step * config.sampling.tries + attempt)
-                tokens += int(rollouts.mask.sum())
+                    key = run.key("rollout", step * config.sampling.tries + attempt)
+                    rollouts = sample(copy, prompt, key, config, architecture)
                 with phases("reward"):
                     texts = rollout.texts(rollouts, run.tokenizer)
-                    rewards = score(run, texts, rollouts, batch)
-                kept, drawn = refill(kept, Sampled(batch, rollouts, texts, rewards))
+                    seen.append(score(batch, rollouts, texts, config, architecture))
+                kept, drawn = refill(kept, seen)
                 if drawn["rollout/zero_variance"] == 0:
                     break
             assert kept is not None
             del copy  # its memory is the update's
             with phases("advantage"):
-                advantage, statistics, watched = jax.block_until_ready(estimate(run, kept, state.fairness))
+                advantage, memory, watched = jax.block_until_ready(estimate(kept, seen, state.memory, config, run.mesh))
             progress.phase("update")
             with phases("update"):
-                state = dataclasses.replace(state, fairness=statistics)
-                state, trained = update(run, state, kept, advantage)
+                state = dataclasses.replace(state, memory=memory)
+                state, trained = update(
+                    state, policy_batch(kept, advantage, run.mesh), config, architecture, run.reference
+                )
             advantage = np.asarray(advantage)
             if step % config.evaluation.every == 0:
-                save_samples(run, step, kept, advantage)
-            values = describe(run, kept, advantage) | drawn | watched | trained
+                shown = kept.batch.records[: config.evaluation.samples]
+                samples.save(run.folder, step, shown, kept.texts, kept.rewards, advantage)
+            values = describe(kept, seen, advantage, run.encoder) | drawn | watched | trained
             values = {name: float(value) for name, value in values.items()} | phases.collect()
-            values |= speed(run, kept, tokens, values)
+            values |= speed(kept, seen, values, config, architecture, run.mesh)
             run.log.append("train", step + 1, values)
             runs.require_finite(step + 1, "training", values)
             progress.update(step + 1, values)
             if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
-                run.save(run.warmup_steps + step + 1, state, batches)
+                run.save(run.warmup_steps + step + 1, state, prompts)
     return final
 
 
@@ -140,20 +138,46 @@ def reinforce(run: runs.Run, state: learner.TrainState, start: int, batches: Any
 class Sampled:
     """P prompts with G scored completions each, on the host."""
 
-    batch: runs.PromptBatch
+    batch: batches.PromptBatch
     rollouts: rollout.RolloutBatch  # NumPy leaves (P, G, T)
     texts: list[list[str]]
-    rewards: np.ndarray  # (P, G) float32
+    rewards: np.ndarray  # (P, G) float32, NaN = not scored
+    finished: np.ndarray  # (P, G) bool, whether the completion ended by itself, not at the longest length
+    learned: np.ndarray  # (P, G, T) bool, the loss mask: every sampled token, or only those of completions that ended
+
+    @property
+    def compared(self) -> np.ndarray:
+        """The rewards (P, G) that advantages are made of: NaN also where nothing is learned from the completion."""
+        return np.where(self.learned.any(-1), self.rewards, np.float32(np.nan))
+
+    def join(self, other: "Sampled") -> "Sampled":
+        """The prompts of both, these first."""
+        rows = jax.tree.map(lambda x, y: np.concatenate([x, y]), self._arrays(), other._arrays())
+        return Sampled(self.batch.join(other.batch), rows[0], [*self.texts, *other.texts], *rows[1:])
+
+    def take(self, rows: np.ndarray) -> "Sampled":
+        """The prompts of some rows, in their order."""
+        found = jax.tree.map(lambda x: x[rows], self._arrays())
+        return Sampled(self.batch.take(rows), found[0], [self.texts[row] for row in rows], *found[1:])
+
+    def _arrays(self) -> tuple:
+        return self.rollouts, self.rewards, self.finished, self.learned
 
 
-def sample(run: runs.Run, params: Any, prompt: Any, step: int) -> rollout.RolloutBatch:
+@dataclasses.dataclass(frozen=True)
+class Kept(Sampled):
+    """The P prompts that a step learns from."""
+
+    rows: np.ndarray  # (P,) int, their places among all prompts that were sampled for the step
+
+
+def sample(params: Any, prompt: Any, key: jax.Array, config: options.Config, architecture: Any) -> rollout.RolloutBatch:
     """G completions of each prompt, by one device program, fetched in one transfer."""
-    config = run.config
     rollouts = rollout.sample(
         params,
         prompt,
-        run.key("rollout", step),
-        config=run.model,
+        key,
+        config=architecture,
         num_rollouts=config.rollouts,
         max_new_tokens=config.sampling.max_new_tokens,
         temperature=config.sampling.temperature,
@@ -164,133 +188,102 @@ def sample(run: runs.Run, params: Any, prompt: Any, step: int) -> rollout.Rollou
 
 
 def score(
-    run: runs.Run, texts: Sequence[Sequence[str]], rollouts: rollout.RolloutBatch, batch: runs.PromptBatch
-) -> np.ndarray:
-    """Rewards (P, G) of the boxed answers against the reference answers; less for length where wanted."""
-    right = REWARDS[run.config.reward.kind]
-    rewards = np.stack([right(row, [r.answer] * len(row)) for row, r in zip(texts, batch.records, strict=True)])
-    spec = run.config.sampling
-    if spec.truncated == "penalise":
-        lengths = rollouts.mask.sum(-1)
-        penalty = losses.overlong_penalty(lengths, max_length=spec.max_new_tokens, buffer=spec.overlong_buffer)
-        rewards = rewards + np.asarray(penalty)
-    return rewards.astype(np.float32)
+    batch: batches.PromptBatch,
+    rollouts: rollout.RolloutBatch,
+    texts: list[list[str]],
+    config: options.Config,
+    architecture: Any,
+) -> Sampled:
+    """The completions with their rewards, and the tokens of them that are learned from."""
+    given = answers.completed(rollouts, texts, batch.records, architecture.eos_ids)
+    learned = np.asarray(rollouts.mask)
+    if config.sampling.truncated == "mask":
+        learned = np.asarray(losses.mask_truncated(rollouts.mask, given.finished))
+    values = rewards.score(given, config.reward, config.sampling)
+    return Sampled(batch, rollouts, texts, values, given.finished, learned)
 
 
-def refill(kept: Sampled | None, new: Sampled) -> tuple[Sampled, dict[str, int]]:
-    """Dynamic sampling: of the prompts kept so far and the new ones, those first whose rewards differ; P in all.
+def refill(kept: Kept | None, seen: list[Sampled]) -> tuple[Kept, dict[str, int]]:
+    """Dynamic sampling: of the prompts kept so far and the newest, those first whose rewards differ; P in all.
 
-    A prompt whose rewards are all equal teaches nothing.  Those that remain for want of better ones are the oldest.
+    A prompt whose rewards are all equal teaches nothing.  If fewer than P teach, the oldest others fill the batch.
     Source: Yu et al. 2025, DAPO (arXiv 2503.14476), equation 11, which tries without bound.
+
+    Args:
+      kept: from the call before, in the same step.
+      seen: every batch of the step, the newest last.
 
     Returns:
       The P prompts, and counts for the log: ``rollout/zero_variance`` prompts among them, ``rollout/replaced`` ones.
     """
+    new = seen[-1]
     count = len(new.rewards)
-    both = new if kept is None else _joined(kept, new)
-    teaches = np.asarray(advantages.has_signal(both.rewards))
+    both = new if kept is None else Sampled.join(kept, new)
+    places = np.arange(count) + sum(len(part.rewards) for part in seen[:-1])
+    places = places if kept is None else np.concatenate([kept.rows, places])
+    teaches = np.asarray(advantages.has_signal(both.compared))
     rows = np.argsort(~teaches, kind="stable")[:count]
     equal, replaced = count - int(teaches[rows].sum()), len(teaches) - count
-    return _rows(both, rows), {"rollout/zero_variance": equal, "rollout/replaced": replaced}
+    found = Sampled.take(both, rows)
+    fields = {field.name: getattr(found, field.name) for field in dataclasses.fields(Sampled)}
+    return Kept(**fields, rows=places[rows]), {"rollout/zero_variance": equal, "rollout/replaced": replaced}
 
 
-def _joined(one: Sampled, other: Sampled) -> Sampled:
-    a, b = one.batch, other.batch
-    arrays = lambda s: (s.batch.prompt, s.batch.domains, s.batch.groups, s.rollouts, s.rewards)
-    prompt, domains, groups, rollouts, rewards = jax.tree.map(
-        lambda x, y: np.concatenate([x, y]), arrays(one), arrays(other)
-    )
-    batch = runs.PromptBatch(prompt, [*a.records, *b.records], domains, groups)
-    return Sampled(batch, rollouts, [*one.texts, *other.texts], rewards)
-
-
-def _rows(sampled: Sampled, rows: np.ndarray) -> Sampled:
-    batch = sampled.batch
-    prompt, domains, groups, rollouts, rewards = jax.tree.map(
-        lambda x: x[rows], (batch.prompt, batch.domains, batch.groups, sampled.rollouts, sampled.rewards)
-    )
-    batch = runs.PromptBatch(prompt, [batch.records[row] for row in rows], domains, groups)
-    return Sampled(batch, rollouts, [sampled.texts[row] for row in rows], rewards)
-
-
-def finished(run: runs.Run, rollouts: rollout.RolloutBatch) -> np.ndarray:
-    """Whether each completion (P, G) ended by itself, rather than at the longest length."""
-    return np.any(np.isin(rollouts.tokens, run.model.eos_ids) & rollouts.mask, axis=-1)
-
-
-def learned(run: runs.Run, rollouts: rollout.RolloutBatch) -> np.ndarray:
-    """The tokens (P, G, T) that the loss is made of: all that were sampled, or those of finished completions."""
-    if run.config.sampling.truncated != "mask":
-        return np.asarray(rollouts.mask)
-    return np.asarray(losses.mask_truncated(rollouts.mask, finished(run, rollouts)))
-
-
-def estimate(run: runs.Run, sampled: Sampled, state: fairness.FairnessState) -> tuple:
-    """Advantages (P, G) of the whole rollout batch, the new statistics, and the diagnostics of the weights."""
-    lengths = sampled.rollouts.mask.sum(-1, dtype=np.int32)
-    whole = jax.sharding.NamedSharding(run.mesh, jax.sharding.PartitionSpec())
-    arrays = jax.device_put((sampled.rewards, lengths, sampled.batch.domains, sampled.batch.groups), whole)
-    return _estimate(*arrays, state, algorithm=run.config.algorithm, settings=run.config.fairness)
+def estimate(
+    kept: Kept, seen: list[Sampled], memory: estimators.Memory, config: options.Config, devices: jax.sharding.Mesh
+) -> tuple[jax.Array, estimators.Memory, dict[str, jax.Array]]:
+    """Advantages (P, G) of the whole rollout batch, the new memory, and the diagnostics of the weights."""
+    room = (config.sampling.tries - len(seen)) * len(kept.rows)  # one shape, one program: NaN counts nowhere
+    everyone = [
+        np.concatenate([*parts, np.full((room, *parts[0].shape[1:]), fill, parts[0].dtype)])
+        for parts, fill in (
+            ([part.compared for part in seen], np.nan),
+            ([part.batch.domains for part in seen], 0),
+            ([part.batch.groups for part in seen], -1),
+        )
+    ]
+    scored = estimators.Scored(*everyone, kept.rows.astype(np.int32), kept.learned.sum(-1, dtype=np.int32))
+    scored = jax.device_put(scored, mesh.whole(devices))
+    return _estimate(scored, memory, algorithm=config.algorithm, settings=config.fairness)
 
 
 @functools.partial(jax.jit, static_argnames=("algorithm", "settings"))
-def _estimate(rewards, lengths, domains, groups, state, *, algorithm: str, settings: options.Fairness):
-    """One estimator; FairGRPO is written as its temperatures and one rescaling, so that the weights can be watched."""
-    weights = jnp.ones(rewards.shape[0])
-    match algorithm:
-        case "fair_grpo" | "fair_grpo_nd" | "drpo":
-            hidden = algorithm != "fair_grpo"
-            weights, _, state = fairness.temperatures(
-                rewards,
-                domains,
-                jnp.full_like(groups, -1) if hidden else groups,
-                state,
-                statistics=settings.statistics,
-                decay=settings.decay,
-                clamp="factor" if algorithm == "fair_grpo_nd" else settings.clamp,
-                levels=settings.levels,
-                size_exponent=settings.size_exponent,
-                mean_exponent=settings.mean_exponent,
-                max_weight=settings.max_weight,
-                k_max=settings.k_max,
-                sort_vectors=settings.sort_vectors,
-                shift=settings.shift,
-                domain_mean="inverse_size" if hidden else "plain",
-            )
-            values = fairness.rescale(rewards, weights)
-        case "group_dro":
-            values, state = fairness.group_dro(rewards, domains, groups, state, step_size=settings.step_size)
-        case "opo" | "reinforce_plus_plus" | "reinforce_plus_plus_baseline":
-            values = getattr(advantages, algorithm)(rewards, lengths)
-        case _:
-            values = getattr(advantages, algorithm)(rewards)
-    active = jnp.where(advantages.has_signal(rewards), weights, 0.0)
-    watched = {
-        "fairness/effective_sample_size": diagnostics.effective_sample_size(active),
-        "advantage/max_abs": jnp.abs(values).max(),
-        "advantage/top_prompt_share": diagnostics.top_prompt_share(values),
-        "reward/zero_variance_share": diagnostics.zero_variance_share(rewards),
-    }
-    return values, state, watched
+def _estimate(scored: estimators.Scored, memory: estimators.Memory, *, algorithm: str, settings: options.Fairness):
+    return estimators.estimate(algorithm, scored, memory, step_size=settings.step_size, **settings.weighing)
 
 
-def update(run: runs.Run, state: learner.TrainState, sampled: Sampled, advantage: Any) -> tuple:
-    """``passes`` times over ``mini_batches`` clipped updates; returns the state and the mean metrics."""
-    config, spec, rollouts = run.config, run.config.update, sampled.rollouts
-    batch = learner.PolicyBatch(
-        *run.put((sampled.batch.prompt, rollouts.tokens, learned(run, rollouts), rollouts.logprobs)),
-        advantages=jax.device_put(advantage, jax.sharding.NamedSharding(run.mesh, jax.sharding.PartitionSpec("fsdp"))),
+def policy_batch(sampled: Sampled, advantage: jax.Array, devices: jax.sharding.Mesh) -> learner.PolicyBatch:
+    """What the update wants, on the devices."""
+    arrays = sampled.batch.prompt, sampled.rollouts.tokens, sampled.learned, sampled.rollouts.logprobs
+    return learner.PolicyBatch(*mesh.put(arrays, devices), advantages=mesh.put(advantage, devices))
+
+
+def update(
+    state: learner.TrainState,
+    batch: learner.PolicyBatch,
+    config: options.Config,
+    architecture: Any,
+    reference: Callable[[Any], Any],
+) -> tuple[learner.TrainState, dict[str, np.floating]]:
+    """``passes`` times over ``mini_batches`` clipped updates; returns the state and the mean metrics.
+
+    Args:
+      state: donated.
+      batch: the whole rollout batch.
+      config: of the run.
+      architecture: of the model.
+      reference: parameters to those of the policy that ``update.beta`` holds them to.
+    """
+    spec = config.update
+    shared: dict = dict(config=architecture, temperature=config.sampling.temperature, compute=config.model.compute)
+    chunks = chunking.chunks(
+        state.params, batch, architecture, spec, compute=config.model.compute, freeze=config.model.freeze
     )
-    shared: dict = dict(config=run.model, temperature=config.sampling.temperature, compute=config.model.compute)
-    updates = spec.passes * spec.mini_batches
-    pieces: dict = dict(
-        parts=spec.mini_batches * spec.accumulation,
-        chunks=learner.chunks(state, batch, run.model, spec, config.model.compute),
-    )
-    if updates > 1:
+    pieces: dict = dict(parts=spec.parts, chunks=chunks)
+    if spec.per_step > 1:
         batch = learner.score(state.params, batch, **shared, **pieces)
     if spec.beta:
-        batch = learner.score(run.reference(state.params), batch, policy="reference", **shared, **pieces)
+        batch = learner.score(reference(state.params), batch, policy="reference", **shared, **pieces)
     collected = []
     for index in [*range(spec.mini_batches)] * spec.passes:
         state, metrics = learner.policy_step(
@@ -300,7 +293,7 @@ def update(run: runs.Run, state: learner.TrainState, sampled: Sampled, advantage
             **shared,
             update=spec,
             optim=config.optim,
-            steps=config.steps * updates,
+            steps=config.steps * spec.per_step,
             freeze=config.model.freeze,
         )
         collected.append(metrics)
@@ -313,70 +306,68 @@ def update(run: runs.Run, state: learner.TrainState, sampled: Sampled, advantage
 # ---- what is written down --------------------------------------------------------------------------------------------
 
 
-def describe(run: runs.Run, sampled: Sampled, advantage: np.ndarray) -> dict[str, float]:
-    """The step's rewards, lengths, and rewards and |advantage| share of every group that it held."""
-    batch, rewards = sampled.batch, sampled.rewards
+def describe(
+    kept: Sampled, seen: list[Sampled], advantage: np.ndarray, encoder: batches.Encoder
+) -> dict[str, np.floating | float]:
+    """The step's rewards and lengths, and of every group its mean reward and its share of |advantage|.
+
+    Rewards are means over all prompts that were sampled, ``reward/kept_mean`` over those that are learned from.
+    """
+    rewards, domains, groups, lengths, finished = (
+        np.concatenate(parts)
+        for parts in zip(
+            *((s.rewards, s.batch.domains, s.batch.groups, s.rollouts.mask.sum(-1), s.finished) for s in seen),
+            strict=True,
+        )
+    )
     values = {
-        "reward/mean": rewards.mean(),
-        "rollout/length": sampled.rollouts.mask.sum(-1).mean(),
-        "rollout/truncated_share": 1 - finished(run, sampled.rollouts).mean(),
+        "reward/mean": _mean(rewards),
+        "reward/unscored_share": np.isnan(rewards).mean(),
+        "rollout/length": lengths.mean(),
+        "rollout/truncated_share": 1 - finished.mean(),
     }
+    if len(seen) > 1:
+        values["reward/kept_mean"] = _mean(kept.rewards)
     total = np.abs(advantage).sum()
-    names = [*run.vocabulary.cells, "unlabelled"]
-    for domain, group in sorted({*zip(batch.domains.tolist(), batch.groups.tolist(), strict=True)}):
-        rows = (batch.domains == domain) & (batch.groups == group)
-        cell = f"{run.domains[domain]}/{names[group]}"
-        values[f"reward/group/{cell}"] = rewards[rows].mean()
-        values[f"advantage/share/{cell}"] = np.abs(advantage[rows]).sum() / total if total else 0.0
+    names = [*encoder.vocabulary.cells, "unlabelled"]
+    for domain, group in sorted({*zip(domains.tolist(), groups.tolist(), strict=True)}):
+        its = (kept.batch.domains == domain) & (kept.batch.groups == group)
+        cell = f"{encoder.domains[domain]}/{names[group]}"
+        values[f"reward/group/{cell}"] = _mean(rewards[(domains == domain) & (groups == group)])
+        values[f"advantage/share/{cell}"] = np.abs(advantage[its]).sum() / total if total else 0.0
     return values
 
 
-def speed(run: runs.Run, sampled: Sampled, tokens: int, values: Mapping[str, float]) -> dict[str, float]:
-    """Tokens sampled per second, and the update's model FLOPs utilisation (MFU) where the device is known.
+def _mean(rewards: np.ndarray) -> np.floating | float:
+    """Of the scored ones; NaN if there is none."""
+    scored = rewards[~np.isnan(rewards)]
+    return scored.mean() if scored.size else np.nan
 
-    MFU counts the prompts' and completions' own tokens, not their padding, and nothing that is computed twice.
-    """
-    config, prompt = run.config, sampled.batch.prompt
-    told = {"speed/rollout_tokens_per_s": tokens / max(values["time/rollout"], 1e-9)}
-    device = devices.known(run.mesh.devices.flat[0].device_kind)
-    if device is None:
-        return told
-    merge = 1 if run.model.vision is None else run.model.vision.spatial_merge_size**2
-    sizes = cost.Sizes(
-        prompts=config.prompts,
-        rollouts=config.rollouts,
+
+def speed(
+    kept: Sampled,
+    seen: list[Sampled],
+    values: Mapping[str, float],
+    config: options.Config,
+    architecture: Any,
+    devices: jax.sharding.Mesh,
+) -> dict[str, float]:
+    """Tokens sampled per second, and the update's utilisation where the peak of the device is known."""
+    tokens = sum(int(part.rollouts.mask.sum()) for part in seen)
+    rates = {"speed/rollout_tokens_per_s": tokens / max(values["time/rollout"], 1e-9)}
+    prompt = kept.batch.prompt
+    merge = 1 if architecture.vision is None else architecture.vision.spatial_merge_size**2
+    mfu = utilisation.update_mfu(
+        architecture,
+        config,
         prompt=int(prompt.valid.sum(1).mean()),
-        completion=float(sampled.rollouts.mask.sum(-1).mean()),
+        completion=float(kept.rollouts.mask.sum(-1).mean()),
         patches=int((prompt.feature >= 0).sum(1).mean()) * merge,
+        seconds=values["time/update"],
+        device_kind=devices.devices.flat[0].device_kind,
+        count=devices.size,
     )
-    training = cost.Training(
-        lora_rank=config.model.lora_rank, lora_targets=config.model.lora_targets, freeze=config.model.freeze
-    )
-    flops = config.update.passes * cost.update_flops(run.model, sizes, training, recomputed=False).total
-    peak = device.flops if (config.model.compute or config.model.dtype) == "bfloat16" else device.flops32
-    return told | {"speed/update_mfu": flops / (values["time/update"] * peak * run.mesh.size)}
-
-
-def save_samples(run: runs.Run, step: int, sampled: Sampled, advantage: np.ndarray) -> None:
-    """Keeps a few prompts of this step for the report: images, completions, rewards and advantages."""
-    batch, texts, rewards = sampled.batch, sampled.texts, sampled.rewards
-    folder = run.folder / "samples"
-    folder.mkdir(exist_ok=True)
-    rows = []
-    for i, record in enumerate(batch.records[: run.config.evaluation.samples]):
-        decoded = media.decode_record(record)
-        frames = [*decoded.images, *(frame for clip in decoded.videos for frame in clip.frames)]
-        names = [f"samples/{step:06d}-{i}-{j}.png" for j in range(len(frames))]
-        for name, frame in zip(names, frames, strict=True):
-            Image.fromarray(frame).save(run.folder / name)
-        completions = [
-            {"text": text, "reward": float(reward), "advantage": float(value)}
-            for text, reward, value in zip(texts[i], rewards[i], advantage[i], strict=True)
-        ]
-        known = {"uid": record.uid, "dataset": record.dataset, "sex": record.sex, "age": record.age}
-        asked = {"question": record.question, "answer": record.answer, "images": names}
-        rows.append(known | asked | {"completions": completions})
-    (folder / f"{step:06d}.json").write_text(json.dumps(rows))
+    return rates if mfu is None else rates | {"speed/update_mfu": mfu}
 
 
 def main() -> None:

@@ -124,6 +124,21 @@ class TextProcessor:
                 raise ValueError(f"row {row}: the checkpoint's chat template refuses the messages: {error}") from error
         return texts
 
+    def turn_end(self, eos_ids: Sequence[int]) -> int:
+        """The token with which the chat template closes an assistant's turn: what supervised completions end with.
+
+        Args:
+            eos_ids: tokens that end generation.
+
+        Returns:
+            the first of ``eos_ids`` that the template writes after an answer; the first of all where it writes none.
+        """
+        said = "0"
+        talk = [{"role": "user", "content": "?"}, {"role": "assistant", "content": said}]
+        text = self._render([talk], add_generation_prompt=False)[0].rpartition(said)[2]
+        written = self.tokenizer.encode(text, add_special_tokens=False)
+        return next((token for token in written if token in eos_ids), eos_ids[0])
+
     def _check_places(self, texts: list[str], given: Mapping[str, Sequence]) -> None:
         for kind, rows in given.items():
             placeholder = self.tokens.get(kind, (None,))[0]

@@ -72,7 +72,7 @@ def test_bad_values_are_refused_with_what_was_wanted(change, named):
         (options.Fairness, "decay", 1.0, 0.0),
         (options.Fairness, "max_weight", 0.5, 1.0),
         (options.Fairness, "k_max", 0, 1),
-        (options.Update, "clip_low", 1.0, 0.0),
+        (options.Update, "clip_low", 1.5, 1.0),
         (options.Update, "clip_high", 0.0, 0.28),
         (options.Update, "dual_clip", 1.0, 3.0),
         (options.Update, "importance_cap", float("inf"), 1.0),

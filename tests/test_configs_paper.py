@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from fairgrpo_jax import config as options, configs, runs, sft, train
+from fairgrpo_jax import config as options, configs, mesh, runs, sft, train
 from fairgrpo_jax.plan import plan
 from tests import covid_fixture, real_sizes
 from tests.dataset_fixtures import chexpert, ham10000, hemorrhage, isic2020, pad_ufes_20, vindr_mammo
@@ -82,15 +82,19 @@ def test_the_authors_figures():
 def test_two_steps_on_the_seven_datasets(name, root, tmp_path):
     config = toy(configs.get(name), root)
     with contextlib.redirect_stdout(io.StringIO()), runs.open_run(config, tmp_path / "run") as run:
-        assert run.domains == tuple(sorted(config.data.name.split(",")))
+        architecture = run.encoder.architecture
+        assert run.encoder.domains == tuple(sorted(config.data.name.split(",")))
         state, _, batches = sft.begin(run)
         for step in range(2):
             batch = next(batches)
-            rollouts = train.sample(run, state.params, run.put(batch.prompt), step)
+            prompt, key = mesh.put(batch.prompt, run.mesh), run.key("rollout", step)
+            rollouts = train.sample(state.params, prompt, key, config, architecture)
             texts = train.rollout.texts(rollouts, run.tokenizer)
-            sampled = train.Sampled(batch, rollouts, texts, train.score(run, texts, rollouts, batch))
-            advantage, statistics, _ = train.estimate(run, sampled, state.fairness)
-            state, values = train.update(run, dataclasses.replace(state, fairness=statistics), sampled, advantage)
+            seen = [train.score(batch, rollouts, texts, config, architecture)]
+            kept, _ = train.refill(None, seen)
+            advantage, memory, _ = train.estimate(kept, seen, state.memory, config, run.mesh)
+            learned, state = train.policy_batch(kept, advantage, run.mesh), dataclasses.replace(state, memory=memory)
+            state, values = train.update(state, learned, config, architecture, run.reference)
             assert values["optim/grad_norm"] >= 0
         assert int(state.step) == 2 * config.update.mini_batches
 

@@ -60,11 +60,12 @@ def test_every_sampled_token_has_the_probability_that_one_pass_over_the_text_giv
         vlm, inputs, num_rollouts=2, max_new_tokens=LENGTH, temperature=temperature, key=jax.random.key(2)
     )
     tokens, mask, logprobs = jax.device_get((got.tokens, got.mask, got.logprobs))
-    assert mask.sum() > 2 * len(mask) and not np.isin(tokens[mask], vlm.config.banned_ids).any()
+    banned = [*vlm.config.banned_ids, *range(vlm.config.num_tokens or vlm.config.vocab_size, vlm.config.vocab_size)]
+    assert mask.sum() > 2 * len(mask) and not np.isin(tokens[mask], banned).any()
     for g in range(2):
         logits = vlm.logits(continued(inputs, tokens[:, g], mask[:, g]))[:, -LENGTH - 1 : -1] / temperature
-        assert logits[..., list(vlm.config.banned_ids)].max() > logits.mean() + 3 * logits.std(), "nothing to ban"
-        logits[..., list(vlm.config.banned_ids)] = -np.inf
+        assert logits[..., banned].max() > logits.mean() + 3 * logits.std(), "nothing to ban"
+        logits[..., banned] = -np.inf
         wanted = logits - np.asarray(jax.nn.logsumexp(logits, axis=-1, keepdims=True))
         wanted = np.take_along_axis(wanted, tokens[:, g, :, None], axis=-1)[..., 0]
         np.testing.assert_allclose(logprobs[:, g][mask[:, g]], wanted[mask[:, g]], atol=2e-4)

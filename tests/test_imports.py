@@ -27,24 +27,13 @@ FLOORS = (
     )
     + ("metrics", "interop"),
     ("config", "mesh", "configs", "data", "models", "rewards", "tracking", "report"),
-    (
-        "rollout",
-        "staged",
-        "learner",
-        "checkpoint",
-        "policy",
-        "plan.cost",
-        "plan.devices",
-        "plan.footprint",
-        "plan.gathers",
-        "plan.ahead",
-        "runs",
-    ),
+    ("rollout", "staged", "plan.cost", "plan.devices", "plan.footprint", "chunking", "learner", "checkpoint", "policy")
+    + ("plan.utilisation", "plan.gathers", "plan.ahead", "sources", "batches", "answers", "samples", "runs"),
     ("commandline", "evaluate", "sft", "train", "study", "export", "plan.plan"),
 )
 ORDER = {name: (floor, place) for floor, names in enumerate(FLOORS) for place, name in enumerate(names)}
 # On the second floor only these arrows exist; data knows no model, models know no dataset.
-SIDEWAYS = {("configs", "config"), ("models", "mesh"), ("rewards", "models")}
+SIDEWAYS = {("configs", "config"), ("models", "mesh"), ("rewards", "config")}
 SIDEWAYS |= {("report", "config"), ("report", "tracking")}
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from fairgrpo_jax import config as options, fairness, learner, mesh
+from fairgrpo_jax import config as options, estimators, fairness, learner, mesh
 from fairgrpo_jax.models import decoder
 from tests import tiny_batch
 
@@ -23,7 +23,7 @@ POLICY = dict(config=tiny_batch.MODEL, optim=OPTIM, temperature=1.0, steps=10)
 def state(params, optim=OPTIM):
     moments = learner.optimizer(optim, 10).init(params)
     copied = jax.tree.map(jnp.copy, params)  # steps donate their state
-    return learner.TrainState(copied, moments, jnp.int32(0), fairness.init(1, 1, 4))
+    return learner.TrainState(copied, moments, jnp.int32(0), estimators.Memory(fairness.init(1, 1, 4)))
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ import numpy as np
 import optax
 import pytest
 
-from fairgrpo_jax import config as options, fairness, learner, losses, mesh, staged
-from fairgrpo_jax.models import attention, decoder, lora, text
+from fairgrpo_jax import config as options, estimators, fairness, learner, losses, mesh, staged
+from fairgrpo_jax.models import decoder, lora, text
 from fairgrpo_jax.models.inputs import pack
 from tests.test_models_decoder import assert_leaves_near
 
@@ -45,7 +45,7 @@ def batch(params):
 
 def state(params):
     copied = jax.tree.map(jnp.copy, params)  # steps donate their state
-    statistics = fairness.init(1, 1, 4, history=None)
+    statistics = estimators.Memory(fairness.init(1, 1, 4, history=None))
     return learner.TrainState(copied, learner.fresh_moments(params, optim=OPTIM, steps=10), jnp.int32(0), statistics)
 
 
@@ -230,50 +230,3 @@ def test_buffers_are_donated(params, batch):
     compiled = learner.policy_step.lower(now, batch, jnp.int32(0), **settings(**UNCLIPPED)).compile()
     memory: Any = compiled.memory_analysis()
     assert memory.alias_size_in_bytes >= sum(x.nbytes for x in jax.tree.leaves((now.params, now.moments)))
-
-
-def test_chunk_count_by_hand(monkeypatch):
-    sizes: dict = dict(prompts=2, rollouts=8, prompt_length=30, length=20)
-    config = text.tiny(
-        "qwen3",
-        num_layers=3,
-        hidden_size=32,
-        num_heads=4,
-        num_kv_heads=2,
-        head_dim=8,
-        intermediate_size=48,
-        vocab_size=96,
-    )
-    # A token of one layer: 6 x 32 + 2 x (4 + 2) x 8 + 3 x 48 = 432 numbers, its scores 8 x 4 x 50 = 1600 bytes.
-    # A completion's: 4 (3 x 32 + 2 x 432) + 2 x 1600 + 12 x 96 = 8192; 2 x 8 x 20 of them are 2 621 440.
-    # A prompt's: 3 (4 x 32 + 2 x 2 x 8 x 8) = 1152; 2 x 30 of them are 69 120.
-    need, prompt = 2_621_440, 69_120
-    for m, larger in ((1, None), (2, 1), (4, 2), (8, 4)):
-        assert learner.chunk_count(config, free=need // m + prompt, **sizes) == m, m
-        assert larger is None or learner.chunk_count(config, free=need // larger + prompt - 1, **sizes) == m
-    assert learner.chunk_count(config, free=0, **sizes) == 8
-    # Without recomputation 3 (2 x 4 x 432 + 1600) + 1152 = 16 320 a token; in two bytes 2 x 960 + 3200 + 1152 = 6272.
-    assert learner.chunk_count(config, free=320 * 16_320 + prompt, remat=False, **sizes) == 1
-    assert learner.chunk_count(config, free=320 * 16_320 + prompt - 1, remat=False, **sizes) == 2
-    prompt = 60 * 3 * (2 * 32 + 2 * 2 * 8 * 6)
-    assert learner.chunk_count(config, free=320 * 6272 + prompt, itemsize=2, **sizes) == 1
-    assert learner.chunk_count(config, free=320 * 6272 + prompt - 1, itemsize=2, **sizes) == 2
-    # Scores, 800 bytes a token, that are computed in blocks of 5 queries: of 2 prompts 8000 bytes, four times that.
-    monkeypatch.setattr(attention, "LARGE", 7_000)
-    monkeypatch.setattr(attention, "LEAST_QUERIES", 5)
-    for need, remat in ((320 * (8192 - 3200) + 32_000, True), (320 * (16_320 - 4800) + 32_000, False)):
-        assert learner.chunk_count(config, free=need + 69_120, remat=remat, **sizes) == 1
-        assert learner.chunk_count(config, free=need + 69_120 - 1, remat=remat, **sizes) == 2
-
-
-def test_memory_decides_the_number_of_chunks_unless_told(params, batch, monkeypatch):
-    count = lambda **update: learner.chunks(state(params), batch, MODEL, options.Update(**update), None)
-    assert count() == 1 and count(chunks=2) == 2
-    held = sum(x.nbytes for x in jax.tree.leaves((params, learner.fresh_moments(params, optim=OPTIM, steps=1))))
-    held += 3 * sum(x.nbytes for x in jax.tree.leaves(params))  # two gradients and the cast weights
-    sizes: dict = dict(prompts=4, rollouts=4, prompt_length=12, length=20)
-    free = next(free for free in range(0, 1 << 24, 1 << 12) if learner.chunk_count(MODEL, free=free, **sizes) == 2)
-    monkeypatch.setattr(learner, "MEMORY", int((held + free) / 0.9) + 8)
-    assert count() == 2 and count(accumulation=4) == 1
-    monkeypatch.setattr(learner, "MEMORY", held)
-    assert count() == 4

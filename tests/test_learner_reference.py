@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from fairgrpo_jax import config as options, learner, runs, sft, train
+from fairgrpo_jax import config as options, learner, mesh, runs, sft, train
 from tests.test_train import SMALL
 
 
@@ -28,11 +28,13 @@ def go(config, folder, count):
         first = jax.tree.map(np.array, state.params)
         for step in range(start, start + count):
             batch = next(batches)
-            prompt = run.put(batch.prompt)
-            rollouts = train.sample(run, state.params, prompt, step)
+            prompt, architecture = mesh.put(batch.prompt, run.mesh), run.encoder.architecture
+            rollouts = train.sample(state.params, prompt, run.key("rollout", step), config, architecture)
+            sampled = train.score(batch, rollouts, [["?"] * 4] * 8, config, architecture)
             advantage = np.random.default_rng(step).normal(size=(8, 4)).astype(np.float32)
             expected = kl(run, state, prompt, rollouts)
-            state, values = train.update(run, state, train.Sampled(batch, rollouts, [], advantage), advantage)
+            learned = train.policy_batch(sampled, jax.numpy.asarray(advantage), run.mesh)
+            state, values = train.update(state, learned, config, architecture, run.reference)
             learned.append({name: float(value) for name, value in values.items()} | {"expected": expected})
             run.save(run.warmup_steps + step + 1, state, batches)
         held = jax.device_get(run.reference(state.params))
@@ -42,7 +44,9 @@ def go(config, folder, count):
 def kl(run, state, prompt, rollouts):
     """The mean k3 estimate to the reference, in NumPy from log-probabilities."""
     score = jax.jit(learner.completion_logprobs, static_argnums=1)
-    new, old = (score(p, run.model, prompt, rollouts.tokens) for p in (state.params, run.reference(state.params)))
+    new, old = (
+        score(p, run.encoder.architecture, prompt, rollouts.tokens) for p in (state.params, run.reference(state.params))
+    )
     d = (np.asarray(new, np.float64) - np.asarray(old, np.float64))[np.asarray(rollouts.mask)]
     return (np.exp(-d) - 1 + d).mean()
 

@@ -11,7 +11,7 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from fairgrpo_jax import config as options, fairness, learner, mesh, models
+from fairgrpo_jax import config as options, estimators, fairness, learner, mesh, models
 from fairgrpo_jax.models import decoder, lora, qwen2_5_vl, qwen3_vl, text
 from fairgrpo_jax.models.checkpoints import adapters, tensorfile
 from fairgrpo_jax.models.tree import flatten, unflatten
@@ -120,7 +120,7 @@ def step(vlm, freeze=()):
     """The parameters after one supervised update, and the optimizer's moments."""
     optim = options.Optim(lr=0.05, warmup_steps=0, schedule="constant", weight_decay=0.1, max_grad_norm=1e9)
     moments = learner.fresh_moments(vlm.params, optim=optim, steps=1, freeze=freeze)
-    params, statistics = jax.tree.map(jnp.array, (vlm.params, fairness.init(1, 1, 2, history=None)))
+    params, statistics = jax.tree.map(jnp.array, (vlm.params, estimators.Memory(fairness.init(1, 1, 2, history=None))))
     state = learner.TrainState(params, moments, jnp.int32(0), statistics)
     tokens = np.array([[[9, 10, 2]], [[11, 2, 0]]], np.int32)
     prompt = models.pack(INPUTS, vlm.config)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from fairgrpo_jax import config as options, learner, mesh, models, rollout
+from fairgrpo_jax import chunking, config as options, mesh, models, rollout
 from fairgrpo_jax.models import qwen2_5_vl, text
 from fairgrpo_jax.plan import ahead, devices, gathers
 
@@ -284,9 +284,9 @@ def test_an_update_is_cut_as_on_the_device(monkeypatch):
         state, batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (state, batch))
         counts = []
         for memory in range(1 << 20, 4 << 20, 1 << 14):
-            monkeypatch.setattr(learner, "MEMORY", memory)
+            monkeypatch.setattr(chunking, "MEMORY", memory)
             counts.append(ahead.chunked(config, architecture, memory).update.chunks)
-            assert counts[-1] == learner.chunks(state, batch, architecture, config.update, None), memory
+            assert counts[-1] == chunking.chunks(state.params, batch, architecture, config.update), memory
     assert sorted(set(counts)) == [1, 2, 4] and counts == sorted(counts, reverse=True)
     told = dataclasses.replace(config, update=options.Update(chunks=2))
     assert ahead.chunked(told, architecture, 1 << 20) == told

@@ -28,10 +28,20 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 
-from fairgrpo_jax import config as options, fairness, learner, mesh as meshes, models, policy, rollout
+from fairgrpo_jax import (
+    chunking,
+    config as options,
+    estimators,
+    fairness,
+    learner,
+    mesh as meshes,
+    models,
+    policy,
+    rollout,
+)
 from fairgrpo_jax.models import lora
 from fairgrpo_jax.models.checkpoints import store
-from fairgrpo_jax.plan import devices, gathers
+from fairgrpo_jax.plan import cost, devices, footprint, gathers
 
 
 PROGRAMS = ("copy", "rollout", "update", "supervised")
@@ -125,8 +135,8 @@ def copied(config: options.Config) -> bool:
     return split or config.sampling.dtype not in (None, config.model.dtype)
 
 
-def chunks(config: options.Config, architecture: Any, tree: Any, memory: int) -> int:
-    """Into how many chunks an update cuts the rollouts of a prompt: ``update.chunks``, or what the learner chooses.
+def layout(config: options.Config, architecture: Any, tree: Any, memory: int) -> footprint.Layout:
+    """A config as the formulas want it, its update cut into the chunks that the learner would choose.
 
     Args:
         config: of the run.
@@ -134,27 +144,36 @@ def chunks(config: options.Config, architecture: Any, tree: Any, memory: int) ->
         tree: the parameters as shapes.
         memory: bytes of a device that JAX takes.
     """
-    if config.update.chunks:
-        return config.update.chunks
-    trained = lora.trainable(tree, config.model.freeze)[0]
-    return learner.automatic_chunks(
-        architecture,
-        config.update,
-        tree,
-        (trained, trained),
-        prompts=config.prompts // config.update.mini_batches,
-        rollouts=config.rollouts,
-        prompt_length=config.data.prompt_length,
-        length=config.sampling.max_new_tokens,
-        devices=meshes.parse(config.mesh),
-        memory=memory,
-        compute=config.model.compute,
+    whole = footprint.Layout(
+        sizes=cost.Sizes(
+            prompts=config.prompts,
+            rollouts=config.rollouts,
+            prompt=config.data.prompt_length,
+            completion=config.sampling.max_new_tokens,
+            patches=config.data.num_patches if architecture.vision is not None else 0,
+        ),
+        mesh=meshes.parse(config.mesh),
+        compute=config.model.compute or config.model.dtype,
+        sampler=config.sampling.dtype or config.model.dtype,
+        copied=copied(config),
+        split=config.sampling.weights == "tensor",
+        parts=config.update.parts,
+        accumulation=config.update.accumulation,
+        reference=config.update.beta > 0,
+        training=cost.Training(
+            lora_rank=config.model.lora_rank,
+            lora_targets=config.model.lora_targets,
+            freeze=config.model.freeze,
+            remat=config.update.remat,
+        ),
     )
+    count = config.update.chunks or chunking.chunk_count(architecture, tree, whole, memory)
+    return dataclasses.replace(whole, chunks=count)
 
 
 def chunked(config: options.Config, architecture: Any, memory: int) -> options.Config:
-    """The config with the chunks that its update would have on a device of so many bytes, as :func:`chunks` says."""
-    count = chunks(config, architecture, policy.shapes(config.model, architecture), memory)
+    """The config with the chunks that its update would have on a device of so many bytes."""
+    count = layout(config, architecture, policy.shapes(config.model, architecture), memory).chunks
     return dataclasses.replace(config, update=dataclasses.replace(config.update, chunks=count))
 
 
@@ -174,7 +193,7 @@ def programs(config: options.Config, architecture: Any, mesh: Mesh) -> dict[str,
     placed = lambda tree, where: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree)
     array: Any = lambda rows, *shape, dtype: jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=split)
     prompt = lambda rows: placed(prompt_shapes(architecture, config.data, rows), split)
-    updates = config.update.passes * config.update.mini_batches
+    updates = config.update.per_step
     tree = policy.shapes(config.model, architecture)
     struct = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
     params = jax.tree.map(struct, tree, meshes.shardings(tree, mesh))
@@ -187,7 +206,7 @@ def programs(config: options.Config, architecture: Any, mesh: Mesh) -> dict[str,
         history, capacity = config.fairness.history, config.fairness.capacity
         statistics = jax.eval_shape(lambda: fairness.init(1, 1, G, history=history, capacity=capacity))
         step = jax.ShapeDtypeStruct((), jnp.int32)
-        return learner.TrainState(params, moments, placed(step, whole), placed(statistics, whole))
+        return learner.TrainState(params, moments, placed(step, whole), placed(estimators.Memory(statistics), whole))
 
     def batch() -> learner.PolicyBatch:
         wide = lambda dtype: array(prompts, G, T, dtype=dtype)
@@ -246,6 +265,7 @@ def programs(config: options.Config, architecture: Any, mesh: Mesh) -> dict[str,
             remat=config.update.remat,
             freeze=config.model.freeze,
             compute=config.model.compute,
+            parts=spec.accumulation,
         )
 
     return {"copy": copy, "rollout": sample, "update": update, "supervised": supervised}
@@ -254,7 +274,7 @@ def programs(config: options.Config, architecture: Any, mesh: Mesh) -> dict[str,
 def stages(config: options.Config) -> tuple[str, ...]:
     """The programs that a run starts: the copy where it makes one, the supervised step where it has such a stage."""
     absent = {"copy"} if not copied(config) else set()
-    if not config.warmup.steps or config.warmup.run:
+    if not config.warmup.own_steps:
         absent.add("supervised")
     return tuple(name for name in PROGRAMS if name not in absent)
 

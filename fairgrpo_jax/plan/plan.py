@@ -137,7 +137,7 @@ def plan(config: options.Config, device: str, *, memory: float | None = None) ->
     """
     target = devices.parse(device, _count(config))
     limit = target.kind.usable if memory is None else int(memory * devices.GIB)
-    _check(config)
+    meshes.require_divisible(config.split_sizes, *meshes.parse(config.mesh))
     architecture = ahead.describe(config.model)
     try:
         ahead.prompt_shapes(architecture, config.data, 1)
@@ -154,57 +154,10 @@ def _count(config: options.Config) -> int:
     return fsdp * tensor
 
 
-def _check(config: options.Config) -> None:
-    """What opening the run would refuse."""
-    fsdp, _ = meshes.parse(config.mesh)
-    parts = config.update.mini_batches * config.update.accumulation
-    sizes = {"prompts / (update.mini_batches x update.accumulation)": config.prompts // parts}
-    sizes |= {"warmup.batch": config.warmup.batch} if config.warmup.steps else {}
-    for name, count in sizes.items():
-        if count % fsdp:
-            raise ValueError(f"got {name}={count} on a mesh with {fsdp} devices along fsdp; wanted a multiple of it")
-
-
-def layout(config: options.Config, architecture: Any, tree: Any, memory: int) -> footprint.Layout:
-    """A config as the formulas want it.
-
-    Args:
-        config: of the run.
-        architecture: of its model.
-        tree: its parameters as shapes.
-        memory: bytes of a device, by which an update is cut into chunks.
-    """
-    vision = architecture.vision is not None
-    return footprint.Layout(
-        sizes=cost.Sizes(
-            prompts=config.prompts,
-            rollouts=config.rollouts,
-            prompt=config.data.prompt_length,
-            completion=config.sampling.max_new_tokens,
-            patches=config.data.num_patches if vision else 0,
-        ),
-        mesh=meshes.parse(config.mesh),
-        compute=config.model.compute or config.model.dtype,
-        sampler=config.sampling.dtype or config.model.dtype,
-        copied=ahead.copied(config),
-        split=config.sampling.weights == "tensor",
-        parts=config.update.mini_batches * config.update.accumulation,
-        chunks=ahead.chunks(config, architecture, tree, memory),
-        accumulation=config.update.accumulation,
-        reference=config.update.beta > 0,
-        training=cost.Training(
-            lora_rank=config.model.lora_rank,
-            lora_targets=config.model.lora_targets,
-            freeze=config.model.freeze,
-            remat=config.update.remat,
-        ),
-    )
-
-
 def _estimate(config: options.Config, architecture: Any, target: devices.Target, limit: int) -> Plan:
     """Memory, work and time of the phases."""
     tree = policy.shapes(config.model, architecture)
-    shape = layout(config, architecture, tree, limit)
+    shape = ahead.layout(config, architecture, tree, limit)
     state = footprint.state(tree, shape)
     held = (*footprint.rollout(architecture, tree, shape), footprint.update(architecture, tree, shape))
     base, count, kind = sum(state.values()), _count(config), target.kind
@@ -255,7 +208,7 @@ def _changes(config: options.Config, architecture: Any, target: devices.Target, 
     for words, change in candidates(config):
         try:
             other = change(config)
-            _check(other)
+            meshes.require_divisible(other.split_sizes, *meshes.parse(other.mesh))
         except ValueError:  # a batch that does not divide
             continue
         after = _estimate(other, ahead.describe(other.model), target, limit)

@@ -51,6 +51,6 @@ def _exact_shares(
     shares: dict[str, dict[tuple[str, str], tuple[int, float]]] = {}
     for head, its in members([results.person(row) for row in rows], [row["dataset"] for row in rows], scheme):
         if head["attribute"] != JOINT:
-            share = float(np.mean([rows[i]["reward"] for i in its]))
+            share = float(np.mean([rows[i].get("exact", rows[i]["reward"]) for i in its]))
             shares.setdefault(head["dataset"], {})[head["attribute"], head["name"]] = (len(its), share)
     return shares

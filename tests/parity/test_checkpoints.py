@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 
 import transformers  # noqa: E402
 
-from fairgrpo_jax import config as options, export, fairness, learner, models  # noqa: E402
+from fairgrpo_jax import config as options, estimators, export, fairness, learner, models  # noqa: E402
 from fairgrpo_jax.models import lora, text  # noqa: E402
 from fairgrpo_jax.models.checkpoints import adapters  # noqa: E402
 from tests.parity import make_golden as maker  # noqa: E402
@@ -108,7 +108,9 @@ def trained(vlm, inputs, targets):
     adapted = lora.add(vlm, lora.LoRA(rank=3, alpha=12, targets=targets), jax.random.key(0))
     optim = options.Optim(lr=0.05, warmup_steps=0, schedule="constant")
     moments = learner.fresh_moments(adapted.params, optim=optim, steps=1)
-    state = learner.TrainState(adapted.params, moments, jnp.int32(0), fairness.init(1, 1, 2, history=None))
+    state = learner.TrainState(
+        adapted.params, moments, jnp.int32(0), estimators.Memory(fairness.init(1, 1, 2, history=None))
+    )
     prompt = models.pack(inputs, adapted.config)
     tokens = np.full((len(prompt.tokens), 1, 3), 9, np.int32)
     copy = jax.tree.map(jnp.array, state)

@@ -1,0 +1,89 @@
+"""Into how many chunks an update cuts the rollouts of each prompt, so that it fits into the memory of a device.
+
+The figures are those of the plan (``plan.footprint``), so that a run and its plan agree.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from fairgrpo_jax import config as options
+from fairgrpo_jax.models import lora
+from fairgrpo_jax.plan import cost, footprint
+
+
+MEMORY = 16 << 30  # bytes of a device that does not say how many it has
+SHARE = 0.9  # of the memory that an update may take by the formulas: the compiler may need more
+
+
+def chunk_count(architecture: Any, tree: Any, layout: footprint.Layout, memory: int) -> int:
+    """The smallest divisor of the rollouts whose update, with all that is held beside it, fits; all of them if none.
+
+    Args:
+      architecture: the family's config.
+      tree: the parameters, as arrays or shapes.
+      layout: of the run; its ``chunks`` is not looked at.
+      memory: bytes of a device.
+
+    Returns:
+      in 1 .. G.  An estimate: ``update.chunks`` overrides it.
+    """
+    rollouts = layout.sizes.rollouts
+    held = sum(footprint.state(tree, layout).values())
+
+    def fits(count: int) -> bool:
+        added = footprint.update(architecture, tree, dataclasses.replace(layout, chunks=count))
+        return held + sum(added.values()) <= SHARE * memory
+
+    return next((m for m in range(1, rollouts) if rollouts % m == 0 and fits(m)), rollouts)
+
+
+def chunks(
+    params: Any,
+    batch: Any,
+    architecture: Any,
+    update: options.Update,
+    *,
+    compute: str | None = None,
+    freeze: tuple[str, ...] = (),
+) -> int:
+    """``update.chunks``, or as many as the memory of this device asks for in an update of ``batch``.
+
+    Args:
+      params: arrays, shapes, or traced.
+      batch: a ``learner.PolicyBatch``, likewise.
+      architecture: the family's config.
+      update: of the run.
+      compute: dtype of the passes; by default that of the parameters.
+      freeze: what is not trained; see ``lora.trainable``.
+
+    Raises:
+      ValueError: if the rollouts of a prompt cannot be cut into ``update.chunks``.
+    """
+    P, G, T = batch.tokens.shape
+    if update.chunks:
+        if G % update.chunks:
+            raise ValueError(f"got update.chunks={update.chunks} for {G} rollouts; wanted a divisor of {G}")
+        return update.chunks
+    mesh = jax.sharding.get_abstract_mesh()
+    dtype = compute or jax.tree.leaves(params)[0].dtype.name
+    vision = batch.prompt.vision
+    layout = footprint.Layout(
+        sizes=cost.Sizes(
+            prompts=P,
+            rollouts=G,
+            prompt=batch.prompt.tokens.shape[1],
+            completion=T,
+            patches=0 if vision is None else vision.patches.shape[1],
+        ),
+        mesh=(1, 1) if mesh.empty else (mesh.shape["fsdp"], mesh.shape["tensor"]),
+        compute=dtype,
+        sampler=dtype,
+        parts=update.parts,
+        accumulation=update.accumulation,
+        reference=update.beta > 0,
+        training=cost.Training(lora_rank=int(lora.has(params)), freeze=freeze, remat=update.remat),
+    )
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return chunk_count(architecture, params, layout, stats.get("bytes_limit", MEMORY))

@@ -1,0 +1,47 @@
+"""A few prompts of a step, kept for the report: images, completions, rewards and advantages."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from fairgrpo_jax.data import media
+from fairgrpo_jax.data.record import Record
+
+
+def save(
+    folder: Path,
+    step: int,
+    records: Sequence[Record],
+    texts: Sequence[Sequence[str]],
+    rewards: np.ndarray,
+    advantages: np.ndarray,
+) -> None:
+    """Writes ``samples/<step>.json`` and its images into a run folder.
+
+    Args:
+      folder: of the run.
+      step: of reinforcement learning.
+      records: the prompts to keep, N.
+      texts: of at least N prompts, G completions each.
+      rewards: likewise, (P, G).
+      advantages: likewise, (P, G).
+    """
+    (folder / "samples").mkdir(exist_ok=True)
+    rows = []
+    for i, record in enumerate(records):
+        decoded = media.decode_record(record)
+        frames = [*decoded.images, *(frame for clip in decoded.videos for frame in clip.frames)]
+        names = [f"samples/{step:06d}-{i}-{j}.png" for j in range(len(frames))]
+        for name, frame in zip(names, frames, strict=True):
+            Image.fromarray(frame).save(folder / name)
+        completions = [
+            {"text": text, "reward": float(reward), "advantage": float(value)}
+            for text, reward, value in zip(texts[i], rewards[i], advantages[i], strict=True)
+        ]
+        known = {"uid": record.uid, "dataset": record.dataset, "sex": record.sex, "age": record.age}
+        asked = {"question": record.question, "answer": record.answer, "images": names}
+        rows.append(known | asked | {"completions": completions})
+    (folder / "samples" / f"{step:06d}.json").write_text(json.dumps(rows))

@@ -1,0 +1,73 @@
+"""The records of a run by their use, from the datasets that its options name."""
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+from fairgrpo_jax import config as options, data
+from fairgrpo_jax.data import splits
+from fairgrpo_jax.data.record import Record, RecordList, Source
+
+
+def load(config: options.Config) -> dict[str, Source]:
+    """The records by use: "train", "warmup" and "test", of all datasets; what their loaders left out is printed.
+
+    Training takes the first of a dataset's splits, evaluation the last, the supervised stage ``warmup.split`` where
+    the dataset has it.
+
+    Raises:
+      ValueError: from ``data.load``; several datasets without the folder that holds them.
+    """
+    settings = config.data
+    names, root = settings.name.split(","), settings.root
+    if len(names) > 1 and root is None:
+        raise ValueError(f"got data.name={settings.name} without data.root; wanted the folder that holds them all")
+    given = loader_options(settings, names)
+    records: dict[str, list[Record]] = {"train": [], "warmup": [], "test": []}
+    for name in names:
+        dataset = data.module(name)
+        known = inspect.signature(dataset.load).parameters
+        extra = {"num_frames": settings.num_frames} | given[name] if "num_frames" in known else given[name]
+        if unknown := extra.keys() - known.keys():
+            wanted = ", ".join(known.keys() - {"root", "split"}) or "none"
+            raise ValueError(f"got data.options {', '.join(unknown)} for {name}; wanted some of: {wanted}")
+        own = config.warmup.split if config.warmup.split in dataset.SPLITS else dataset.SPLITS[0]
+        by_use = {"train": dataset.SPLITS[0], "warmup": own, "test": dataset.SPLITS[-1]}
+        folder = root / name if root and len(names) > 1 else root
+        for split in dict.fromkeys(by_use.values()):
+            source = data.load(name, folder, split=split, on_broken=settings.on_broken, **extra)
+            answered = [record for record in source.records if record.answer]
+            left_out = dict(getattr(source, "left_out", {})) | {"no answer": len(source) - len(answered)}
+            for reason, count in left_out.items():
+                if count:
+                    print(f"{name}, {split}: {count} rows left out: {reason}")
+            for use in [use for use, its in by_use.items() if its == split]:
+                records[use] += answered
+    return {use: RecordList(tuple(found)) for use, found in records.items()}
+
+
+def loader_options(settings: options.Data, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """``data.options`` by dataset."""
+    found: dict[str, dict[str, Any]] = {name: {} for name in names}
+    for text in settings.options:
+        name, dot, rest = text.partition(".")
+        name, rest = (name, rest) if dot and name in found else (names[0], text)
+        if len(names) > 1 and rest == text:
+            raise ValueError(f"got data.options {text} with {len(names)} datasets; wanted NAME.KEY=VALUE")
+        key, value = data.option(rest)
+        found[name][key] = value
+    return found
+
+
+def check_leakage(one: Source, other: Source, settings: options.Data) -> None:
+    """Refuses, or reports by ``data.leakage``, a patient who is in both.
+
+    Raises:
+      ValueError: naming patients.
+    """
+    try:
+        splits.check_leakage(one.records, other.records)
+    except ValueError as error:
+        if settings.leakage == "refuse":
+            raise ValueError(f"{error} (or --data.leakage report, to train on an official split as it is)") from error
+        print(f"warning: {error}")
