@@ -124,4 +124,6 @@ def _row(settings: options.Data, record: Record, text: str, reward: float, exact
         exact=float(exact),
     )
     further = {name: at for name, at in batches.groups_of(record, settings).items() if name not in ("sex", "age")}
-    return row | {"attributes": further} if further else row
+    if further:
+        row["attributes"] = further
+    return row

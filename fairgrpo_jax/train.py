@@ -152,13 +152,14 @@ class Sampled:
 
     def join(self, other: "Sampled") -> "Sampled":
         """The prompts of both, these first."""
-        rows = jax.tree.map(lambda x, y: np.concatenate([x, y]), self._arrays(), other._arrays())
-        return Sampled(self.batch.join(other.batch), rows[0], [*self.texts, *other.texts], *rows[1:])
+        pairs = self._arrays(), other._arrays()
+        rollouts, rewards, finished, learned = jax.tree.map(lambda x, y: np.concatenate([x, y]), *pairs)
+        return Sampled(self.batch.join(other.batch), rollouts, [*self.texts, *other.texts], rewards, finished, learned)
 
     def take(self, rows: np.ndarray) -> "Sampled":
         """The prompts of some rows, in their order."""
-        found = jax.tree.map(lambda x: x[rows], self._arrays())
-        return Sampled(self.batch.take(rows), found[0], [self.texts[row] for row in rows], *found[1:])
+        rollouts, rewards, finished, learned = jax.tree.map(lambda x: x[rows], self._arrays())
+        return Sampled(self.batch.take(rows), rollouts, [self.texts[row] for row in rows], rewards, finished, learned)
 
     def _arrays(self) -> tuple:
         return self.rollouts, self.rewards, self.finished, self.learned

@@ -1,5 +1,7 @@
 """AdamW of the updates: what weight decay reaches, and its moments in float32."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,7 +32,7 @@ def test_moments_of_bfloat16_parameters_reach_the_gradient():
     params = {"map": {"kernel": jnp.ones((2, 2), jnp.bfloat16)}}
     adam, grads = learner.optimizer(optim, 2000), jax.tree.map(jnp.ones_like, params)
     moments = learner.fresh_moments(params, optim=optim, steps=2000)
-    step = jax.jit(lambda moments: adam.update(grads, moments, params))
+    step: Any = jax.jit(lambda moments: adam.update(grads, moments, params))
     for _ in range(2000):
         updates, moments = step(moments)
     np.testing.assert_allclose(moments[0].nu["map"]["kernel"], 1 - 0.999**2000, rtol=1e-3)  # 0.8648

@@ -87,7 +87,8 @@ def test_chunks_and_accumulation_change_neither_gradient_nor_metrics(params, bat
         return losses.policy_loss(logprobs, batch.old_logprobs, batch.advantages, batch.mask, **shared, **limits)
 
     (value, wanted), grads = jax.jit(jax.value_and_grad(whole, has_aux=True))(params)
-    wanted = dict(wanted) | {"loss": value, "kl_old": wanted["kl"], "mismatch": 0.0}
+    apart = np.abs(batch.old_logprobs - batch.sampler_logprobs)[np.asarray(batch.mask)].mean()
+    wanted = dict(wanted) | {"loss": value, "kl_old": wanted["kl"], "mismatch": apart}
     for chunks, accumulation in ((4, 1), (2, 2)):
         spec = dict(kind=kind, aggregation=aggregation, chunks=chunks, accumulation=accumulation, **more)
         got, metrics = gradient(params, batch, **spec)

@@ -26,7 +26,7 @@ def test_too_few_devices_is_an_error_with_a_way_out():
 
 def test_indivisible_batch_names_the_nearest():
     with pytest.raises(ValueError, match="prompts=10 .* multiple of 4, e.g. 12"):
-        mesh.require_divisible("prompts", 10, mesh.make("4x1"))
+        mesh.require_divisible({"evaluation.batch": 8, "prompts": 10}, 4)
 
 
 def test_every_matrix_is_sharded_on_both_axes_and_vectors_are_whole():

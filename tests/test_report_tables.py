@@ -25,7 +25,7 @@ def cells(table):
 
 
 def row(dataset, sex, age, reward, **attributes) -> dict[str, Any]:
-    return {"dataset": dataset, "sex": sex, "age": age, "reward": reward} | (
+    return {"dataset": dataset, "sex": sex, "age": age, "reward": reward, "exact": reward} | (
         {"attributes": attributes} if attributes else {}
     )
 
@@ -137,7 +137,7 @@ def test_every_path_puts_a_patient_in_the_same_groups(attributes, edges):
 
 def test_the_log_takes_the_extremes_of_large_groups_of_the_scheme():
     """Twenty of 40 years, all right, and twenty of 41, half right: by edge 40 two groups, by the default edges one."""
-    rows = [
+    rows: Any = [
         row("d", "F", 40.0 + (i >= 20), 1.0) | {"answer": "A", "prediction": "A" if i < 30 else "B"} for i in range(40)
     ] + [row("d", "M", 90.0, 0.0) | {"answer": "A", "prediction": "B"}]  # too few to be the worst
     found = evaluate.summary(rows, demographics.Scheme(("age",), (40, 65)))
