@@ -1,9 +1,12 @@
 """The layout holds: one package, three folders reached through links, and no second copy of anything."""
 
+import ast
 import importlib
 import pkgutil
+import re
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -39,6 +42,46 @@ def test_every_file_is_found_as_a_module():
             parts = path.relative_to(ROOT).with_suffix("").parts
             name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
             assert name == "fairgrpo_jax" or name in found, name
+
+
+# What a distribution is imported as, where that is another name.
+MODULES = {
+    "orbax-checkpoint": "orbax",
+    "pillow": "PIL",
+    "scikit-learn": "sklearn",
+    "tensorflow-datasets": "tensorflow_datasets",
+}
+# Imports that only those meet who asked for the extra.
+OPTIONAL = {"dicom": {"pydicom"}, "xlsx": {"openpyxl"}, "parity": {"torch"}}
+
+
+def declared(requirements):
+    """The modules of a list of requirements."""
+    names = [re.split(r"[^\w-]", requirement)[0] for requirement in requirements]
+    return {MODULES.get(name, name) for name in names}
+
+
+def imported():
+    """The third-party modules that the package imports, each with one file that does."""
+    found = {}
+    for path in (path for folder in ("fairgrpo_jax", *FOLDERS) for path in (ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.split(".")[0]: path for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                found[node.module.split(".")[0]] = path
+    return {name: path for name, path in found.items() if name not in sys.stdlib_module_names | {"fairgrpo_jax"}}
+
+
+def test_what_is_imported_is_declared_and_the_reverse():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    always, found = declared(project["dependencies"]), imported()
+    for extra, names in OPTIONAL.items():
+        assert names <= declared(project["optional-dependencies"][extra])
+    undeclared = {name: str(path) for name, path in found.items() if name not in always.union(*OPTIONAL.values())}
+    assert not undeclared, f"imported, not declared in pyproject.toml: {undeclared}"
+    unused = always.union(*OPTIONAL.values()) - set(found)
+    assert not unused, f"declared in pyproject.toml, imported nowhere: {unused}"
 
 
 @pytest.mark.slow
