@@ -44,6 +44,13 @@ def test_every_file_is_found_as_a_module():
             assert name == "fairgrpo_jax" or name in found, name
 
 
+def test_one_version():
+    version = fairgrpo_jax.__version__
+    changes = re.findall(r"(?m)^## \[(\d[^]]*)\]", (ROOT / "CHANGELOG.md").read_text())
+    assert changes[0] == version
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+
+
 # What a distribution is imported as, where that is another name.
 MODULES = {
     "orbax-checkpoint": "orbax",
@@ -92,6 +99,7 @@ def test_wheel_holds_real_files_and_only_one_name(tmp_path):
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0].split("-")[0] for name in names} == {"fairgrpo_jax"}
     for wanted in (
+        "fairgrpo_jax/py.typed",
         "fairgrpo_jax/models/qwen2_5_vl.py",
         "fairgrpo_jax/models/tiny/tiny_tokenizer/tokenizer.json",
         "fairgrpo_jax/data/datasets/synthetic.py",
