@@ -8,7 +8,7 @@ The pure library, arrays in and arrays out, is
 * ``fairgrpo_jax.losses``: clipped policy losses and KL estimators;
 * ``fairgrpo_jax.metrics``: for whom a model works, and by how much less for others.
 
-The training program built on it starts at ``fairgrpo_jax/train.py``.  Importing this package imports nothing else.
+The training program built on it starts at ``fairgrpo_jax/train.py``. Importing this package imports nothing else.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
