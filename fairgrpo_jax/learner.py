@@ -65,9 +65,7 @@ def optimizer(optim: options.Optim, steps: int) -> optax.GradientTransformation:
     schedule = optax.join_schedules([optax.linear_schedule(0.0, optim.lr, max(rise, 1)), after], [rise])
     adam = optax.adamw(schedule, b1=optim.b1, b2=optim.b2, weight_decay=optim.weight_decay, mask=_decayed)
 
-    def update(grads: Any, moments: Any, params: Any = None) -> tuple[Any, Any]:
-        return adam.update(_full(grads), moments, _full(params))
-
+    update: Any = lambda grads, moments, params: adam.update(_full(grads), moments, _full(params))
     return optax.GradientTransformation(lambda params: adam.init(_full(params)), update)
 
 

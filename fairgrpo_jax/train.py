@@ -235,15 +235,17 @@ def estimate(
 ) -> tuple[jax.Array, estimators.Memory, dict[str, jax.Array]]:
     """Advantages (P, G) of the whole rollout batch, the new memory, and the diagnostics of the weights."""
     room = (config.sampling.tries - len(seen)) * len(kept.rows)  # one shape, one program: NaN counts nowhere
-    everyone = [
+    compared, domains, groups = (
         np.concatenate([*parts, np.full((room, *parts[0].shape[1:]), fill, parts[0].dtype)])
         for parts, fill in (
             ([part.compared for part in seen], np.nan),
             ([part.batch.domains for part in seen], 0),
             ([part.batch.groups for part in seen], -1),
         )
-    ]
-    scored = estimators.Scored(*everyone, kept.rows.astype(np.int32), kept.learned.sum(-1, dtype=np.int32))
+    )
+    scored = estimators.Scored(
+        compared, domains, groups, kept.rows.astype(np.int32), kept.learned.sum(-1, dtype=np.int32)
+    )
     scored = jax.device_put(scored, mesh.whole(devices))
     return _estimate(scored, memory, algorithm=config.algorithm, settings=config.fairness)
 

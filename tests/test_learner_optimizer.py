@@ -38,4 +38,5 @@ def test_moments_of_bfloat16_parameters_reach_the_gradient():
     np.testing.assert_allclose(moments[0].nu["map"]["kernel"], 1 - 0.999**2000, rtol=1e-3)  # 0.8648
     np.testing.assert_allclose(updates["map"]["kernel"], -1e-4, rtol=1e-3)
     assert {x.dtype for x in jax.tree.leaves((moments[0].mu, moments[0].nu, updates))} == {jnp.dtype("float32")}
-    assert optax.apply_updates(params, updates)["map"]["kernel"].dtype == jnp.bfloat16
+    moved: Any = optax.apply_updates(params, updates)
+    assert moved["map"]["kernel"].dtype == jnp.bfloat16

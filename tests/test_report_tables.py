@@ -37,7 +37,7 @@ def test_held_out_table_by_hand():
         row("cxr", "M", 80.0, 0.0),
         row("cxr", None, None, 1.0),
     ]
-    after = [dict(known, reward=reward) for known, reward in zip(before, (1.0, 1.0, 0.0, 0.0), strict=True)]
+    after = [dict(known, exact=reward) for known, reward in zip(before, (1.0, 1.0, 0.0, 0.0), strict=True)]
     assert cells(tables.held_out_table(before, after)) == [
         ["cxr", "all", "4", "0.500", "0.500", "+0.000"],
         ["", "F", "2", "0.500", "1.000", "+0.500"],

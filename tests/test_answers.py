@@ -1,0 +1,93 @@
+"""Answers of a policy to held-out records: what is drawn, how it is scored, how far ahead records are read."""
+
+import dataclasses
+import threading
+import time
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from fairgrpo_jax import answers, batches, config as options, grouping, mesh, policy, rewards, rollout
+from fairgrpo_jax.data.datasets import synthetic
+
+
+def ask(config, records):
+    """Rows of a random policy, greedy and drawn."""
+    architecture, processor = policy.describe(config.model, config.data)
+    groups = grouping.vocabulary(batches.groups_of(record, config.data) for record in records)
+    domains = tuple(sorted({record.dataset for record in records}))
+    devices = mesh.make("1x1")
+    with jax.set_mesh(devices):
+        params = policy.initial(config.model, architecture, jax.random.key(0), mesh=devices)
+        return answers.answer(
+            params,
+            records,
+            encode=batches.Encoder(config.data, architecture, processor, domains, groups),
+            config=config,
+            devices=devices,
+            key=jax.random.key(1),
+            temperatures=(0.0, config.sampling.temperature),
+        )
+
+
+CONFIG = options.Config(
+    model=options.Model(hidden_size=16, num_layers=1, vision_depth=1),
+    sampling=options.Sampling(max_new_tokens=4),
+    evaluation=options.Evaluation(batch=4),
+)
+
+
+def test_what_is_drawn_for_a_record_depends_on_its_place_alone():
+    """Not on the size of a batch; and no two batches share their noise."""
+    records = synthetic.load("test", domains=("us",)).records[:7]
+    same = [records[0]] * 7  # one question, so that only the noise differs
+    for asked in (records, same):
+        greedy, drawn = ask(CONFIG, asked)
+        larger = dataclasses.replace(CONFIG, evaluation=options.Evaluation(batch=8))
+        other, again = ask(larger, asked)
+        assert [row["completion"] for row in drawn] == [row["completion"] for row in again]
+        assert [row["uid"] for row in greedy] == [row["uid"] for row in other] == [record.uid for record in asked]
+    said = [row["completion"] for row in drawn]
+    assert said[:3] != said[4:7] and len(set(said)) > 4
+
+
+def test_the_nucleus_of_training_is_that_of_the_drawn_answers(monkeypatch):
+    seen = []
+    monkeypatch.setattr(answers.rollout, "sample", lambda *args, **named: seen.append(named) or sample(*args, **named))
+    config = dataclasses.replace(CONFIG, sampling=options.Sampling(max_new_tokens=4, temperature=0.7, top_p=1e-6))
+    greedy, drawn = ask(config, synthetic.load("test", domains=("us",)).records[:4])
+    assert [(named["temperature"], named["top_p"]) for named in seen] == [(0.0, 1.0), (0.7, 1e-6)]
+    assert [row["completion"] for row in drawn] == [row["completion"] for row in greedy]  # one token is left
+
+
+sample = rollout.sample
+
+
+@pytest.mark.parametrize("kind, wanted", [("exact", [0.0, 1.0, 0.0]), ("set_f1", [2 / 3, 1.0, 0.0])])
+def test_answers_are_scored_as_the_run_pays_them(kind, wanted):
+    record: Any = dataclasses.make_dataclass("Record", ["answer"])("Fracture, Edema")
+    texts = [[r"\boxed{Edema}", r"\boxed{Edema, Fracture}", "Edema"]]
+    given = rewards.Answers(texts, [record], np.array([[2, 3, 4]]), np.ones((1, 3), bool))
+    got = rewards.score(given, options.Reward(kind=kind), options.Sampling(max_new_tokens=4))
+    np.testing.assert_allclose(got, [wanted], rtol=1e-6)
+    np.testing.assert_allclose(rewards.components(given, ("exact", "set_f1"))[0, 0], [0, 2 / 3], rtol=1e-6)
+    with pytest.raises(ValueError, match="reward component 'judge'; wanted one of exact, set_f1"):
+        rewards.components(given, ("judge",))
+
+
+def test_only_a_few_batches_are_encoded_ahead():
+    begun, lock = [], threading.Lock()
+
+    def encode(item):
+        with lock:
+            begun.append(item)
+        return item
+
+    taken = []
+    for item in batches.ahead(encode, range(40), workers=2):
+        taken.append(item)
+        time.sleep(0.002)
+        assert len(begun) <= len(taken) + 3
+    assert taken == [*range(40)]
