@@ -220,3 +220,17 @@ def test_budgets_that_cannot_be_are_refused(checkpoints):
         models.processor(checkpoints["gemma3"], max_pixels=1000)
     with pytest.raises(ValueError, match="min_pixels=3136, max_pixels=1000"):
         models.processor(checkpoints["qwen2_vl"], max_pixels=1000)
+
+
+@pytest.mark.parametrize("family, end", [("gemma3", "<end_of_turn>"), ("qwen2_5_vl", "<|im_end|>")])
+def test_a_turn_ends_as_the_template_ends_it(checkpoints, family, end):
+    """The first token behind an answer in what transformers renders, whichever end token is named first."""
+    processor = models.processor(checkpoints[family])
+    tokenizer = processor.tokenizer
+    token = tokenizer.convert_tokens_to_ids(end)
+    talk = [{"role": "user", "content": "Is it?"}, {"role": "assistant", "content": "No"}]
+    text = tokenizer.apply_chat_template(talk, tokenize=False, chat_template=processor.chat_template)
+    assert text.rstrip().endswith("No" + end)
+    other = next(known for known in range(len(tokenizer)) if known != token)
+    assert processor.turn_end((other, token)) == token == processor.turn_end((token, other))
+    assert processor.turn_end((other,)) == other  # a template that writes no end token of the config
