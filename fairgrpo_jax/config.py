@@ -261,8 +261,8 @@ class Sampling:
     """Batches of prompts drawn for a step until none is left whose completions all have the same reward (DAPO's
     dynamic sampling, bounded); 1 takes the first batch as it is."""
     truncated: Literal["keep", "mask", "penalise"] = "keep"
-    """Completions cut at max_new_tokens: learned from like others, left out of the loss, or, by overlong_buffer,
-    long ones made worse before they are cut."""
+    """Completions cut at max_new_tokens: learned from like others, left out of the loss and of every baseline ("mask"),
+    or, by overlong_buffer, long ones made worse before they are cut."""
     overlong_buffer: int = 4
     """With truncated "penalise": last tokens over which the reward falls by up to 1."""
 
