@@ -51,6 +51,13 @@ def test_one_version():
     assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
 
 
+def test_hooks_before_a_commit_run_what_make_lint_runs():
+    lint = re.search(r"(?m)^lint:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text())
+    assert lint
+    wanted = [line.strip().replace("$(RUN)", ".venv/bin/python") for line in lint[1].splitlines()]
+    assert re.findall(r"entry: (.*)", (ROOT / ".pre-commit-config.yaml").read_text()) == wanted
+
+
 # What a distribution is imported as, where that is another name.
 MODULES = {
     "orbax-checkpoint": "orbax",
