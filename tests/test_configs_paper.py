@@ -2,12 +2,13 @@
 
 import contextlib
 import dataclasses
+import inspect
 import io
 import json
 
 import pytest
 
-from fairgrpo_jax import config as options, configs, mesh, runs, sft, train
+from fairgrpo_jax import config as options, configs, fairness, mesh, runs, sft, train
 from fairgrpo_jax.plan import plan
 from tests import covid_fixture, real_sizes
 from tests.dataset_fixtures import chexpert, ham10000, hemorrhage, isic2020, pad_ufes_20, vindr_mammo
@@ -73,7 +74,8 @@ def test_the_authors_figures():
         )
         assert (config.optim.schedule, config.optim.warmup_steps) == ("constant", 0)
         assert (config.fairness.statistics, config.fairness.clamp) == ("cumulative", "code")
-        assert config.fairness.weighing["k_max"] == 3
+        assert "k_max" not in config.fairness.weighing | fairness.FAMILY["fair_grpo"].defaults
+    assert inspect.signature(fairness.temperatures).parameters["k_max"].default == 3
     assert (qwen.data.min_pixels, qwen.data.max_pixels, qwen.data.num_frames) == (65536, 524288, 4)
 
 
