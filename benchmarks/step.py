@@ -230,6 +230,7 @@ def write(
     tokens: int,
     dtype: str = "float32",
     device: str = "cpu",
+    remat: bool = False,
 ) -> pathlib.Path:
     """Model (a config and its processor), images and task of the workers; returns the path of the task."""
     config, processor = model
@@ -248,6 +249,7 @@ def write(
         "banned": config.banned_ids,
         "dtype": dtype,
         "device": device,
+        "remat": remat,
     }
     (folder / "spec.json").write_text(json.dumps(spec))
     return folder / "spec.json"

@@ -52,7 +52,7 @@ def main() -> None:
             batch,
             jnp.int32(0),
             config=config,
-            update=options.Update(remat=False),
+            update=options.Update(remat=spec["remat"]),
             optim=optim,
             temperature=1.0,
             steps=1,

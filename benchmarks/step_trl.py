@@ -1,7 +1,7 @@
 """Worker of ``step.py``: a step of TRL's GRPOTrainer, for an interpreter with torch and trl.
 
-What costs TRL time and does nothing here is off: gradient checkpointing, mixed precision on the CPU, logging, saving,
-and the reference model (beta is 0).  Its generation is that of transformers.
+What costs TRL time and does nothing here is off: mixed precision on the CPU, logging, saving, and the reference model
+(beta is 0); gradient checkpointing is on where the task says so.  Its generation is that of transformers.
 """
 
 import os
@@ -113,7 +113,7 @@ def arguments(spec: dict, scratch: str) -> GRPOConfig:
         learning_rate=1e-6,
         use_cpu=spec["device"] == "cpu",
         bf16=False,
-        gradient_checkpointing=False,
+        gradient_checkpointing=spec["remat"],
         logging_strategy="no",
         save_strategy="no",
         report_to=[],
