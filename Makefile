@@ -1,9 +1,13 @@
-# Everything a new clone needs: `make train`, `make test`, `make lint`. Each creates .venv when it is missing.
+# Everything a new clone needs; `make` lists it. Each command creates its environment when it is missing.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: train test test-all test-plan lint clean
+.PHONY: help train test test-all test-plan lint docs release-check clean
+
+help:                               ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do \
+	  printf '%-14s %s\n' "$$name" "$$text"; done
 
 train: $(VENV)/installed            ## GRPO and FairGRPO on the embedded clinic, side by side; about five minutes
 	$(RUN) -m fairgrpo_jax.study clinic --workdir outputs/clinic
@@ -22,6 +26,18 @@ lint: $(VENV)/installed             ## formatting, lint, types
 	$(RUN) -m ruff check .
 	$(RUN) -m pyright --pythonpath $(RUN)
 
+docs: .venv-docs/installed          ## the documentation site, into site/; broken links are errors
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --strict
+
+release-check:                      ## wheel and source archive; the wheel imported in an environment of its own
+	rm -rf build dist .venv-release
+	$(PYTHON) -m venv .venv-release
+	.venv-release/bin/python -m pip install --quiet --upgrade pip build
+	.venv-release/bin/python -m build --outdir dist .
+	.venv-release/bin/python -m pip install --quiet dist/*.whl
+	cd .venv-release && bin/python -I ../tests/check_installed.py
+	cd .venv-release && bin/python -I -m fairgrpo_jax.train --help > /dev/null
+
 $(VENV)/installed: pyproject.toml setup.cfg
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --upgrade pip
@@ -34,5 +50,12 @@ $(VENV)/installed: pyproject.toml setup.cfg
 	.venv-plan/bin/python -m pip install --quiet --editable ".[dev,plan-tpu,plan-gpu]"
 	touch $@
 
-clean:                              ## forgets the environment; runs under outputs/ stay
-	rm -rf $(VENV) .venv-plan build *.egg-info
+.venv-docs/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --upgrade pip
+	.venv-docs/bin/python -m pip install --quiet $$(.venv-docs/bin/python -c "import tomllib; \
+	  print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['docs'])")
+	touch $@
+
+clean:                              ## forgets the environments; runs under outputs/ stay
+	rm -rf $(VENV) .venv-plan .venv-docs .venv-release build dist site *.egg-info

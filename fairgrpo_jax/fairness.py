@@ -112,8 +112,7 @@ def fair_grpo(
       domains: (P,) int in 0 .. D - 1.
       groups: (P,) int in 0 .. Gr - 1, or -1 = unlabelled.
       state: from ``init`` or the step before.
-      statistics, decay, clamp, max_weight, epsilon, k_max, clustering, size_exponent, mean_exponent, levels,
-        sort_vectors, shift: see ``temperatures``.
+      statistics: how the statistics are kept; this option and the following are those of ``temperatures``.
 
     Returns:
       (P, G) advantages, each prompt's sum to 0, with standard deviation 1 over the batch; and the next state.
