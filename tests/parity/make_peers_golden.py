@@ -401,7 +401,7 @@ def trl_trainer(trainer: str, options: dict[str, Any], rewards: list, prompts: i
     from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
     make, settings = {"grpo": (GRPOTrainer, GRPOConfig), "rloo": (RLOOTrainer, RLOOConfig)}[trainer]
-    tokenizer = AutoTokenizer.from_pretrained(ROOT / "models" / "tiny_tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "models" / "tiny" / "tiny_tokenizer")
     small: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
     heads: dict[str, Any] = {"num_attention_heads": 2, "num_key_value_heads": 1}
     model = Qwen2ForCausalLM(Qwen2Config(vocab_size=len(tokenizer), **small, **heads))

@@ -1,20 +1,19 @@
 """The recipe of docs/torch.md in a real TRL trainer: it trains on our advantages, unchanged."""
 
 import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from fairgrpo_jax import fairness, interop
+from fairgrpo_jax.models.tiny.tokenizer import FOLDER
 
 
 pytest.importorskip("torch")
 pytest.importorskip("trl")
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]
 
-TOKENIZER = Path(__file__).parents[2] / "models" / "tiny_tokenizer"
 PROMPTS, GENERATIONS, STEPS = 6, 4, 2
 
 
@@ -47,7 +46,7 @@ def test_trl_trains_on_our_advantages(tmp_path, monkeypatch):
             return outputs
 
     small: Any = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
-    tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
+    tokenizer = AutoTokenizer.from_pretrained(FOLDER)
     model = Qwen2ForCausalLM(
         Qwen2Config(vocab_size=len(tokenizer), num_attention_heads=2, num_key_value_heads=1, **small)
     )
