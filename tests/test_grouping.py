@@ -214,7 +214,7 @@ def test_balanced_rows_are_as_many_of_every_group():
 def test_balanced_rows_draw_each_row_of_a_group_alike():
     """Three rows brought up to five: two of them occur twice, any with probability 2/3."""
     groups = [0] * 5 + [1] * 3
-    copies = np.mean([np.bincount(grouping.balanced_rows(groups, seed=s), minlength=8) for s in range(600)], axis=0)
+    copies = np.mean([np.bincount(grouping.balanced_rows(groups, seed=s), minlength=8) for s in range(300)], axis=0)
     np.testing.assert_allclose(copies, [1] * 5 + [5 / 3] * 3, atol=0.08)
     assert grouping.balanced_rows([], seed=0).shape == (0,)
     with pytest.raises(ValueError, match="domains of shape \\(1,\\)"):

@@ -19,7 +19,8 @@ LENGTHS = np.array([[20, 1, 3, 7], [2, 18, 4, 20], [1, 1, 12, 2], [9, 7, 20, 16]
 TOKENS = np.random.default_rng(3).integers(7, tiny_models.VOCABULARY, (4, 4, 20))
 MASK = np.arange(20) < LENGTHS[..., None]
 TEMPERATURE = 0.7
-PLANS = [(1, 1, False), (2, 2, True), (1, 4, True)]  # parts, chunks, remat
+# Parts, chunks, remat: one plan with every mechanism of a model at once, the others with windows alone.
+PLANS = [("mistral", 1, 1, False), ("everything", 2, 2, True), ("mistral", 1, 4, True)]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -99,10 +100,10 @@ def assert_same_as_rows(family, parts, chunks, remat):
     return metrics
 
 
-@pytest.mark.parametrize("parts, chunks, remat", PLANS)
-def test_stages_have_the_loss_and_gradient_of_rows_that_share_nothing(parts, chunks, remat):
+@pytest.mark.parametrize("family, parts, chunks, remat", PLANS)
+def test_stages_have_the_loss_and_gradient_of_rows_that_share_nothing(family, parts, chunks, remat):
     """Windows, image blocks, DeepStack, M-RoPE, gates, norms and biases at once; ragged on both sides."""
-    metrics = assert_same_as_rows("everything", parts, chunks, remat)
+    metrics = assert_same_as_rows(family, parts, chunks, remat)
     computed = 4 * 4 * 20  # tokens in full; below, the sorted chunks (1 or 2 columns of 4 rollouts) at 16 or 20
     if chunks == 2:  # parts are the prompts 0, 2 and 1, 3; shorter halves (1 3 1 1), (2 4 7 9), longer ones up to 20
         computed = 2 * 2 * (16 + 20) + 2 * 2 * (16 + 20)

@@ -42,7 +42,7 @@ from tests.report_page import Page
 
 
 ROOT = Path(__file__).parent.parent
-SCALE = 0.1  # of the clinic's records: those of all domains, but 180 held-out ones instead of 1,800
+SCALE = 0.05  # of the clinic's records: those of all domains, but 90 held-out ones instead of 1,800
 SMALL = dataclasses.replace(
     configs.get("clinic"),
     steps=4,
@@ -51,12 +51,12 @@ SMALL = dataclasses.replace(
     checkpoint_every=20,
     data=options.Data(options=(f"scale={SCALE}",)),
     model=options.Model(hidden_size=32),
-    warmup=options.Warmup(steps=60, batch=32, optim=options.Optim(lr=5e-3)),
+    warmup=options.Warmup(steps=60, batch=8, optim=options.Optim(lr=1e-2)),
     evaluation=options.Evaluation(every=2, batch=64, samples=2),
 )
 ARGUMENTS = (
     "--steps 4 --prompts 8 --rollouts 4 --checkpoint-every 2 --model.hidden-size 32 --warmup.steps 60 "
-    "--warmup.batch 32 --warmup.optim.lr 5e-3 --evaluation.every 2 --evaluation.batch 64 --evaluation.samples 2 "
+    "--warmup.batch 8 --warmup.optim.lr 1e-2 --evaluation.every 2 --evaluation.batch 64 --evaluation.samples 2 "
     f"--data.options scale={SCALE}"
 ).split()
 
