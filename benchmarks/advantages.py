@@ -1,11 +1,11 @@
 """Every advantage transform of the library against NumPy and plain Python: ``python benchmarks/advantages.py``.
 
-One step of 512 prompts with 10 rollouts in 7 domains after 50 000 prompts of history.  Three versions of each transform
+One step of 512 prompts with 10 rollouts in 7 domains after 50 000 prompts of history. Three versions of each transform
 see the same batch and, but for clusters, must give the same numbers before anything is timed:
 
 * jax: the function of the library under ``jax.jit``, until its arrays are ready;
 * NumPy: the same formula on whole arrays, with running sums, and scikit-learn's k-means where there are clusters;
-* direct: one sample after the other in Python.  For the FairGRPO family this averages the whole history anew for every
+* direct: one sample after the other in Python. For the FairGRPO family this averages the whole history anew for every
   rollout and refits scikit-learn's k-means to it in every step, as the authors' code does.
 
 The three take turns, so that what else the machine does falls on all of them; the table gives medians.

@@ -1,7 +1,7 @@
 """What one GPU makes of sampling and of the update at published sizes: ``python benchmarks/gpu.py``.
 
-Ten minutes at most, and a few more with TRL.  Qwen2.5-VL-3B and Gemma3-4B in bfloat16 with random weights; prompts of
-700 tokens, one image each.  Every section is a process of its own with a limit in seconds, so that one that fails or
+Ten minutes at most, and a few more with TRL. Qwen2.5-VL-3B and Gemma3-4B in bfloat16 with random weights; prompts of
+700 tokens, one image each. Every section is a process of its own with a limit in seconds, so that one that fails or
 takes too long costs only its own lines:
 
 * rates: bytes per second of a copy, and FLOP per second of a bfloat16 matrix product, as measured here;
@@ -45,7 +45,7 @@ from fairgrpo_jax.models import gemma3, qwen2_5_vl  # noqa: E402
 from fairgrpo_jax.plan import cost, footprint  # noqa: E402
 
 
-# Seconds.  Most of a section is compiling: on an H200 the updates took 48 and 79 in all, and sampling more than 80.
+# Seconds. Most of a section is compiling: on an H200 the updates took 48 and 79 in all, and sampling more than 80.
 SECTIONS = {
     "rates": 30,
     "decode qwen": 130,

@@ -4,13 +4,13 @@ One update (gradient of the clipped loss, AdamW) of a text decoder of 4 layers o
 
 * once: ``learner.policy_step``, each prompt once and its completions against its keys and values;
 * repeated: one row for every completion, prompt and completion one after the other, padded to the longest;
-* packed: the same rows without their padding.  Sorted by length, every four rows are as long as the longest of them:
+* packed: the same rows without their padding. Sorted by length, every four rows are as long as the longest of them:
   what a kernel for packed sequences computes, give or take a few tokens, without the need for one.
 
-All must give the same loss before anything is timed.  ``ideal`` is (Tp + G Tc) / (G (Tp + Tc)) with the mean Tc,
+All must give the same loss before anything is timed. ``ideal`` is (Tp + G Tc) / (G (Tp + Tc)) with the mean Tc,
 the tokens that prompt-once has to run over those of the repeated form without padding; the output head, which nobody
-shares, is not in it.  FLOPs are XLA's, of the compiled program with its loops unrolled (a conditional counts with its
-dearest branch); memory is the temporary memory of the compiled program.  The forms take turns; times are processor
+shares, is not in it. FLOPs are XLA's, of the compiled program with its loops unrolled (a conditional counts with its
+dearest branch); memory is the temporary memory of the compiled program. The forms take turns; times are processor
 seconds of one thread, medians.
 """
 

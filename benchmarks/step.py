@@ -1,10 +1,10 @@
 """A whole GRPO step against TRL and Tunix: ``python benchmarks/step.py --trl-python P --tunix-python P``.
 
 A step is: 8 prompts (a question of about 30 tokens, an image or none) through the processor, 8 completions of each of
-exactly 64 tokens, their rewards, advantages, and one clipped AdamW update of all parameters, in float32.  Every trainer
+exactly 64 tokens, their rewards, advantages, and one clipped AdamW update of all parameters, in float32. Every trainer
 loads the same checkpoint folder, written here with random weights, in a process and an interpreter of its own; before
-anything is timed the tokens of all prompts must be equal, and the logits after the first.  Processes take turns step by
-step on one core, so that what else the machine does falls on all of them.  The first step of each is reported apart:
+anything is timed the tokens of all prompts must be equal, and the logits after the first. Processes take turns step by
+step on one core, so that what else the machine does falls on all of them. The first step of each is reported apart:
 it compiles, or fills caches.
 
 ``--trl-python`` names an interpreter with torch and trl (1.16), ``--tunix-python`` one with google-tunix (0.1.7), which
@@ -93,7 +93,7 @@ class Worker:
         """The next answer.
 
         Raises:
-          RuntimeError: if the process ends without one; with the end of what it wrote to standard error.
+            RuntimeError: if the process ends without one; with the end of what it wrote to standard error.
         """
         line = self.process.stdout.readline()  # pyright: ignore[reportOptionalMemberAccess]
         if not line:
@@ -210,7 +210,7 @@ def require_same(held: dict[str, dict], *, apart: float = 1e-3) -> None:
     """Refuses trainers whose prompts differ from ours, or whose logits are more than ``apart`` from ours.
 
     Raises:
-      RuntimeError: naming the trainer and what differs.
+        RuntimeError: naming the trainer and what differs.
     """
     ours = held["ours"]
     for name, other in held.items():

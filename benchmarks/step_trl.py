@@ -1,7 +1,7 @@
 """Worker of ``step.py``: a step of TRL's GRPOTrainer, for an interpreter with torch and trl.
 
 What costs TRL time and does nothing here is off: mixed precision on the CPU, logging, saving, and the reference model
-(beta is 0); gradient checkpointing is on where the task says so.  Its generation is that of transformers.
+(beta is 0); gradient checkpointing is on where the task says so. Its generation is that of transformers.
 """
 
 import os

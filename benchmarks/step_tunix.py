@@ -1,7 +1,7 @@
 """Worker of ``step.py``: a step of Tunix's GRPOLearner on text, for an interpreter with google-tunix.
 
-What costs Tunix time and does nothing here is off: the reference model (beta is 0) and checkpoints.  No token ends a
-completion.  Its sampler cannot be told to leave the padding token out, and its learner masks that token, so about one
+What costs Tunix time and does nothing here is off: the reference model (beta is 0) and checkpoints. No token ends a
+completion. Its sampler cannot be told to leave the padding token out, and its learner masks that token, so about one
 token in five hundred is not trained on; nor does its sampling noise change from step to step, its default.
 """
 

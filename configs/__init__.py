@@ -26,7 +26,7 @@ def get(name: str) -> Config:
     """The preset of that name.
 
     Raises:
-      ValueError: if there is none, naming the known ones.
+        ValueError: if there is none, naming the known ones.
     """
     if name not in names():
         raise ValueError(f"got config {name!r}; wanted one of {', '.join(names())} (or options only, for {DEFAULT})")

@@ -1,8 +1,8 @@
-"""What the runs of the FairGRPO paper share: seven datasets, their hyper-parameters, the methods they compare.
+"""Shared parts of the FairGRPO paper's runs: seven datasets, their hyper-parameters, the methods they compare.
 
-Figures are those of the authors' scripts (arXiv 2510.19893).  Where scripts of one model differ between methods
+Figures are those of the authors' scripts (arXiv 2510.19893). Where scripts of one model differ between methods
 (MedGemma: learning rate 5e-7 and 10 rollouts with FairGRPO, 1e-6 and 5 with GRPO), all get those of FairGRPO, so
-that only the method differs.  Where paper and script differ, the script is taken, as its figures are those of the
+that only the method differs. Where paper and script differ, the script is taken, as its figures are those of the
 reported runs: token mean over a mini-batch (the paper's formula: mean of sequence means), statistics over the whole run
 (the paper: of the batch), the F1 of label sets as reward (the paper: right or wrong; equal for single labels).
 """

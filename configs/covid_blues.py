@@ -3,7 +3,7 @@
 Method: FairGRPO (arXiv 2510.19893), patient split 266/96, four frames of each video.
 Command: ``python -m fairgrpo_jax.train covid_blues --data.root DIR --mesh 2x1``
 Hardware: two CPU cores, a few minutes.
-Expected: nothing about accuracy.  The policy starts from random weights and 16 patients are held out: the run shows
+Expected: nothing about accuracy. The policy starts from random weights and 16 patients are held out: the run shows
 that the program trains on real clinical data, not that the model learns medicine.
 """
 

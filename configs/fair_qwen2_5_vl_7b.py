@@ -2,9 +2,9 @@
 
 Paper: FairGRPO (arXiv 2510.19893).
 Command: ``python -m fairgrpo_jax.train fair_qwen2_5_vl_7b --model.path DIR --data.root DIR``; a baseline:
-``fair_qwen2_5_vl_7b/grpo`` (``train --list`` shows all).  DIR of the data has one folder for each dataset, by its name.
+``fair_qwen2_5_vl_7b/grpo`` (``train --list`` shows all). DIR of the data has one folder for each dataset, by its name.
 Hardware: the authors used 4 H200; ``python -m fairgrpo_jax.plan fair_qwen2_5_vl_7b`` says what fits.
-Expected: the paper reports higher F1 of the worst group and smaller gaps than GRPO.  Not run by us.
+Expected: the paper reports higher F1 of the worst group and smaller gaps than GRPO. Not run by us.
 """
 
 from pathlib import Path

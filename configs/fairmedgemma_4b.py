@@ -2,9 +2,9 @@
 
 Paper: FairGRPO (arXiv 2510.19893).
 Command: ``python -m fairgrpo_jax.train fairmedgemma_4b --model.path DIR --data.root DIR``; a baseline:
-``fairmedgemma_4b/grpo`` (``train --list`` shows all).  DIR of the data has one folder for each dataset, by its name.
+``fairmedgemma_4b/grpo`` (``train --list`` shows all). DIR of the data has one folder for each dataset, by its name.
 Hardware: the authors used 4 H200; ``python -m fairgrpo_jax.plan fairmedgemma_4b`` says what fits.
-Expected: the paper reports higher F1 of the worst group and smaller gaps than GRPO.  Not run by us.
+Expected: the paper reports higher F1 of the worst group and smaller gaps than GRPO. Not run by us.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What the image datasets share: where an image of a given name lies, and one reading of a row's sex and age."""
+"""Helpers of the image datasets: find image files by name; parse the sex and age of a row."""
 
 import os
 from collections.abc import Iterable, Iterator, Mapping

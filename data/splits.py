@@ -14,7 +14,7 @@ def by_patient(patients: Sequence[str], *, fraction: float, seed: int) -> np.nda
     """Holds out about ``fraction`` of the patients: those whose hash, read as a number in [0, 1), lies below it.
 
     A patient's side depends on the name and the seed alone: not on the order of the rows, nor on who else is there, so
-    rows added later move nobody. The price: the share of patients is ``fraction`` in expectation only.
+    rows added later never move a patient. The price: the share of patients is ``fraction`` in expectation only.
 
     Args:
         patients: the patient of each row.

@@ -1,6 +1,6 @@
 """Draws the figures of docs/fair_grpo.md from the library itself: ``python docs/plots.py`` (a minute on two cores).
 
-Nothing here trains.  Rewards are drawn from coins whose bias stands beside them, so every curve shows the transform and
+Nothing here trains. Rewards are drawn from coins whose bias stands beside them, so every curve shows the transform and
 not a policy.
 """
 

@@ -25,7 +25,7 @@ Clustering = Literal["jax", "sklearn"]
 class FairnessState:
     """What FairGRPO remembers of D domains, Gr groups in each, and the reward vectors of G rollouts.
 
-    Every visit of a prompt counts.  Means are kept as means: a float32 sum would stop growing at 2^24.  Rewards are
+    Every visit of a prompt counts. Means are kept as means: a float32 sum would stop growing at 2^24. Rewards are
     remembered as they were, but for the ``shift`` of ``fairness.temperatures``.
     """
 
@@ -58,16 +58,16 @@ def init(
     """An empty state; its means are float32, or float64 where JAX runs in 64 bit.
 
     Args:
-      num_domains: D, number of datasets.
-      num_groups: Gr, number of explicit groups (``len(vocabulary.cells)``); may be 0.
-      num_rollouts: G, rollouts a prompt.
-      history: how the reward vectors of unlabelled prompts are kept for clustering.  ``"ring"``: the last ``capacity``
-        of each domain.  ``"binary"``: exact counts of all 2^G vectors of 0 and 1, however many prompts are seen.
-        None: not at all; the unlabelled prompts of a domain then form one group.
-      capacity: vectors a ring holds; at least the unlabelled prompts of one batch.
+        num_domains: D, number of datasets.
+        num_groups: Gr, number of explicit groups (``len(vocabulary.cells)``); may be 0.
+        num_rollouts: G, rollouts a prompt.
+        history: how the reward vectors of unlabelled prompts are kept for clustering. ``"ring"``: the last ``capacity``
+            of each domain. ``"binary"``: exact counts of all 2^G vectors of 0 and 1, however many prompts are seen.
+            None: not at all; the unlabelled prompts of a domain then form one group.
+        capacity: vectors a ring holds; at least the unlabelled prompts of one batch.
 
     Raises:
-      ValueError: if a size is not positive, or G > 16 with ``"binary"``.
+        ValueError: if a size is not positive, or G > 16 with ``"binary"``.
 
     >>> init(2, 4, 8, history="binary").history.shape
     (2, 256)

@@ -1,7 +1,7 @@
 """K-means of weighted points in fixed shapes: the machinery of ``grouping.cluster`` and ``grouping.cluster_successes``.
 
 ``fit`` searches: for each k many starts race over a few cheap steps, half of them dropping out in each round, and the
-finalists move points until no move helps.  ``fit_successes`` need not search: its points lie on a line.
+finalists move points until no move helps. ``fit_successes`` need not search: its points lie on a line.
 """
 
 import functools
@@ -35,7 +35,7 @@ def fit_successes(counts: jax.Array, threshold: float, *, k_max: int) -> tuple[j
     """As ``fit`` for the points s = 0 .. G, s ones and then zeros, with weights (G + 1,); labels rise with s.
 
     The squared distance of s and t is |s - t|, so a cluster of joint weight W has the inertia
-    sum_{s < t} w_s w_t (t - s) / W.  Best clusters are runs of s, and the best k runs up to t are the best k - 1 up to
+    sum_{s < t} w_s w_t (t - s) / W. Best clusters are runs of s, and the best k runs up to t are the best k - 1 up to
     some cut and one run from there.
     """
     places = jnp.arange(counts.shape[0])
@@ -118,9 +118,9 @@ def _search(x: jax.Array, w: jax.Array, key: jax.Array, k_max: int) -> tuple[jax
 def _merge(x: jax.Array, w: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Equal points made one of their joint weight, in as many columns, and the column where each point went.
 
-    What moves between clusters is then the whole stack of a reward vector, which is what leaves a local optimum.  Equal
+    What moves between clusters is then the whole stack of a reward vector, which is what leaves a local optimum. Equal
     points meet when sorted along one generic direction; others that fall on the same place may part a stack, which
-    costs nothing but that.  The absent come last.
+    costs nothing but that. The absent come last.
     """
     direction = jnp.asarray(np.random.default_rng(0).random(x.shape[1]), x.dtype)
     order = jnp.argsort(jnp.where(w > 0, jnp.matmul(x, direction, precision="highest"), jnp.inf))
@@ -151,7 +151,7 @@ def _plus_plus(x: jax.Array, w: jax.Array, uniform: jax.Array) -> jax.Array:
 
 
 def _race(x: jax.Array, mass: jax.Array, centres: jax.Array, used: jax.Array, num_steps: int) -> tuple:
-    """A few of Lloyd's steps: the centres, and what they explain.  Distances by the expanded square, in one product."""
+    """A few of Lloyd's steps: the centres, and what they explain. Distances by the expanded square, in one product."""
 
     def step(_: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         centres = carry[0]
@@ -167,8 +167,8 @@ def _descend(x: jax.Array, mass: jax.Array, centres: jax.Array, used: jax.Array)
     """Labels and inertia after moves of points between clusters until none helps (Hartigan 1975).
 
     To move a point of weight w from a cluster of weight a to one of weight b costs w b / (b + w) times its squared
-    distance there and saves w a / (a - w) times that here.  Each step makes all moves that pay or, unless together they
-    do clearly better, the one that pays most.  An empty cluster is thereby given the worst served point.
+    distance there and saves w a / (a - w) times that here. Each step makes all moves that pay or, unless together they
+    do clearly better, the one that pays most. An empty cluster is thereby given the worst served point.
     """
     w, clusters = mass[-1], jnp.arange(used.shape[0])
     rounding = ROUNDING * jnp.finfo(x.dtype).eps

@@ -1,21 +1,21 @@
 """Group-relative advantages: rewards (P, G) of P prompts with G rollouts each to advantages (P, G).
 
-One estimator a function, arrays in, arrays out; all of them work under ``jax.jit`` and ``jax.vmap``.  They share these
+One estimator a function, arrays in, arrays out; all of them work under ``jax.jit`` and ``jax.vmap``. They share these
 conventions:
 
-* a NaN reward means *not scored*: it enters no mean and no deviation, and its advantage is 0.  Where lengths are asked
+* a NaN reward means *not scored*: it enters no mean and no deviation, and its advantage is 0. Where lengths are asked
   for, a rollout without a token counts as not scored;
 * a prompt without signal, whose scored rewards are all equal or fewer than two, gets exactly 0 from every estimator
   that compares a prompt with itself: ``grpo``, ``dr_grpo``, ``rloo``, ``gpg``, ``opo``, ``pass_at_k``, and ``gdpo``
-  without lengths if it is so in every component.  This is decided by equality, because the rounded deviation of equal
+  without lengths if it is so in every component. This is decided by equality, because the rounded deviation of equal
   rewards need not be 0, and these zeros have no gradient either;
 * ``reinforce_plus_plus``, ``reinforce_plus_plus_baseline`` and ``gdpo`` with lengths subtract a mean over the tokens of
-  the batch, so there a prompt without signal gets its distance from the others.  A batch whose scored rewards are all
+  the batch, so there a prompt without signal gets its distance from the others. A batch whose scored rewards are all
   equal gives exactly 0 from every estimator but ``remax``, which compares with the greedy answer alone;
 * rewards are centred first and squared after, so a constant added to all rewards costs no precision;
 * the statistics are those of the arrays given: hand over the whole batch of the step, not a micro-batch of it;
 * the result is float32, or float64 where float64 is given;
-* nothing is stopped: gradients flow to the rewards.  A score-function loss treats advantages as constants.
+* nothing is stopped: gradients flow to the rewards. A score-function loss treats advantages as constants.
 
 How a batch of advantages is spread over prompts and groups is measured in ``diagnostics``.
 """
@@ -42,22 +42,23 @@ def grpo(
     A_i = (r_i - mean(r)) / (std(r) + epsilon).
 
     Args:
-      rewards: (P, G), any real unit; NaN = not scored.
-      epsilon: added to the deviation, in units of reward, >= 0.
-      ddof: 1 divides the squares by G - 1 (the convention of most libraries), 0 by G.
-      leave_one_out: mean and deviation are those of the *other* rollouts of the prompt; where these are all equal the
-        centred reward is not divided.
-      scale: the mean is the prompt's; ``"batch"`` takes the deviation of all scored rewards of the batch around *their*
-        mean, which does not blow up prompts whose rewards hardly differ.
+        rewards: (P, G), any real unit; NaN = not scored.
+        epsilon: added to the deviation, in units of reward, >= 0.
+        ddof: 1 divides the squares by G - 1 (the convention of most libraries), 0 by G.
+        leave_one_out: mean and deviation are those of the *other* rollouts of the prompt; where these are all equal the
+            centred reward is not divided.
+        scale: the mean is the prompt's; ``"batch"`` takes the deviation of all scored rewards of the batch around
+            *their* mean, which does not blow up prompts whose rewards hardly differ.
 
     Returns:
-      (P, G) advantages.  Without ``leave_one_out`` each prompt's advantages sum to 0.
+        (P, G) advantages. Without ``leave_one_out`` each prompt's advantages sum to 0.
 
     Raises:
-      ValueError: if rewards are not (P, G), ddof is neither 0 nor 1, or an option is unknown or combined with another.
+        ValueError: if rewards are not (P, G), ddof is neither 0 nor 1, or an option is unknown or combined with
+            another.
 
     Source: Shao et al. 2024, DeepSeekMath (arXiv 2402.03300), section 4.1.2, which states neither ddof nor epsilon; for
-    the batch deviation Liu et al. 2025, Lite PPO (arXiv 2508.08221).  What trainers do, all with ddof 1:
+    the batch deviation Liu et al. 2025, Lite PPO (arXiv 2508.08221). What trainers do, all with ddof 1:
 
       ==============================  ================================  ======================================
       trainer                         options                           what is different there
@@ -98,16 +99,16 @@ def dr_grpo(rewards: ArrayLike) -> jax.Array:
     A_i = r_i - mean(r).
 
     Args:
-      rewards: (P, G), any real unit; NaN = not scored.
+        rewards: (P, G), any real unit; NaN = not scored.
 
     Returns:
-      (P, G) advantages in units of reward; each prompt's sum to 0.
+        (P, G) advantages in units of reward; each prompt's sum to 0.
 
     Raises:
-      ValueError: if rewards are not (P, G).
+        ValueError: if rewards are not (P, G).
 
-    Source: Liu et al. 2025, Understanding R1-Zero-like training (arXiv 2503.20783), section 3.2.  The other half of
-    the proposal, a constant length in the loss, is ``losses.policy_loss(aggregation="constant")``.  The same as TRL's
+    Source: Liu et al. 2025, Understanding R1-Zero-like training (arXiv 2503.20783), section 3.2. The other half of
+    the proposal, a constant length in the loss, is ``losses.policy_loss(aggregation="constant")``. The same as TRL's
     scale_rewards="none" and verl's norm_adv_by_std_in_grpo=False, except that verl returns the raw reward of a prompt
     with a single rollout.
 
@@ -123,14 +124,14 @@ def rloo(rewards: ArrayLike) -> jax.Array:
     A_i = r_i - mean_{j != i}(r_j) = n / (n - 1) (r_i - mean(r)), with n the scored rollouts.
 
     Args:
-      rewards: (P, G), any real unit; NaN = not scored.
+        rewards: (P, G), any real unit; NaN = not scored.
 
     Returns:
-      (P, G) advantages in units of reward; each prompt's sum to 0.  A single scored rollout has none to compare
-      with: 0 (verl's ``rloo`` returns its raw reward, its ``rloo_vectorized`` 0).
+        (P, G) advantages in units of reward; each prompt's sum to 0. A single scored rollout has none to compare
+        with: 0 (verl's ``rloo`` returns its raw reward, its ``rloo_vectorized`` 0).
 
     Raises:
-      ValueError: if rewards are not (P, G).
+        ValueError: if rewards are not (P, G).
 
     Source: Ahmadian et al. 2024, Back to Basics (arXiv 2402.14740), section 3.3.
 
@@ -148,20 +149,21 @@ def gpg(rewards: ArrayLike, *, correction: Literal["rewards", "signal"] = "rewar
     A_i = alpha (r_i - mean(r)),  alpha = n / max(m, 1), with n the scored rollouts of the batch.
 
     Args:
-      rewards: (P, G), any real unit; NaN = not scored.
-      correction: what m counts.  ``"signal"``: scored rollouts of prompts with signal, so that alpha undoes the
-        dilution of the batch mean by prompts without.  ``"rewards"``: rollouts whose reward is not 0, whatever their
-        prompt; with rewards of 0 and 1 alpha is then one over the accuracy, and a batch of hard prompts is enlarged.
+        rewards: (P, G), any real unit; NaN = not scored.
+        correction: what m counts. ``"signal"``: scored rollouts of prompts with signal, so that alpha undoes the
+            dilution of the batch mean by prompts without. ``"rewards"``: rollouts whose reward is not 0, whatever their
+            prompt; with rewards of 0 and 1 alpha is then one over the accuracy, and a batch of hard prompts is
+            enlarged.
 
     Returns:
-      (P, G) advantages in units of reward; each prompt's sum to 0.
+        (P, G) advantages in units of reward; each prompt's sum to 0.
 
     Raises:
-      ValueError: if rewards are not (P, G), or for an unknown correction.
+        ValueError: if rewards are not (P, G), or for an unknown correction.
 
-    Source: Chu et al. 2025, GPG (arXiv 2504.02546).  ``"signal"`` is the paper's alpha = B / (B - M) with M of the B
+    Source: Chu et al. 2025, GPG (arXiv 2504.02546). ``"signal"`` is the paper's alpha = B / (B - M) with M of the B
     samples in groups without gradient; the authors also resample until a share of the batch has signal (beta_th), which
-    is the sampler's business.  ``"rewards"`` is what verl's ``gpg`` computes instead; it ignores the alpha passed in,
+    is the sampler's business. ``"rewards"`` is what verl's ``gpg`` computes instead; it ignores the alpha passed in,
     and returns the raw reward times alpha for a prompt with a single rollout.
 
     >>> gpg([[1.0, 0.0], [1.0, 1.0]], correction="signal")[0].tolist()
@@ -184,19 +186,19 @@ def reinforce_plus_plus(rewards: ArrayLike, lengths: ArrayLike, *, epsilon: floa
     that is, with discount 1 every token carries the reward of its rollout, and m and v are their mean and variance.
 
     Args:
-      rewards: (P, G), any real unit; NaN = not scored.
-      lengths: (P, G) int, L, the tokens of each rollout that the loss counts, >= 0; 0 = as if not scored.
-      epsilon: added to the variance, in units of reward squared, >= 0.
+        rewards: (P, G), any real unit; NaN = not scored.
+        lengths: (P, G) int, L, the tokens of each rollout that the loss counts, >= 0; 0 = as if not scored.
+        epsilon: added to the variance, in units of reward squared, >= 0.
 
     Returns:
-      (P, G) advantages, of mean 0 and, but for epsilon, variance 1 over tokens.  A prompt without signal gets the
-      distance of its reward from the batch's.
+        (P, G) advantages, of mean 0 and, but for epsilon, variance 1 over tokens. A prompt without signal gets the
+        distance of its reward from the batch's.
 
     Raises:
-      ValueError: if shapes do not fit, or lengths are not integers; and, outside of jit, for a negative length.
+        ValueError: if shapes do not fit, or lengths are not integers; and, outside of jit, for a negative length.
 
     Source: Hu 2025, REINFORCE++ (arXiv 2501.03262), without its KL term inside of the reward; subtract that from the
-    rewards beforehand.  The whitening is verl's ``masked_whiten``.  OpenRLHF's variance divides by sum(L).
+    rewards beforehand. The whitening is verl's ``masked_whiten``. OpenRLHF's variance divides by sum(L).
 
     >>> [[f"{x:.3f}" for x in row] for row in reinforce_plus_plus([[1.0], [0.0]], [[1], [3]])]
     [['1.500'], ['-0.500']]
@@ -210,16 +212,16 @@ def reinforce_plus_plus_baseline(rewards: ArrayLike, lengths: ArrayLike, *, epsi
     A_i = (c_i - m) / sqrt(v + epsilon),  c_i = r_i - mean(r),  with the m and v of ``reinforce_plus_plus``, of c.
 
     Args:
-      rewards: (P, G), any real unit; NaN = not scored.
-      lengths: (P, G) int, >= 0, as for ``reinforce_plus_plus``.
-      epsilon: added to the variance, in units of reward squared, >= 0.
+        rewards: (P, G), any real unit; NaN = not scored.
+        lengths: (P, G) int, >= 0, as for ``reinforce_plus_plus``.
+        epsilon: added to the variance, in units of reward squared, >= 0.
 
     Returns:
-      (P, G) advantages.  c sums to 0 over the rollouts of a prompt, but not over its tokens: where long rollouts score
-      less, m < 0.  A prompt without signal gets -m / sqrt(v + epsilon), in verl as here, and not 0.
+        (P, G) advantages. c sums to 0 over the rollouts of a prompt, but not over its tokens: where long rollouts score
+        less, m < 0. A prompt without signal gets -m / sqrt(v + epsilon), in verl as here, and not 0.
 
     Raises:
-      ValueError: as ``reinforce_plus_plus``.
+        ValueError: as ``reinforce_plus_plus``.
 
     Source: Hu 2025, REINFORCE++ (arXiv 2501.03262), the variant with a baseline, as verl has it; there a prompt with a
     single rollout keeps its raw reward as c, here c = 0, and a rollout without a token counts in the prompt's mean.
@@ -237,18 +239,18 @@ def opo(rewards: ArrayLike, lengths: ArrayLike) -> jax.Array:
     A_i = r_i - sum(L r) / sum(L).
 
     Args:
-      rewards: (P, G), any real unit; NaN = not scored.
-      lengths: (P, G) int, L, the tokens of each rollout that the loss counts, >= 0; 0 = as if not scored.
+        rewards: (P, G), any real unit; NaN = not scored.
+        lengths: (P, G) int, L, the tokens of each rollout that the loss counts, >= 0; 0 = as if not scored.
 
     Returns:
-      (P, G) advantages in units of reward; over the tokens of a prompt they sum to 0.
+        (P, G) advantages in units of reward; over the tokens of a prompt they sum to 0.
 
     Raises:
-      ValueError: if shapes do not fit, or lengths are not integers; and, outside of jit, for a negative length.
+        ValueError: if shapes do not fit, or lengths are not integers; and, outside of jit, for a negative length.
 
-    Source: Hao et al. 2025, On-policy RL with optimal reward baseline (arXiv 2505.23585).  The baseline of least
+    Source: Hao et al. 2025, On-policy RL with optimal reward baseline (arXiv 2505.23585). The baseline of least
     variance weighs rewards by the squared norm of their score; the length stands for it, if the gradients of tokens are
-    alike and independent.  verl's ``opo`` is the same but for a prompt with a single rollout: there its raw reward.
+    alike and independent. verl's ``opo`` is the same but for a prompt with a single rollout: there its raw reward.
 
     >>> opo([[1.0, 0.0]], [[1, 3]]).tolist()
     [[0.75, -0.25]]
@@ -262,16 +264,16 @@ def remax(rewards: ArrayLike, greedy_rewards: ArrayLike) -> jax.Array:
     A_i = r_i - b.
 
     Args:
-      rewards: (P, G), any real unit; NaN = not scored.
-      greedy_rewards: (P,), b, in the same unit; NaN = not scored: all of the prompt gets 0.
+        rewards: (P, G), any real unit; NaN = not scored.
+        greedy_rewards: (P,), b, in the same unit; NaN = not scored: all of the prompt gets 0.
 
     Returns:
-      (P, G) advantages in units of reward.  Equal rewards that differ from b are a signal here.
+        (P, G) advantages in units of reward. Equal rewards that differ from b are a signal here.
 
     Raises:
-      ValueError: if rewards are not (P, G), or there is not one greedy reward a prompt.
+        ValueError: if rewards are not (P, G), or there is not one greedy reward a prompt.
 
-    Source: Li et al. 2023, ReMax (arXiv 2310.10505).  The same as verl's ``remax`` with discount 1 and the reward
+    Source: Li et al. 2023, ReMax (arXiv 2310.10505). The same as verl's ``remax`` with discount 1 and the reward
     at the last token.
 
     >>> remax([[1.0, 0.0], [1.0, 1.0]], [0.0, 0.75]).tolist()
@@ -290,18 +292,18 @@ def pass_at_k(rewards: ArrayLike, *, epsilon: float = 1e-6, normalize: bool = Tr
     A_best = (r_best - r_second) / (std(r) + epsilon).
 
     Args:
-      rewards: (P, G), any real unit; NaN = not scored.
-      epsilon: added to the deviation (ddof 1), in units of reward, >= 0.
-      normalize: divide by the deviation; without, A_best = r_best - r_second.
+        rewards: (P, G), any real unit; NaN = not scored.
+        epsilon: added to the deviation (ddof 1), in units of reward, >= 0.
+        normalize: divide by the deviation; without, A_best = r_best - r_second.
 
     Returns:
-      (P, G) advantages >= 0, at most one of a prompt's above 0; all 0 where the best rollouts tie.
+        (P, G) advantages >= 0, at most one of a prompt's above 0; all 0 where the best rollouts tie.
 
     Raises:
-      ValueError: if rewards are not (P, G).
+        ValueError: if rewards are not (P, G).
 
     Source: Tang et al. 2025 (arXiv 2503.19595): the gradient of the expected best of k rollouts credits only the best
-    one, with what would be lost without it.  The deviation is verl's (``grpo_passk``, which refuses single rollouts).
+    one, with what would be lost without it. The deviation is verl's (``grpo_passk``, which refuses single rollouts).
 
     >>> pass_at_k([[1.0, 0.5, 0.0], [1.0, 1.0, 0.0]], normalize=False).tolist()
     [[0.5, 0.0, 0.0], [0.0, 0.0, 0.0]]
@@ -327,20 +329,20 @@ def gdpo(
     or, with lengths, s whitened over the tokens of the batch as in ``reinforce_plus_plus``.
 
     Args:
-      component_rewards: (P, G, K), each component in its own unit; NaN = this component is not scored for this rollout
-        and left out of its sum.  A rollout without any scored component is not scored.
-      weights: (K,), w, relative importance; up to epsilon only ratios matter.
-      epsilon: added to the deviations, in units of reward for the components, without unit for the sum; >= 0.
-      lengths: (P, G) int, >= 0, as for ``reinforce_plus_plus``, whose 1e-8 then takes the place of the last epsilon.
+        component_rewards: (P, G, K), each component in its own unit; NaN = this component is not scored for this
+            rollout and left out of its sum. A rollout without any scored component is not scored.
+        weights: (K,), w, relative importance; up to epsilon only ratios matter.
+        epsilon: added to the deviations, in units of reward for the components, without unit for the sum; >= 0.
+        lengths: (P, G) int, >= 0, as for ``reinforce_plus_plus``, whose 1e-8 then takes the place of the last epsilon.
 
     Returns:
-      (P, G) advantages.  A component that is constant in a prompt adds 0 to all of it.
+        (P, G) advantages. A component that is constant in a prompt adds 0 to all of it.
 
     Raises:
-      ValueError: if shapes do not fit, or lengths are not integers; and, outside of jit, for a negative length.
+        ValueError: if shapes do not fit, or lengths are not integers; and, outside of jit, for a negative length.
 
-    Source: GDPO (arXiv 2601.05242).  Without lengths this is TRL's "normalize_then_sum", NaN included; TRL subtracts
-    the batch mean of s besides, which is 0 up to rounding, as every component sums to 0 in its prompt.  With lengths
+    Source: GDPO (arXiv 2601.05242). Without lengths this is TRL's "normalize_then_sum", NaN included; TRL subtracts
+    the batch mean of s besides, which is 0 up to rounding, as every component sums to 0 in its prompt. With lengths
     and epsilon 1e-6 it is verl's ``gdpo``, which knows no NaN and takes the components of a single rollout raw.
 
     >>> both = [[[1.0, 10.0], [0.0, 10.0]], [[1.0, 30.0], [1.0, 10.0]]]  # each prompt differs in one component
@@ -365,7 +367,7 @@ def has_signal(rewards: ArrayLike) -> jax.Array:
     """Whether a prompt's scored rewards differ at all: (P, G) rewards, NaN = not scored, to (P,) bool.
 
     Raises:
-      ValueError: if rewards are not (P, G).
+        ValueError: if rewards are not (P, G).
 
     >>> has_signal([[1.0, 0.0], [1.0, 1.0], [1.0, float("nan")]]).tolist()
     [True, False, False]

@@ -49,17 +49,17 @@ def answer(
     What is drawn for a record depends on the key and the record's place in ``records``, not on ``evaluation.batch``.
 
     Args:
-      params: of ``sampler``.
-      records: to be answered; read and encoded a few batches ahead.
-      encode: of the run.
-      config: of the run: sampling, reward, sizes.
-      devices: the mesh.
-      key: random key of this evaluation.
-      temperatures: 0 is greedy; others draw as in training, ``sampling.top_p`` included.
-      phases: takes the time, as ``tracking.Phases``.
+        params: of ``sampler``.
+        records: to be answered; read and encoded a few batches ahead.
+        encode: of the run.
+        config: of the run: sampling, reward, sizes.
+        devices: the mesh.
+        key: random key of this evaluation.
+        temperatures: 0 is greedy; others draw as in training, ``sampling.top_p`` included.
+        phases: takes the time, as ``tracking.Phases``.
 
     Returns:
-      For each temperature the rows, in the order of the records.
+        For each temperature the rows, in the order of the records.
     """
     size, sampling, tokenizer = config.evaluation.batch, config.sampling, encode.processor.tokenizer
     phases = tracking.Phases() if phases is None else phases

@@ -40,7 +40,7 @@ class PromptBatch:
 
 @dataclasses.dataclass(frozen=True)
 class Encoder:
-    """Records to a packed batch.  It depends on nothing but its records, so that threads may do it ahead of time."""
+    """Records to a packed batch. It depends on nothing but its records, so that threads may do it ahead of time."""
 
     settings: options.Data
     architecture: Any  # the family's static config
@@ -52,7 +52,7 @@ class Encoder:
         """P records, their media decoded and their prompts packed.
 
         Raises:
-          ValueError: for media that cannot be decoded, and a prompt that is too long, by the name of its record.
+            ValueError: for media that cannot be decoded, and a prompt that is too long, by the name of its record.
         """
         settings = self.settings
         say = functools.partial(conversation, instruction=settings.instruction, list_choices=settings.list_choices)
@@ -86,7 +86,7 @@ class Encoder:
         """The batch and its reference completions: tokens (P, 1, T) int32 and mask, end token included.
 
         Raises:
-          ValueError: as above, and for a completion of more than ``length`` tokens.
+            ValueError: as above, and for a completion of more than ``length`` tokens.
         """
         tokens = np.full((len(records), 1, length), self.architecture.pad_id, np.int32)
         mask = np.zeros(tokens.shape, bool)
@@ -120,13 +120,13 @@ def stream(
     """An endless iterator over encoded batches that can be resumed: ``next`` and ``get_state``, as ``mixture.iterate``.
 
     Args:
-      records: of one or several datasets, which are mixed by ``settings.temperature``.
-      encode: an ``Encoder``, or a function like it.
-      size: records of a batch.
-      seed: of the order.
-      settings: of the data.
-      start: index of the first batch.
-      balance: repeats the records of each of these groups to the size of the dataset's largest.
+        records: of one or several datasets, which are mixed by ``settings.temperature``.
+        encode: an ``Encoder``, or a function like it.
+        size: records of a batch.
+        seed: of the order.
+        settings: of the data.
+        start: index of the first batch.
+        balance: repeats the records of each of these groups to the size of the dataset's largest.
     """
     names = sorted({record.dataset for record in records})
     by_domain = [[record for record in records if record.dataset == name] for name in names]

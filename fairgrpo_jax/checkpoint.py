@@ -1,7 +1,7 @@
 """Save and restore a run (Orbax): parameters, the rest of the training state, and what lives on the host.
 
 A checkpoint is written beside its final place and renamed, so ``kill -9`` leaves either the old one or the new one.
-Arrays are restored onto the mesh of the resuming run, whatever the mesh of the saving one.  Parameters are an item of
+Arrays are restored onto the mesh of the resuming run, whatever the mesh of the saving one. Parameters are an item of
 their own: another run, or an export, reads them alone.
 """
 

@@ -21,13 +21,13 @@ def chunk_count(architecture: Any, tree: Any, layout: footprint.Layout, memory: 
     """The smallest divisor of the rollouts whose update, with all that is held beside it, fits; all of them if none.
 
     Args:
-      architecture: the family's config.
-      tree: the parameters, as arrays or shapes.
-      layout: of the run; its ``chunks`` is not looked at.
-      memory: bytes of a device.
+        architecture: the family's config.
+        tree: the parameters, as arrays or shapes.
+        layout: of the run; its ``chunks`` is not looked at.
+        memory: bytes of a device.
 
     Returns:
-      in 1 .. G.  An estimate: ``update.chunks`` overrides it.
+        in 1 .. G. An estimate: ``update.chunks`` overrides it.
     """
     rollouts = layout.sizes.rollouts
     held = sum(footprint.state(tree, layout).values())
@@ -51,15 +51,15 @@ def chunks(
     """``update.chunks``, or as many as the memory of this device asks for in an update of ``batch``.
 
     Args:
-      params: arrays, shapes, or traced.
-      batch: a ``learner.PolicyBatch``, likewise.
-      architecture: the family's config.
-      update: of the run.
-      compute: dtype of the passes; by default that of the parameters.
-      freeze: what is not trained; see ``lora.trainable``.
+        params: arrays, shapes, or traced.
+        batch: a ``learner.PolicyBatch``, likewise.
+        architecture: the family's config.
+        update: of the run.
+        compute: dtype of the passes; by default that of the parameters.
+        freeze: what is not trained; see ``lora.trainable``.
 
     Raises:
-      ValueError: if the rollouts of a prompt cannot be cut into ``update.chunks``.
+        ValueError: if the rollouts of a prompt cannot be cut into ``update.chunks``.
     """
     P, G, T = batch.tokens.shape
     if update.chunks:

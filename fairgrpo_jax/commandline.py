@@ -1,4 +1,4 @@
-"""What the commands share: an optional config name, dotted overrides, ``--list``, readable errors."""
+"""Helpers of all commands: an optional config name, dotted overrides, ``--list``, readable errors."""
 
 import contextlib
 import dataclasses
@@ -38,7 +38,7 @@ def parse(argv: list[str], *, prog: str, description: str | None, schema: type =
     """The arguments of a command: the preset named first (or the default one), and the overrides after it.
 
     Raises:
-      ValueError: for an unknown preset, naming the known ones; for an option that is unknown or has a wrong value.
+        ValueError: for an unknown preset, naming the known ones; for an option that is unknown or has a wrong value.
     """
     if argv[:1] == ["--list"]:
         for name, summary in configs.summaries().items():
@@ -61,7 +61,7 @@ def parse(argv: list[str], *, prog: str, description: str | None, schema: type =
 
 
 class one_line_errors:  # noqa: N801
-    """Turns what users can mend, and an interrupted run, into one line and an exit status."""
+    """Prints user errors and interruptions as one line and exits with a status."""
 
     def __enter__(self) -> None:
         return None

@@ -1,7 +1,7 @@
 """The one schema of every option, with its default, unit and help.
 
 Presets live in ``configs/`` as Python; the command line overrides any field by its dotted name
-(``--optim.lr 1e-6``).  Every value is checked when the config is made, before any long work starts.
+(``--optim.lr 1e-6``). Every value is checked when the config is made, before any long work starts.
 """
 
 import dataclasses
@@ -69,13 +69,13 @@ class Data:
     """Mixing exponent: a dataset of n records is drawn with weight n ** temperature. 1 mixes all records evenly, 0
     mixes datasets evenly."""
     on_broken: Literal["raise", "skip"] = "raise"
-    """What becomes of records whose media cannot be decoded; "skip" decodes everything once before the run."""
+    """Treatment of records whose media cannot be decoded; "skip" decodes everything once before the run."""
     num_frames: int = 4
     """Frames taken uniformly from a video; even, as the vision tower joins two frames to one."""
     instruction: str = ""
     """Sentence added to every question, e.g. how to think and where to put the answer."""
     list_choices: bool = False
-    """Whether the answers to choose from stand under the question."""
+    """List the possible answers below the question."""
     prompt_length: int = 48
     """Tokens to which prompts are padded; a longer prompt is refused, by name."""
     num_patches: int = 64
@@ -85,11 +85,11 @@ class Data:
     max_pixels: int | None = None
     """Larger images are reduced to this many pixels; by default as the checkpoint says (32 x 32 without one)."""
     attributes: tuple[str, ...] = ("sex", "age")
-    """What the demographic groups are made of: sex, age, and what else a dataset tells (race, skin_type, ...)."""
+    """Attributes that make the demographic groups: sex, age, and others of the dataset (race, skin_type, ...)."""
     age_edges: tuple[int, ...] = (25, 50, 75)
     """Upper edges, in years and inclusive, of the age groups."""
     leakage: Literal["refuse", "report"] = "refuse"
-    """What to do when a patient is in training and held-out records, as in some official splits (VQA-RAD's)."""
+    """Treatment of patients with both training and held-out records, as in some official splits (VQA-RAD's)."""
     resample: bool = False
     """Repeat training records until every demographic group of a dataset is as large as its largest (GRPO+RS)."""
     workers: int = 2
@@ -187,7 +187,7 @@ class Optim:
     warmup_steps: int = 30
     """Updates over which the learning rate rises from zero."""
     schedule: Literal["constant", "cosine"] = "cosine"
-    """What the learning rate does after its warm-up."""
+    """Course of the learning rate after its warm-up."""
     b1: float = 0.9
     """Decay of the first moment."""
     b2: float = 0.999
@@ -256,7 +256,7 @@ class Sampling:
     dtype: Literal["float32", "bfloat16"] | None = None
     """Dtype of the weights that sample; by default as they are trained. bfloat16 halves what every token reads."""
     weights: Literal["replicated", "tensor"] = "replicated"
-    """How the weights are gathered while sampling: whole on every device, or split along the mesh's second axis."""
+    """Layout of the weights while sampling: whole on every device, or split along the mesh's second axis."""
     tries: int = 1
     """Batches of prompts drawn for a step until none is left whose completions all have the same reward (DAPO's
     dynamic sampling, bounded); 1 takes the first batch as it is."""
@@ -303,7 +303,7 @@ class Update:
     """Parts of a mini-batch whose gradients are summed before the update; saves memory, changes nothing else."""
     chunks: int = 0
     """Parts of the rollouts of each prompt, a divisor of them, one backward pass each; saves memory, and time on
-    padding as the short ones go together.  0: as many as the memory of the device asks for."""
+    padding as the short ones go together. 0: as many as the memory of the device asks for."""
     kind: Literal["clip", "gspo", "cispo"] = "clip"
     """Ratio of single tokens, clipped (PPO, GRPO); of whole completions (GSPO, with clips of about 3e-4); or clipped
     without stopping the gradient (CISPO)."""
@@ -366,10 +366,10 @@ class Fairness:
     decay: float = 0.99
     """Decay per step where statistics are "ema"."""
     clamp: Literal["code", "product", "factor"] = "code"
-    """Which part of the temperature is kept from zero: as in the authors' code, the product, or each factor
+    """Part of the temperature that is kept from zero: as in the authors' code, the product, or each factor
     (fair_grpo_nd always keeps each factor)."""
     levels: Literal["both", "group", "domain"] = "both"
-    """Which temperatures are used: of the domain and of the group in it, or one of them alone."""
+    """Temperatures in use: of the domain and of the group in it, or one of them alone."""
     size_exponent: float = 0.5
     """Power of a group's size in its temperature."""
     mean_exponent: float = 1.0
@@ -381,14 +381,14 @@ class Fairness:
     sort_vectors: bool = False
     """Sort a prompt's rewards before clustering, so that only how often it succeeds counts, not which rollout."""
     history: Literal["ring", "binary"] | None = "binary"
-    """How reward vectors of unlabelled prompts are kept for clustering: the last ones, an exact table of
+    """Memory of the unlabelled prompts' reward vectors, for clustering: the last ones, an exact table of
     binary ones, or not at all (then the unlabelled prompts of a domain are one group)."""
     capacity: int = 8192
     """Reward vectors kept for each domain where history is "ring"."""
     shift: float = 0.0
     """Added to all rewards before means and clusters are taken, for rewards that may be negative."""
     step_size: float = 0.01
-    """Step size of group_dro's weights; larger ones let one hopeless group take them all."""
+    """Step size of group_dro's weights; with larger ones a single group that never improves takes all the weight."""
 
     def __post_init__(self):
         _require_finite("fairness.", self)
@@ -435,13 +435,13 @@ class Evaluation:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """One experiment.  A run folder belongs to one config: the same command resumes it, a changed one is refused."""
+    """One experiment. A run folder belongs to one config: the same command resumes it, a changed one is refused."""
 
     name: str = "clinic"
     """Preset from which this config was made."""
     algorithm: Algorithm = "fair_grpo"
     """Advantage estimator; fair_grpo and group_dro use explicit groups, fair_grpo_nd and drpo groups found by
-    clustering.  docs/advantages.md says which one when."""
+    clustering. docs/advantages.md says which one when."""
     mesh: str = "1x1"
     """Devices as FSDPxTENSOR, e.g. 4x1; on a CPU they are simulated."""
     seed: int = 0

@@ -1,6 +1,6 @@
 """How a batch of advantages is spread over prompts and groups: what to log beside the reward.
 
-A method that evens out groups can end up learning from three prompts.  These functions show it; they work under
+A method that evens out groups can end up learning from three prompts. These functions show it; they work under
 ``jax.jit`` and ``jax.vmap``, but for ``ceiling``, which is arithmetic on two numbers.
 """
 
@@ -17,10 +17,10 @@ def zero_variance_share(rewards: ArrayLike) -> jax.Array:
     """Share of the P prompts that teach nothing, in [0, 1]: the mean of ``not advantages.has_signal(rewards)``.
 
     Args:
-      rewards: (P, G), NaN = not scored.
+        rewards: (P, G), NaN = not scored.
 
     Raises:
-      ValueError: if rewards are not (P, G).
+        ValueError: if rewards are not (P, G).
 
     >>> float(zero_variance_share([[1.0, 0.0], [1.0, 1.0]]))
     0.5
@@ -32,7 +32,7 @@ def effective_sample_size(weights: ArrayLike) -> jax.Array:
     """How many equally weighted prompts these weights are worth: (sum w)^2 / sum w^2 (Kish), a count in [1, P].
 
     Args:
-      weights: any shape, >= 0; a weight of 0 is an absent prompt.  All zero gives 0.
+        weights: any shape, >= 0; a weight of 0 is an absent prompt. All zero gives 0.
 
     >>> float(effective_sample_size([2.0, 2.0, 0.0]))
     2.0
@@ -46,15 +46,15 @@ def group_share(advantages: ArrayLike, groups: ArrayLike, num_groups: int) -> ja
     """Each group's share of the batch's absolute advantage: sum of |A| in the group over sum of |A|.
 
     Args:
-      advantages: (P, G).
-      groups: (P,) int ids; an id outside 0 .. num_groups - 1 belongs to no group but counts in the total.
-      num_groups: number of groups.
+        advantages: (P, G).
+        groups: (P,) int ids; an id outside 0 .. num_groups - 1 belongs to no group but counts in the total.
+        num_groups: number of groups.
 
     Returns:
-      (num_groups,) shares in [0, 1]; all 0 if every advantage is 0.
+        (num_groups,) shares in [0, 1]; all 0 if every advantage is 0.
 
     Raises:
-      ValueError: if the shapes do not fit.
+        ValueError: if the shapes do not fit.
 
     >>> group_share([[1.0, -1.0], [3.0, -3.0]], [1, 0], 2).tolist()
     [0.75, 0.25]
@@ -71,7 +71,7 @@ def top_prompt_share(advantages: ArrayLike) -> jax.Array:
     """Share of the batch's absolute advantage that one prompt holds at most, in [0, 1]; (P, G) to a scalar.
 
     Raises:
-      ValueError: if advantages are not (P, G).
+        ValueError: if advantages are not (P, G).
 
     >>> float(top_prompt_share([[1.0, -1.0], [3.0, -3.0]]))
     0.75
@@ -84,11 +84,11 @@ def ceiling(num_prompts: int, num_rollouts: int) -> float:
     """The largest |A| a whitened batch can hold: sqrt((P G - 1)(G - 1) / G).
 
     It is reached when one rollout of one prompt stands out and no other prompt has any advantage, so a batch whose
-    largest |A| is near it is governed by one prompt.  It holds for advantages that sum to 0 in every prompt and are
+    largest |A| is near it is governed by one prompt. It holds for advantages that sum to 0 in every prompt and are
     divided by the deviation (ddof 1) of the whole batch, as in ``fairness.fair_grpo``.
 
     Raises:
-      ValueError: if there is no prompt, or fewer than two rollouts.
+        ValueError: if there is no prompt, or fewer than two rollouts.
 
     >>> round(ceiling(64, 8), 2)
     21.15

@@ -65,21 +65,21 @@ def estimate(
 
     What is remembered, and the weights of prompts, are made of all N prompts: where dynamic sampling keeps those that
     teach, counts and mean rewards are still those of the patients, and Group DRO's q / p weighs against the shares that
-    were drawn.  Baselines and deviations are those of the P prompts.
+    were drawn. Baselines and deviations are those of the P prompts.
 
     Args:
-      name: one of ``NAMES``; each stands for the function of that name in ``advantages`` or ``fairness``.
-      scored: the step; see ``Scored``.
-      memory: of the steps before.
-      step_size: of ``fairness.group_dro``.
-      **options: of ``fairness.temperatures``, for its family; what a member fixes is not overridden.
+        name: one of ``NAMES``; each stands for the function of that name in ``advantages`` or ``fairness``.
+        scored: the step; see ``Scored``.
+        memory: of the steps before.
+        step_size: of ``fairness.group_dro``.
+        **options: of ``fairness.temperatures``, for its family; what a member fixes is not overridden.
 
     Returns:
-      advantages; the memory after the step; and ``fairness/effective_sample_size`` of the weights, over prompts with
-      signal, ``advantage/max_abs``, ``advantage/top_prompt_share``, ``reward/zero_variance_share`` of the P prompts.
+        advantages; the memory after the step; and ``fairness/effective_sample_size`` of the weights, over prompts with
+        signal, ``advantage/max_abs``, ``advantage/top_prompt_share``, ``reward/zero_variance_share`` of the P prompts.
 
     Raises:
-      ValueError: for an unknown name, and from the function that it stands for.
+        ValueError: for an unknown name, and from the function that it stands for.
     """
     if name not in NAMES:
         raise ValueError(f"got algorithm {name!r}; wanted one of {', '.join(NAMES)}")

@@ -1,6 +1,6 @@
 """Evaluation on held-out patients: one answer a record, scored and reported by group.
 
-Answers are greedy, as the papers evaluate.  ``reward`` in the log is their mean reward as the run pays it, ``exact``
+Answers are greedy, as the papers evaluate. ``reward`` in the log is their mean reward as the run pays it, ``exact``
 the share that is exactly right; ``reward_sampled`` is the mean reward of answers drawn as in training, the quantity
 that reinforcement learning maximises.
 """

@@ -6,10 +6,10 @@
     >>> print(advantages[:, 0].round(3))
     [0.791 0.791 1.118]
 
-What has been seen so far is an explicit ``FairnessState``: it goes in, comes out, and belongs in the checkpoint.  All
+What has been seen so far is an explicit ``FairnessState``: it goes in, comes out, and belongs in the checkpoint. All
 functions are pure and run under one ``jax.jit``, without host callbacks; values are checked only outside of it.
-Rewards are (P, G), NaN = not scored; domains (P,) and groups (P,) are integer ids, group -1 = unlabelled.  Results are
-float32, or float64 where float64 rewards are given.  Nothing is stopped: gradients flow to the rewards, with the labels
+Rewards are (P, G), NaN = not scored; domains (P,) and groups (P,) are integer ids, group -1 = unlabelled. Results are
+float32, or float64 where float64 rewards are given. Nothing is stopped: gradients flow to the rewards, with the labels
 of clusters taken as fixed (the counts of a binary history have none).
 """
 
@@ -108,19 +108,19 @@ def fair_grpo(
     Groups of -1 throughout give FairGRPO-ND as the paper's runs had it: no demographics, the plain domain mean.
 
     Args:
-      rewards: (P, G) >= -shift, NaN = not scored; the whole batch of the step, over all processes.
-      domains: (P,) int in 0 .. D - 1.
-      groups: (P,) int in 0 .. Gr - 1, or -1 = unlabelled.
-      state: from ``init`` or the step before.
-      statistics: how the statistics are kept; this option and the following are those of ``temperatures``.
+        rewards: (P, G) >= -shift, NaN = not scored; the whole batch of the step, over all processes.
+        domains: (P,) int in 0 .. D - 1.
+        groups: (P,) int in 0 .. Gr - 1, or -1 = unlabelled.
+        state: from ``init`` or the step before.
+        statistics: how the statistics are kept; this option and the following are those of ``temperatures``.
 
     Returns:
-      (P, G) advantages, each prompt's sum to 0, with standard deviation 1 over the batch; and the next state.
+        (P, G) advantages, each prompt's sum to 0, with standard deviation 1 over the batch; and the next state.
 
     Raises:
-      ValueError: see ``temperatures``.
+        ValueError: see ``temperatures``.
 
-    Source: FairGRPO (arXiv 2510.19893; v2 "EQPO"), stages 1 to 3, in the reading of the authors' code.  The paper also
+    Source: FairGRPO (arXiv 2510.19893; v2 "EQPO"), stages 1 to 3, in the reading of the authors' code. The paper also
     subtracts the batch mean, which is already 0.
     """
     return _fair(
@@ -161,7 +161,7 @@ def drpo(
 
     Args, returns and errors are those of ``fair_grpo``, without groups and clamp.
 
-    Source: QoQ-Med (arXiv 2506.00711), equations 1 to 3.  The paper's damping by the KL to the reference is not
+    Source: QoQ-Med (arXiv 2506.00711), equations 1 to 3. The paper's damping by the KL to the reference is not
     applied, as it is not in the authors' code.
 
     >>> a, _ = drpo([[1.0, 0.0], [0.0, 1.0]], [0, 0], init(1, 0, 2, history="binary"))
@@ -177,12 +177,12 @@ def weigh(
     """Weights (P,) of a member of the family, and the next state; ``rescale`` makes advantages of them.
 
     Args:
-      name: a key of ``FAMILY``.
-      rewards, domains, groups, state: see ``temperatures``; members without demographics ignore ``groups``.
-      **options: of ``temperatures``; what the member fixes is not overridden.
+        name: a key of ``FAMILY``.
+        rewards, domains, groups, state: see ``temperatures``; members without demographics ignore ``groups``.
+        **options: of ``temperatures``; what the member fixes is not overridden.
 
     Raises:
-      ValueError: for an unknown name, and see ``temperatures``.
+        ValueError: for an unknown name, and see ``temperatures``.
 
     >>> weights, _ = weigh("fair_grpo", [[1.0, 0.0]] * 3, [0] * 3, [0, 0, 1], init(1, 2, 2, history=None))
     >>> (weights / weights[0]).round(3).tolist()
@@ -218,48 +218,48 @@ def temperatures(
 ) -> tuple[jax.Array, jax.Array, FairnessState]:
     """Weight of each prompt, w = 1 / (T_d T_g) with T = N^a mean(r)^b, of its domain and of its group in the domain.
 
-    N counts prompts, mean(r) averages their mean rewards; both include this batch.  Unlabelled prompts get, as their
+    N counts prompts, mean(r) averages their mean rewards; both include this batch. Unlabelled prompts get, as their
     group, a cluster of the reward vectors of the domain's unlabelled prompts (``grouping.cluster``).
 
     Statistics: ``"cumulative"``, since the state was empty (the authors' code); ``"batch"``, of this batch alone (the
     paper's text; the state passed in is ignored and the one returned holds this batch); ``"ema"``, lifetime counts with
-    means that move by at least 1 - decay each time a group occurs.  A ring that has overflowed keeps the clusters of
+    means that move by at least 1 - decay each time a group occurs. A ring that has overflowed keeps the clusters of
     its window and scales their counts up to all unlabelled prompts seen; under ``"ema"`` clusters are not decayed.
 
     Clamps: ``"code"``, max(T_d, epsilon) T_g, and w = 1 if that is 0; ``"product"``, max(T_d T_g, epsilon) (the paper);
-    ``"factor"``, max(T_d, epsilon) max(T_g, epsilon) (DRPO's paper).  They differ only where nothing was ever rewarded.
+    ``"factor"``, max(T_d, epsilon) max(T_g, epsilon) (DRPO's paper). They differ only where nothing was ever rewarded.
 
     Args:
-      rewards: (P, G) >= -shift, NaN = not scored.  A prompt without any score is not counted.  A vector with a NaN is
-        not kept for clustering; its prompt takes the cluster that is nearest in the scored rollouts.
-      domains: (P,) int in 0 .. D - 1.
-      groups: (P,) int in 0 .. Gr - 1, or -1 = unlabelled.
-      state: from ``init`` or the step before.
-      statistics: see above.
-      decay: of ``"ema"``, in [0, 1).
-      clamp: see above.
-      max_weight: m >= 1 limits w to [1/m, m] times the median w of the prompts with signal; None does not.  A hard
-        group with one lucky prompt can otherwise hold nearly the whole batch.
-      epsilon: of the clamps, > 0.
-      k_max: most clusters a domain, >= 1.
-      clustering: ``"jax"``, or ``"sklearn"`` to repeat the authors' clusters (on the host, not under jit).
-      size_exponent: a >= 0; 0 ignores how many prompts there are.
-      mean_exponent: b >= 0; 0 ignores how well they are answered.
-      levels: ``"both"``; ``"group"`` sets T_d = 1, ``"domain"`` sets T_g = 1.
-      sort_vectors: cluster the vectors sorted, so that the order of the rollouts, which means nothing, plays no part.
-        A binary history is then clustered exactly, without any start (``grouping.cluster_successes``).
-      shift: >= 0, in units of reward; added to all rewards before means and vectors, for rewards that are bounded below
-        by -shift, such as those with a length penalty.  The same in every step; 0 with a binary history.
-      domain_mean: ``"plain"``, over prompts; ``"inverse_size"``, see ``fair_grpo_nd``, where the domain has clusters.
+        rewards: (P, G) >= -shift, NaN = not scored. A prompt without any score is not counted. A vector with a NaN is
+            not kept for clustering; its prompt takes the cluster that is nearest in the scored rollouts.
+        domains: (P,) int in 0 .. D - 1.
+        groups: (P,) int in 0 .. Gr - 1, or -1 = unlabelled.
+        state: from ``init`` or the step before.
+        statistics: see above.
+        decay: of ``"ema"``, in [0, 1).
+        clamp: see above.
+        max_weight: m >= 1 limits w to [1/m, m] times the median w of the prompts with signal; None does not. A hard
+            group with one lucky prompt can otherwise hold nearly the whole batch.
+        epsilon: of the clamps, > 0.
+        k_max: most clusters a domain, >= 1.
+        clustering: ``"jax"``, or ``"sklearn"`` to repeat the authors' clusters (on the host, not under jit).
+        size_exponent: a >= 0; 0 ignores how many prompts there are.
+        mean_exponent: b >= 0; 0 ignores how well they are answered.
+        levels: ``"both"``; ``"group"`` sets T_d = 1, ``"domain"`` sets T_g = 1.
+        sort_vectors: cluster the vectors sorted, so that the order of the rollouts, which means nothing, plays no part.
+            A binary history is then clustered exactly, without any start (``grouping.cluster_successes``).
+        shift: >= 0, in units of reward; added to all rewards before means and vectors, for rewards that are bounded
+            below by -shift, such as those with a length penalty. The same in every step; 0 with a binary history.
+        domain_mean: ``"plain"``, over prompts; ``"inverse_size"``, see ``fair_grpo_nd``, where the domain has clusters.
 
     Returns:
-      weights (P,); that of a prompt without signal has no effect (``advantages.has_signal``); labels (P,)
-      int32, the group id, or Gr + cluster for the unlabelled; and the next state.
+        weights (P,); that of a prompt without signal has no effect (``advantages.has_signal``); labels (P,)
+        int32, the group id, or Gr + cluster for the unlabelled; and the next state.
 
     Raises:
-      ValueError: if shapes or options do not fit; and, outside of jit, for a reward below -shift, an id out of range,
-        or a reward other than 0 and 1 with a binary history.  Under jit a mean below 0 counts as 0, so that no
-        advantage turns its sign.
+        ValueError: if shapes or options do not fit; and, outside of jit, for a reward below -shift, an id out of range,
+            or a reward other than 0 and 1 with a binary history. Under jit a mean below 0 counts as 0, so that no
+            advantage turns its sign.
 
     Source: FairGRPO (arXiv 2510.19893), stages 2 and 3; a = 1/2, b = 1, both levels, unsorted and unshifted, there and
     in the authors' code.
@@ -297,15 +297,15 @@ def rescale(rewards: ArrayLike, weights: ArrayLike, *, epsilon: float = 1e-6) ->
     """Z-score within each prompt, times the prompt's weight, divided by the deviation (ddof 1) of the whole batch.
 
     Args:
-      rewards: (P, G), NaN = not scored: left out of the deviation, advantage 0.
-      weights: (P,) > 0; only their ratios matter.
-      epsilon: added to both deviations.
+        rewards: (P, G), NaN = not scored: left out of the deviation, advantage 0.
+        weights: (P,) > 0; only their ratios matter.
+        epsilon: added to both deviations.
 
     Returns:
-      (P, G).  Rewards that are all alike give 0.
+        (P, G). Rewards that are all alike give 0.
 
     Raises:
-      ValueError: if the shapes do not fit.
+        ValueError: if the shapes do not fit.
 
     >>> [[f"{x:.3f}" for x in row] for row in rescale([[1.0, 0.0], [1.0, 0.0]], [1.0, 3.0])]
     [['0.387', '-0.387'], ['1.162', '-1.162']]
@@ -334,36 +334,37 @@ def group_dro(
 
     A_i = (q_c / p_c) s_i,  q_c <- q_c exp(step_size l_c) / Z,  l_c = 1 - mean reward of cell c in this batch.
 
-    A cell is a group in a domain; the unlabelled prompts of a domain are one.  s is the z-score of ``advantages.grpo``
+    A cell is a group in a domain; the unlabelled prompts of a domain are one. s is the z-score of ``advantages.grpo``
     and p_c the cell's share of the scored prompts, so that the mean over the batch is the gradient of -sum_c q_c l_c,
-    but for the division by each prompt's deviation.  q moves first and weighs after.  A cell that is absent from the
+    but for the division by each prompt's deviation. q moves first and weighs after. A cell that is absent from the
     batch has l_c = 0: it loses share as the others grow.
 
     The state keeps the sum of step_size l_c of each cell, and q = softmax of the sums over the cells that have ever
-    occurred.  That is the update above from a uniform start q = 1/C: the factors exp(step_size l_c) multiply to the
+    occurred. That is the update above from a uniform start q = 1/C: the factors exp(step_size l_c) multiply to the
     exponential of their sum, and 1/C and every Z are the same for all cells and cancel.
 
-    Keep step_size <= 0.01.  A cell with errors that cannot be learnt away grows without end: in a study of ours with
+    Keep step_size <= 0.01. A cell with errors that cannot be learnt away grows without end: in a study of ours with
     step_size 0.05 single cells came to 6 to 7 times their even share, |A| to 46, and the worst group lost.
 
     Args:
-      rewards: (P, G) in [0, 1], NaN = not scored; a prompt without any score is not counted.
-      domains: (P,) int in 0 .. D - 1.
-      groups: (P,) int in 0 .. Gr - 1, or -1 = unlabelled.
-      state: from ``init`` (``history=None`` will do) or the step before.
-      step_size: of the ascent, per unit of reward, > 0.
-      epsilon: added to the deviation of each prompt, > 0.
+        rewards: (P, G) in [0, 1], NaN = not scored; a prompt without any score is not counted.
+        domains: (P,) int in 0 .. D - 1.
+        groups: (P,) int in 0 .. Gr - 1, or -1 = unlabelled.
+        state: from ``init`` (``history=None`` will do) or the step before.
+        step_size: of the ascent, per unit of reward, > 0.
+        epsilon: added to the deviation of each prompt, > 0.
 
     Returns:
-      (P, G) advantages, each prompt's sum to 0; not divided by the deviation of the batch, so that their scale follows
-      q / p.  And the next state, whose counts and means include this batch.
+        (P, G) advantages, each prompt's sum to 0; not divided by the deviation of the batch, so that their scale
+            follows
+        q / p. And the next state, whose counts and means include this batch.
 
     Raises:
-      ValueError: if shapes or options do not fit; and, outside of jit, for an id or a reward out of range.
+        ValueError: if shapes or options do not fit; and, outside of jit, for an id or a reward out of range.
 
     Source: Sagawa et al. 2020, Distributionally robust neural networks (arXiv 1911.08731), algorithm 1, in the form of
-    the authors' code (all cells of a batch at once, step_size 0.01), without its adjustment for small groups.  The loss
-    1 - reward is ours.  Their cells are listed beforehand and share q from the start; here a cell has none until it
+    the authors' code (all cells of a batch at once, step_size 0.01), without its adjustment for small groups. The loss
+    1 - reward is ours. Their cells are listed beforehand and share q from the start; here a cell has none until it
     occurs, and one that first occurs late starts behind, as there.
 
     >>> rewards = [[1.0, 0.0], [1.0, 1.0], [0.0, 0.0], [1.0, 0.0]]

@@ -1,8 +1,8 @@
 """Who belongs together: explicit groups from demographics, implicit groups from clusters of reward vectors.
 
 Explicit groups are made on the host, once per run: ``vocabulary`` lists the joint cells that occur, ``explicit_groups``
-looks rows up in it.  ``cluster`` runs on the device with fixed shapes, or in scikit-learn on the host;
-``cluster_successes`` is exact.  Balancing and agreement are for studies, on the host.
+looks rows up in it. ``cluster`` runs on the device with fixed shapes, or in scikit-learn on the host;
+``cluster_successes`` is exact. Balancing and agreement are for studies, on the host.
 """
 
 import math
@@ -36,20 +36,20 @@ def vocabulary(rows: Iterable[Attributes], attributes: Sequence[str] | None = No
     """The joint cells that occur in ``rows``, sorted, so that the order of the rows does not matter.
 
     A cell joins the values of all attributes, as ``"F, ≤50"``; an unknown part is ``"?"``, and such a cell is a group
-    like any other.  A row that is wholly unknown belongs to no cell.
+    like any other. A row that is wholly unknown belongs to no cell.
 
     Args:
-      rows: one mapping attribute -> value a row; None, ``""`` or an absent key = unknown.
-      attributes: which to join, in which order; by default all that occur, by name in order of first appearance.
-        Attributes left out play no part in the groups.
+        rows: one mapping attribute -> value a row; None, ``""`` or an absent key = unknown.
+        attributes: which to join, in which order; by default all that occur, by name in order of first appearance.
+            Attributes left out play no part in the groups.
 
     Returns:
-      the vocabulary; its length in groups is ``len(vocabulary.cells)``.
+        the vocabulary; its length in groups is ``len(vocabulary.cells)``.
 
     Raises:
-      ValueError: if a chosen attribute occurs in no row, or a value holds the separator or is itself ``"?"``.
+        ValueError: if a chosen attribute occurs in no row, or a value holds the separator or is itself ``"?"``.
 
-    Source: FairGRPO (arXiv 2510.19893) groups by sex x age inside each dataset.  The authors' code treats one missing
+    Source: FairGRPO (arXiv 2510.19893) groups by sex x age inside each dataset. The authors' code treats one missing
     attribute alike (a cell of its own), but lets ``nan`` and empty text pass as values.
 
     >>> vocabulary([{"sex": "M", "age": None}, {"sex": "F", "age": ">75"}, {"sex": None}]).cells
@@ -68,14 +68,14 @@ def explicit_groups(attributes: Iterable[Attributes], vocabulary: Vocabulary) ->
     """Group id of each row, for ``fairness.fair_grpo``.
 
     Args:
-      attributes: one mapping attribute -> value a row; None, ``""`` or an absent key = unknown.
-      vocabulary: made once per run from all training rows, see ``grouping.vocabulary``.
+        attributes: one mapping attribute -> value a row; None, ``""`` or an absent key = unknown.
+        vocabulary: made once per run from all training rows, see ``grouping.vocabulary``.
 
     Returns:
-      (N,) int32 in 0 .. len(vocabulary.cells) - 1, or -1 where every attribute is unknown.
+        (N,) int32 in 0 .. len(vocabulary.cells) - 1, or -1 where every attribute is unknown.
 
     Raises:
-      ValueError: if a row's cell is not in the vocabulary.
+        ValueError: if a row's cell is not in the vocabulary.
 
     >>> rows = [{"sex": "F", "age": "≤50"}, {"sex": "M", "age": "≤50"}, {}]
     >>> explicit_groups(rows, vocabulary(rows)).tolist()
@@ -106,28 +106,28 @@ def cluster(
     With I_k the inertia (weighted sum of squared distances to the nearest of k centres) and K = min(k_max, number of
     distinct points), k is the smallest 2 <= k < K with I_k - I_{k+1} < threshold (I_{k-1} - I_k), else K.
 
-    ``method="jax"`` is jitted, of fixed shape and deterministic in ``key``.  Equal points are one point of their joint
-    weight.  For each k, 32 k-means++ starts (up to 64 where points are few) make 2, 4 and 8 of Lloyd's steps, the worse
+    ``method="jax"`` is jitted, of fixed shape and deterministic in ``key``. Equal points are one point of their joint
+    weight. For each k, 32 k-means++ starts (up to 64 where points are few) make 2, 4 and 8 of Lloyd's steps, the worse
     half dropping out after each round; the rest move points between clusters until no move lowers the inertia, 100
     steps at most; the lowest inertia wins.
     ``method="sklearn"`` runs on the host: ``KMeans(n_init="auto", random_state=0)``.
 
     Args:
-      vectors: (n, d) points, finite where their weight is not 0.
-      k_max: most clusters, >= 1.
-      threshold: of the elbow, in [0, 1].
-      key: a PRNG key; None is ``jax.random.key(0)``.  Not used by scikit-learn.
-      method: see above.
-      weights: (n,) multiplicities >= 0, 0 = absent; None = all 1.
+        vectors: (n, d) points, finite where their weight is not 0.
+        k_max: most clusters, >= 1.
+        threshold: of the elbow, in [0, 1].
+        key: a PRNG key; None is ``jax.random.key(0)``. Not used by scikit-learn.
+        method: see above.
+        weights: (n,) multiplicities >= 0, 0 = absent; None = all 1.
 
     Returns:
-      labels (n,) int32 in 0 .. k - 1, -1 for absent points; k, int32; inertias (k_max,), of which only the first K
-      are fitted and the rest are 0; their gradients are those of fixed labels.  All points equal: k = 1.  No point:
-      k = 0.  With two or more distinct points the elbow never returns 1.
+        labels (n,) int32 in 0 .. k - 1, -1 for absent points; k, int32; inertias (k_max,), of which only the first K
+        are fitted and the rest are 0; their gradients are those of fixed labels. All points equal: k = 1. No point:
+        k = 0. With two or more distinct points the elbow never returns 1.
 
     Raises:
-      ValueError: if the shapes do not fit, k_max < 1, or the method is unknown; and, outside of jit, for a negative
-        weight, or a present point that is not finite.
+        ValueError: if the shapes do not fit, k_max < 1, or the method is unknown; and, outside of jit, for a negative
+            weight, or a present point that is not finite.
 
     Source: the elbow of QoQ-Med (arXiv 2506.00711) and FairGRPO (arXiv 2510.19893) as in the authors' code, which runs
     scikit-learn with one start; where the best clustering is ambiguous the two methods may label differently.
@@ -151,22 +151,22 @@ def cluster_successes(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The best clusters of binary reward vectors of which only the number of ones matters: exact, without any start.
 
-    The vectors of G rollouts are taken as sorted, s ones and then G - s zeros.  Two of them are |s - t| apart, squared,
+    The vectors of G rollouts are taken as sorted, s ones and then G - s zeros. Two of them are |s - t| apart, squared,
     so the inertia of a cluster is sum_{i < j} w_i w_j |s_i - s_j| / sum_i w_i, the best clusters are runs of s, and a
     dynamic programme over where to cut finds them in O(k_max G^2).
 
     Args:
-      counts: (G + 1,) how many vectors have 0, 1, .., G ones, >= 0.
-      k_max: most clusters, >= 1.
-      threshold: of the elbow, in [0, 1], see ``cluster``.
+        counts: (G + 1,) how many vectors have 0, 1, .., G ones, >= 0.
+        k_max: most clusters, >= 1.
+        threshold: of the elbow, in [0, 1], see ``cluster``.
 
     Returns:
-      labels (G + 1,) int32, rising with s from 0 to k - 1, -1 where the count is 0; k, int32; inertias (k_max,), as
-      ``cluster`` returns them, but each the least there is.  Of equally good partitions the last cut is the lowest
-      possible, then the one before it, and so on.
+        labels (G + 1,) int32, rising with s from 0 to k - 1, -1 where the count is 0; k, int32; inertias (k_max,), as
+        ``cluster`` returns them, but each the least there is. Of equally good partitions the last cut is the lowest
+        possible, then the one before it, and so on.
 
     Raises:
-      ValueError: if counts are not (G + 1,), or k_max < 1; and, outside of jit, if a count is negative or not finite.
+        ValueError: if counts are not (G + 1,), or k_max < 1; and, outside of jit, if a count is negative or not finite.
 
     Source: the clusters of QoQ-Med and FairGRPO, whose authors' code does not sort: there [1, 0] and [0, 1] are as far
     apart as two vectors that differ in one success, though the order of rollouts means nothing.
@@ -186,15 +186,16 @@ def agreement(labels: ArrayLike, attributes: Sequence[Any] | np.ndarray) -> dict
     """How well implicit groups agree with hidden attributes: adjusted Rand index and normalised mutual information.
 
     Args:
-      labels: (N,) int, the clusters; -1 = none.  Clusters of several domains need ids that tell domains apart.
-      attributes: (N,) text or ids, say of ``explicit_groups``; None, ``""``, NaN or -1 = unknown.
+        labels: (N,) int, the clusters; -1 = none. Clusters of several domains need ids that tell domains apart.
+        attributes: (N,) text or ids, say of ``explicit_groups``; None, ``""``, NaN or -1 = unknown.
 
     Returns:
-      ``ari`` in [-0.5, 1], 0 = no better than chance; ``nmi`` in [0, 1], by the arithmetic mean of the entropies; both
-      NaN where no row is left; ``n``, the rows compared, and ``left_out``, those without a label or an attribute.
+        ``ari`` in [-0.5, 1], 0 = no better than chance; ``nmi`` in [0, 1], by the arithmetic mean of the entropies;
+            both
+        NaN where no row is left; ``n``, the rows compared, and ``left_out``, those without a label or an attribute.
 
     Raises:
-      ValueError: if there is not one attribute a label.
+        ValueError: if there is not one attribute a label.
 
     Source: scikit-learn's ``adjusted_rand_score`` and ``normalized_mutual_info_score``, as in the authors' ND code.
 
@@ -222,17 +223,17 @@ def balanced_weights(groups: ArrayLike, domains: ArrayLike | None = None) -> np.
     w = max_g(n_{d, g}) / n_{d, g}, with n the rows of domain d and group g.
 
     Args:
-      groups: (N,) ids or text; the unlabelled, -1, are a group like any other.
-      domains: (N,) ids or text; None = all rows are in one.
+        groups: (N,) ids or text; the unlabelled, -1, are a group like any other.
+        domains: (N,) ids or text; None = all rows are in one.
 
     Returns:
-      (N,) float64, >= 1.
+        (N,) float64, >= 1.
 
     Raises:
-      ValueError: if the shapes do not fit.
+        ValueError: if the shapes do not fit.
 
     Source: the resampling baseline, GRPO+RS, of FairGRPO (arXiv 2510.19893); the authors' ``balance_demographics``
-    also takes any text, "UNK" included, for a group.  ``balanced_rows`` draws such a sample.
+    also takes any text, "UNK" included, for a group. ``balanced_rows`` draws such a sample.
 
     >>> balanced_weights([0, 0, 1, 0], domains=[0, 0, 0, 1]).tolist()
     [1.0, 1.0, 2.0, 1.0]
@@ -247,15 +248,15 @@ def balanced_rows(groups: ArrayLike, domains: ArrayLike | None = None, *, seed: 
     Each row occurs floor(w) times, w = ``balanced_weights``; which rows of a group occur once more is drawn at random.
 
     Args:
-      groups: (N,) ids or text; the unlabelled, -1, are a group like any other.
-      domains: (N,) ids or text; None = all rows are in one.
-      seed: of the draw and of the order, for NumPy's ``default_rng``.
+        groups: (N,) ids or text; the unlabelled, -1, are a group like any other.
+        domains: (N,) ids or text; None = all rows are in one.
+        seed: of the draw and of the order, for NumPy's ``default_rng``.
 
     Returns:
-      (M,) int64 in 0 .. N - 1, M = sum over domains of groups times the rows of the largest group.
+        (M,) int64 in 0 .. N - 1, M = sum over domains of groups times the rows of the largest group.
 
     Raises:
-      ValueError: if the shapes do not fit.
+        ValueError: if the shapes do not fit.
 
     Source: as ``balanced_weights``.
 

@@ -12,7 +12,7 @@ Trainers whose batch is flat, one row a completion, go through ``layout``, ``by_
     >>> print(by_sample(grpo(by_prompt([1.0, 0.0, 0.0, 0.0], rows)), rows).round(3))
     [ 0.707  0.    -0.707  0.   ]
 
-The arithmetic runs on the CPU.  On a machine with a GPU set ``JAX_PLATFORMS=cpu`` before the first import of JAX, or it
+The arithmetic runs on the CPU. On a machine with a GPU set ``JAX_PLATFORMS=cpu`` before the first import of JAX, or it
 reserves memory that the other framework wants.
 """
 
@@ -30,10 +30,10 @@ def on_numpy(function: Callable[..., Any]) -> Callable[..., Any]:
     """The same function with NumPy arrays as results; a ``FairnessState`` passes through as it is.
 
     Args:
-      function: takes and returns arrays, alone or in tuples and dicts.
+        function: takes and returns arrays, alone or in tuples and dicts.
 
     Returns:
-      a function of the same arguments.  Its results are copies and can be written to.
+        a function of the same arguments. Its results are copies and can be written to.
     """
 
     @functools.wraps(function)
@@ -48,15 +48,15 @@ def on_torch(function: Callable[..., Any]) -> Callable[..., Any]:
     """The same function with ``torch.Tensor`` arguments and results; a ``FairnessState`` passes through as it is.
 
     Args:
-      function: takes and returns arrays, alone or in tuples and dicts.
+        function: takes and returns arrays, alone or in tuples and dicts.
 
     Returns:
-      a function of the same arguments.  Tensors may lie on any device and be of any type (bfloat16 goes through
-      float32).  Results lie on the device of the first tensor that was passed, and carry no gradient: advantages are
-      constants of the loss.
+        a function of the same arguments. Tensors may lie on any device and be of any type (bfloat16 goes through
+        float32). Results lie on the device of the first tensor that was passed, and carry no gradient: advantages are
+        constants of the loss.
 
     Raises:
-      ImportError: without torch.
+        ImportError: without torch.
     """
     import torch  # pyright: ignore[reportMissingImports]
 
@@ -82,13 +82,13 @@ def layout(prompt_ids: Sequence[Hashable] | np.ndarray) -> np.ndarray:
     """Where the rollouts of each prompt stand in a flat batch.
 
     Args:
-      prompt_ids: (N,) ids of any kind, one a completion: verl's ``uid``, or the repeated index of the prompt.
+        prompt_ids: (N,) ids of any kind, one a completion: verl's ``uid``, or the repeated index of the prompt.
 
     Returns:
-      (P, G) int64 row numbers, prompts and rollouts in order of appearance; -1 where a prompt has fewer than G.
+        (P, G) int64 row numbers, prompts and rollouts in order of appearance; -1 where a prompt has fewer than G.
 
     Raises:
-      ValueError: without any completion.
+        ValueError: without any completion.
 
     >>> layout([7, 8, 7, 7]).tolist()
     [[0, 2, 3], [1, -1, -1]]

@@ -1,7 +1,7 @@
 """The jitted updates: the supervised step and the policy step.
 
 Both take their gradients in stages (``fairgrpo_jax.staged``): a prompt runs once, its completions chunk by chunk
-against its keys and values, under one global denominator.  AdamW is applied to donated, sharded buffers.
+against its keys and values, under one global denominator. AdamW is applied to donated, sharded buffers.
 """
 
 import dataclasses
@@ -46,7 +46,7 @@ class PolicyBatch:
 
     @property
     def rollouts(self) -> staged.Rollouts:
-        """All but the prompts, as far as it is there."""
+        """Every field but ``prompt`` that is not None."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {name: x for name, x in fields.items() if name != "prompt" and x is not None}
 
@@ -111,15 +111,15 @@ def score(
     """The batch with the log-probabilities of its tokens under ``params``, 0 where masked.
 
     Args:
-      params: the learner before its first update, or ``reference`` of it.
-      batch: P prompts, G rollouts each.
-      config: the model.
-      temperature: of the policy.
-      remat: as in the update; nothing is differentiated here.
-      compute: see ``cast``.
-      parts: micro-batches of the prompts, a divisor of P.
-      chunks: of the rollouts of each prompt, a divisor of G.
-      policy: whose they are: they become ``old_logprobs`` or ``reference_logprobs``.
+        params: the learner before its first update, or ``reference`` of it.
+        batch: P prompts, G rollouts each.
+        config: the model.
+        temperature: of the policy.
+        remat: as in the update; nothing is differentiated here.
+        compute: see ``cast``.
+        parts: micro-batches of the prompts, a divisor of P.
+        chunks: of the rollouts of each prompt, a divisor of G.
+        policy: whose they are: they become ``old_logprobs`` or ``reference_logprobs``.
     """
     plan = staged.Plan(config, parts, chunks, temperature, remat)
     logprobs = staged.logprobs(cast(params, compute), batch.prompt, batch.rollouts, plan)
@@ -130,13 +130,13 @@ def reference(params: dict) -> dict:
     """The policy that a KL term holds the trained one to: these parameters in bfloat16, sharded alike.
 
     Parameters with low-rank adapters are returned without them, and nothing is copied: ask again after an update, which
-    consumes its buffers.  If the adapters were trained before reinforcement learning, this is the policy before that.
+    consumes its buffers. If the adapters were trained before reinforcement learning, this is the policy before that.
 
     Args:
-      params: nested dict.
+        params: nested dict.
 
     Returns:
-      a nested dict; without adapters a copy that survives the updates.
+        a nested dict; without adapters a copy that survives the updates.
 
     >>> copy = reference({"norm": jnp.ones(3)})
     >>> copy["norm"].dtype.name
@@ -212,8 +212,8 @@ def policy_step(
     """One clipped update on mini-batch ``index`` of the rollout batch; returns the state and scalar metrics.
 
     Low-rank adapters are trained alone where the parameters have any; parameters that match ``freeze`` never are
-    (``lora.trainable``).  What is not trained gets no gradient and has no moments.  With ``update.beta`` the loss is
-    policy loss + beta * (KL to the reference, aggregated alike).  The passes run in the dtype ``compute`` (``cast``);
+    (``lora.trainable``). What is not trained gets no gradient and has no moments. With ``update.beta`` the loss is
+    policy loss + beta * (KL to the reference, aggregated alike). The passes run in the dtype ``compute`` (``cast``);
     gradients are summed in the dtype of the parameters, or wider, and AdamW runs in float32.
 
     The metrics are those of ``losses.policy_loss``, its ``kl`` named ``kl_old``; ``kl``, the mean KL of a token to the
@@ -222,7 +222,7 @@ def policy_step(
     the capped share of its weights; ``padding_share`` (``staged.gradients``).
 
     Raises:
-      ValueError: if ``update.chunks`` does not divide the rollouts, or ``update.beta`` has no reference.
+        ValueError: if ``update.chunks`` does not divide the rollouts, or ``update.beta`` has no reference.
     """
     if update.beta and batch.reference_logprobs is None:
         raise ValueError(f"got update.beta={update.beta} without reference_logprobs; wanted them: learner.score(...)")

@@ -1,6 +1,6 @@
 """Policy losses over tokens: clipped surrogates, their aggregation, importance weights and KL estimators.
 
-Token arrays are (..., T), for instance (P, G, T); per-rollout arrays are (...), for instance (P, G).  Whatever stands
+Token arrays are (..., T), for instance (P, G, T); per-rollout arrays are (...), for instance (P, G). Whatever stands
 at masked positions, infinities and NaN included, touches neither value nor gradient.
 """
 
@@ -40,35 +40,35 @@ def policy_loss(
     The loss is ``aggregate(weights * l, mask, ...)``.
 
     Args:
-      logprobs: (..., T) natural log-probabilities of the sampled tokens under the policy being trained.
-      old_logprobs: (..., T) the same under the policy that the ratio starts from; no gradient.
-      advantages: (...) one advantage a rollout; no gradient.
-      mask: (..., T) true or 1 for sampled tokens, the end token included; false or 0 for padding.
-      kind: see above.  ``"gspo"`` is meant with aggregation ``"sequence"`` and, because a mean moves less than a token,
-        bounds near clip_low=3e-4, clip_high=4e-4; a rollout's tokens must come in one call.
-      clip_low: in [0, 1]; how far the ratio may fall where A < 0 before the gradient stops.  In ``"cispo"`` the lower
-        bound holds for any A; 1 is no lower bound, which is what its authors run.
-      clip_high: >= 0; how far it may rise where A > 0, in ``"cispo"`` for any A.
-      dual_clip: > 1, or None for no bound on the loss of A < 0.  Not with ``"cispo"``, whose weight is bounded.
-      weights: (..., T) or (...) constant factors >= 0, from ``importance_weights``; no gradient.  They do not change N,
-        so a weight of 0 still counts.
-      aggregation, max_length, normalizer: see ``aggregate``.
+        logprobs: (..., T) natural log-probabilities of the sampled tokens under the policy being trained.
+        old_logprobs: (..., T) the same under the policy that the ratio starts from; no gradient.
+        advantages: (...) one advantage a rollout; no gradient.
+        mask: (..., T) true or 1 for sampled tokens, the end token included; false or 0 for padding.
+        kind: see above. ``"gspo"`` is meant with aggregation ``"sequence"`` and, because a mean moves less than a
+            token, bounds near clip_low=3e-4, clip_high=4e-4; a rollout's tokens must come in one call.
+        clip_low: in [0, 1]; how far the ratio may fall where A < 0 before the gradient stops. In ``"cispo"`` the lower
+            bound holds for any A; 1 is no lower bound, which is what its authors run.
+        clip_high: >= 0; how far it may rise where A > 0, in ``"cispo"`` for any A.
+        dual_clip: > 1, or None for no bound on the loss of A < 0. Not with ``"cispo"``, whose weight is bounded.
+        weights: (..., T) or (...) constant factors >= 0, from ``importance_weights``; no gradient. They do not change
+            N, so a weight of 0 still counts.
+        aggregation, max_length, normalizer: see ``aggregate``.
 
     Returns:
-      the scalar loss, and metrics over the tokens of this batch: ``clip_low`` and ``clip_high``, the shares of tokens
-      whose gradient (``"cispo"``: weight) that bound limits; ``dual_clip``, the share that it stops; ``ratio_mean``,
-      ``ratio_max``; ``kl``, the k3 estimate of KL(old || new) a token; ``tokens``, their number (weigh by it when
-      averaging micro-batches).  Without tokens all are 0.
+        the scalar loss, and metrics over the tokens of this batch: ``clip_low`` and ``clip_high``, the shares of tokens
+        whose gradient (``"cispo"``: weight) that bound limits; ``dual_clip``, the share that it stops; ``ratio_mean``,
+        ``ratio_max``; ``kl``, the k3 estimate of KL(old || new) a token; ``tokens``, their number (weigh by it when
+        averaging micro-batches). Without tokens all are 0.
 
     Raises:
-      ValueError: if shapes disagree, or an option is out of range.
+        ValueError: if shapes disagree, or an option is out of range.
 
     Source: Schulman et al. 2017, PPO (arXiv 1707.06347), equation 7; asymmetric bounds: Yu et al. 2025, DAPO (arXiv
     2503.14476), equation 8; dual clip: Ye et al. 2019 (arXiv 1912.09729), equation 5; GSPO: Zheng et al. 2025 (arXiv
-    2507.18071), equation 5; CISPO: MiniMax-M1 (arXiv 2506.13585), section 3.1.  The FairGRPO paper writes ``"clip"``
-    with ``"sequence"``; the authors' code runs ``"token"`` with dual_clip 3.  Log-ratios (GSPO: their mean) are limited
-    to +-20, as that code does.  verl gives each token of GSPO its own gradient, which differs from the formula only
-    under weights that vary within a rollout.  TRL's CISPO bounds the ratio by ``epsilon_high`` itself: its 5.0 is
+    2507.18071), equation 5; CISPO: MiniMax-M1 (arXiv 2506.13585), section 3.1. The FairGRPO paper writes ``"clip"``
+    with ``"sequence"``; the authors' code runs ``"token"`` with dual_clip 3. Log-ratios (GSPO: their mean) are limited
+    to +-20, as that code does. verl gives each token of GSPO its own gradient, which differs from the formula only
+    under weights that vary within a rollout. TRL's CISPO bounds the ratio by ``epsilon_high`` itself: its 5.0 is
     clip_high=4.0 with clip_low=1.0 here.
 
     >>> loss, metrics = policy_loss(
@@ -124,21 +124,21 @@ def aggregate(
     Rollouts without a token (padding, ``mask_truncated``) are not counted.
 
     Args:
-      values: (..., T); ignored where the mask is false.
-      mask: (..., T) true or 1 for sampled tokens.
-      aggregation: see above.
-      max_length: tokens; the constant length of ``"constant"``, and given with no other.
-      normalizer: N of the whole optimizer batch, from ``denominator``.  The results of micro-batches that were given
-        the same N add up exactly to that of the whole.  None counts this batch alone.
+        values: (..., T); ignored where the mask is false.
+        mask: (..., T) true or 1 for sampled tokens.
+        aggregation: see above.
+        max_length: tokens; the constant length of ``"constant"``, and given with no other.
+        normalizer: N of the whole optimizer batch, from ``denominator``. The results of micro-batches that were given
+            the same N add up exactly to that of the whole. None counts this batch alone.
 
     Returns:
-      a scalar in the unit of the values; 0 without tokens.
+        a scalar in the unit of the values; 0 without tokens.
 
     Raises:
-      ValueError: if shapes disagree, or an option is out of range.
+        ValueError: if shapes disagree, or an option is out of range.
 
     Source: ``"token"`` is DAPO's (arXiv 2503.14476, equation 8), ``"sequence"`` GRPO's (arXiv 2402.03300, equation 3),
-    ``"constant"`` Dr. GRPO's (arXiv 2503.20783).  verl names them token-mean, seq-mean-token-mean and
+    ``"constant"`` Dr. GRPO's (arXiv 2503.20783). verl names them token-mean, seq-mean-token-mean and
     seq-mean-token-sum-norm; TRL dapo, grpo and dr_grpo, of which the last two count rollouts without a token in N.
 
     A KL term gets the denominators of the loss, so that both add up over micro-batches:
@@ -172,10 +172,10 @@ def aggregate(
 def denominator(mask: ArrayLike, aggregation: Aggregation = "token") -> jax.Array:
     """What a batch adds to the ``normalizer`` of ``aggregate``: its tokens, or its rollouts that have any.
 
-    Sum it over all micro-batches (and processes) of an optimizer step.  (..., T) mask to a float32 scalar.
+    Sum it over all micro-batches (and processes) of an optimizer step. (..., T) mask to a float32 scalar.
 
     Raises:
-      ValueError: if the aggregation is unknown.
+        ValueError: if the aggregation is unknown.
 
     >>> mask = jnp.array([[1, 1, 0], [1, 0, 0], [0, 0, 0]])
     >>> float(denominator(mask)), float(denominator(mask, "sequence"))
@@ -199,7 +199,7 @@ def importance_weights(
     """Weights that correct for tokens having been sampled by another program than the one that learns from them.
 
     With d = old_logprobs - sampler_logprobs, w = exp(d) of each token, or at level ``"sequence"`` w = exp(sum of d over
-    the rollout) for all of its tokens (unbiased, but its spread grows with length).  Then
+    the rollout) for all of its tokens (unbiased, but its spread grows with length). Then
       ``"truncate"``  min(w, cap);        ``"mask"``  w where w <= cap, 0 beyond.
 
     ==========  ================================================  ===========  ============  ======
@@ -215,26 +215,26 @@ def importance_weights(
     Both know a lower bound too (IcePop's, TRL's ``clip_min``, None by default), which is not offered here.
 
     Args:
-      old_logprobs: (..., T) natural log-probabilities of the sampled tokens as the learner computes them before its
-        first update, at the temperature of the sampler.
-      sampler_logprobs: (..., T) the same as the sampler reported them.
-      mask: (..., T) true or 1 for sampled tokens.
-      cap: >= 1, largest weight.
-      level: see above.
-      mode: see above.  What is masked gives no gradient but stays in the ``normalizer``; to leave it out of that as
-        well, use ``mask & (weights > 0)`` as the mask.
+        old_logprobs: (..., T) natural log-probabilities of the sampled tokens as the learner computes them before its
+            first update, at the temperature of the sampler.
+        sampler_logprobs: (..., T) the same as the sampler reported them.
+        mask: (..., T) true or 1 for sampled tokens.
+        cap: >= 1, largest weight.
+        level: see above.
+        mode: see above. What is masked gives no gradient but stays in the ``normalizer``; to leave it out of that as
+            well, use ``mask & (weights > 0)`` as the mask.
 
     Returns:
-      (..., T) weights >= 0 without gradient, 0 where masked; and metrics, means over tokens: ``weight_mean``;
-      ``weight_max``, the largest before the cap; ``weight_capped``, the share of tokens it truncated or masked;
-      ``mismatch``, the mean of |d|; ``mismatch_kl``, the k3 estimate of KL(sampler || learner).
+        (..., T) weights >= 0 without gradient, 0 where masked; and metrics, means over tokens: ``weight_mean``;
+        ``weight_max``, the largest before the cap; ``weight_capped``, the share of tokens it truncated or masked;
+        ``mismatch``, the mean of |d|; ``mismatch_kl``, the k3 estimate of KL(sampler || learner).
 
     Raises:
-      ValueError: if shapes disagree, or an option is out of range.
+        ValueError: if shapes disagree, or an option is out of range.
 
     Source: Ionides 2008, Truncated Importance Sampling; for this mismatch: Yao et al. 2025, Your Efficient RL Framework
-    Secretly Brings You Off-Policy RL Training, fengyao.notion.site/off-policy-rl.  Log-ratios, also their sums, are
-    limited to +-20 (verl does; TRL does not).  TRL gives a token without a sampler value (NaN) the weight 1; here the
+    Secretly Brings You Off-Policy RL Training, fengyao.notion.site/off-policy-rl. Log-ratios, also their sums, are
+    limited to +-20 (verl does; TRL does not). TRL gives a token without a sampler value (NaN) the weight 1; here the
     NaN stays and shows.
 
     >>> old, sampler = jnp.log(jnp.array([[0.5, 0.6, 1.0]])), jnp.log(jnp.array([[0.5, 0.2, 1.0]]))
@@ -268,18 +268,18 @@ def importance_weights(
 def mask_truncated(mask: ArrayLike, finished: ArrayLike) -> jax.Array:
     """The mask without the rollouts that were cut off before their end token.
 
-    Such a rollout teaches nothing and is not counted in the ``normalizer``.  Its reward still enters the statistics of
-    its prompt unless it is set to NaN (not scored).  The share taken out is ``mean(~finished)``.
+    Such a rollout teaches nothing and is not counted in the ``normalizer``. Its reward still enters the statistics of
+    its prompt unless it is set to NaN (not scored). The share taken out is ``mean(~finished)``.
 
     Args:
-      mask: (..., T) true or 1 for sampled tokens.
-      finished: (...) whether the rollout ended by itself.
+        mask: (..., T) true or 1 for sampled tokens.
+        finished: (...) whether the rollout ended by itself.
 
     Returns:
-      (..., T) bool.
+        (..., T) bool.
 
     Raises:
-      ValueError: if shapes disagree.
+        ValueError: if shapes disagree.
 
     Source: Yu et al. 2025, DAPO (arXiv 2503.14476), section 3.4, overlong filtering; TRL's
     ``mask_truncated_completions``.
@@ -299,16 +299,16 @@ def overlong_penalty(lengths: ArrayLike, *, max_length: int, buffer: int) -> jax
     clip((max_length - buffer - L) / buffer, -1, 0):  0 up to max_length - buffer, then down to -1 at max_length.
 
     Args:
-      lengths: L, any shape, tokens.
-      max_length: tokens, the limit.
-      buffer: tokens, in 1 .. max_length; over which the penalty grows.
+        lengths: L, any shape, tokens.
+        max_length: tokens, the limit.
+        buffer: tokens, in 1 .. max_length; over which the penalty grows.
 
     Returns:
-      the shape of the lengths, in [-1, 0].  Rewards with it can be negative: the functions of ``fairness`` then need
-      their ``shift``.
+        the shape of the lengths, in [-1, 0]. Rewards with it can be negative: the functions of ``fairness`` then need
+        their ``shift``.
 
     Raises:
-      ValueError: if the buffer is not in 1 .. max_length.
+        ValueError: if the buffer is not in 1 .. max_length.
 
     Source: Yu et al. 2025, DAPO (arXiv 2503.14476), equation 13; there max_length 20480, buffer 4096.
 
@@ -331,24 +331,24 @@ def kl(
 
     With d = logprobs - reference:  k1 = d,  k2 = d^2 / 2,  k3 = exp(-d) - 1 + d.
 
-    k1 and k3 are unbiased as values, k2 is not; k2 and k3 are never negative.  As a loss on the policy's own samples
+    k1 and k3 are unbiased as values, k2 is not; k2 and k3 are never negative. As a loss on the policy's own samples
     only the gradient of k2 is that of KL(policy || reference): the gradient of k1 has mean 0, and that of k3 is the
     gradient of KL(reference || policy).
 
     Args:
-      logprobs: (..., T) natural log-probabilities under the policy.
-      reference: (..., T) the same tokens under the reference; no gradient.
-      estimator: which of the three.
-      mask: (..., T); where it is false the result is 0 and has no gradient, whatever the inputs hold there.
+        logprobs: (..., T) natural log-probabilities under the policy.
+        reference: (..., T) the same tokens under the reference; no gradient.
+        estimator: which of the three.
+        mask: (..., T); where it is false the result is 0 and has no gradient, whatever the inputs hold there.
 
     Returns:
-      (..., T) in nats.
+        (..., T) in nats.
 
     Raises:
-      ValueError: if shapes disagree or the estimator is unknown.
+        ValueError: if shapes disagree or the estimator is unknown.
 
-    Source: Schulman 2020, Approximating KL Divergence, joschu.net/blog/kl-approx.html.  d is limited to +-20; verl also
-    limits k3 to 10.  As a term of the loss: see ``aggregate``.
+    Source: Schulman 2020, Approximating KL Divergence, joschu.net/blog/kl-approx.html. d is limited to +-20; verl also
+    limits k3 to 10. As a term of the loss: see ``aggregate``.
 
     >>> print(kl(jnp.log(jnp.array([0.5])), jnp.log(jnp.array([0.25])), estimator="k1").round(4))
     [0.6931]

@@ -1,7 +1,7 @@
 """The device mesh and the sharding rules, one small table.
 
 A mesh has two axes: ``fsdp`` splits the prompts of a batch and, between uses, the weights; ``tensor`` splits the
-matrices of a layer.  ``4x1`` is four devices along ``fsdp``.  On a CPU the devices are simulated, so every mesh runs
+matrices of a layer. ``4x1`` is four devices along ``fsdp``. On a CPU the devices are simulated, so every mesh runs
 anywhere; on GPUs and TPUs they are the real ones.
 """
 
@@ -34,7 +34,7 @@ def parse(spec: str) -> tuple[int, int]:
     """``"4x1"`` to ``(4, 1)``.
 
     Raises:
-      ValueError: if the text is not two positive integers joined by ``x``.
+        ValueError: if the text is not two positive integers joined by ``x``.
     """
     match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", spec)
     if not match:
@@ -45,7 +45,7 @@ def parse(spec: str) -> tuple[int, int]:
 def simulate(spec: str) -> None:
     """Asks for as many simulated CPU devices as the mesh needs; to be called before JAX starts its backend.
 
-    GPUs and TPUs are not affected.  Once a backend runs (in a notebook, say) the call changes nothing, and ``make``
+    GPUs and TPUs are not affected. Once a backend runs (in a notebook, say) the call changes nothing, and ``make``
     reports too few devices.
     """
     fsdp, tensor = parse(spec)
@@ -57,7 +57,7 @@ def make(spec: str) -> Mesh:
     """The mesh of the first ``fsdp * tensor`` devices.
 
     Raises:
-      ValueError: if there are fewer devices.
+        ValueError: if there are fewer devices.
     """
     shape = parse(spec)
     wanted = shape[0] * shape[1]
@@ -79,7 +79,7 @@ def require_divisible(sizes: Mapping[str, int], fsdp: int, tensor: int = 1) -> N
     """Refuses batches, by name, that the mesh's first axis does not divide; the second may be any.
 
     Raises:
-      ValueError: with the option and the nearest larger size that fits.
+        ValueError: with the option and the nearest larger size that fits.
     """
     for name, count in sizes.items():
         if count % fsdp:

@@ -1,17 +1,17 @@
-"""For whom does a model work?  Per-group figures, gaps between groups, and how sure they are; NumPy only.
+"""For whom does a model work? Per-group figures, gaps between groups, and how sure they are; NumPy only.
 
 ``figures`` gives one row per dataset, attribute and group; ``fairness_report`` the same and the gaps between groups, in
 a flat dict; ``intervals`` one row per group with intervals, ready to print; ``bootstrap`` is what these are made of.
 
 Definitions, those of FairGRPO's evaluation (QoQ-Med, arXiv 2506.00711, appendix D, equations 8 to 14):
 
-* Each class is judged one against the rest, TP, FP, FN, TN, over the rows of a subset.  precision = TP / (TP + FP),
+* Each class is judged one against the rest, TP, FP, FN, TN, over the rows of a subset. precision = TP / (TP + FP),
   recall = sensitivity = tpr = TP / (TP + FN), specificity = TN / (TN + FP), fpr = FP / (FP + TN), fdr = FP / (TP + FP),
   f1 = 2 TP / (2 TP + FP + FN), accuracy = (TP + TN) / all; 0 / 0 is 0.
-* A subset's figure is the plain mean over the classes that occur in *its* labels (macro).  So ``accuracy`` of a task of
+* A subset's figure is the plain mean over the classes that occur in *its* labels (macro). So ``accuracy`` of a task of
   five classes is high by construction; ``top1`` is the share of rows whose label set is hit exactly, ``similarity`` the
   mean F1 of the two label sets of a row.
-* Gaps are between the groups of one attribute: ``_diff`` is max - min, ``_std`` the sample deviation (ddof 1).  An
+* Gaps are between the groups of one attribute: ``_diff`` is max - min, ``_std`` the sample deviation (ddof 1). An
   attribute with a single group has no gap; its gap keys are absent.
 """
 
@@ -66,23 +66,25 @@ def fairness_report(
     Values are floats, but for the names of worst and best groups.
 
     Args:
-      predictions: N answers, taken out of the completions (``rewards.accuracy.extract``): one label or several joined
-        by ``", "``; None = no answer, which matches nothing.
-      labels: N reference answers of the same form; the empty text is the empty set.
-      demographics: N mappings attribute -> value.  ``age``: years as a number or text, or as DICOM writes it
-        (``"053Y"``, ``"006M"``), or the name of a group (``"A3"``, ``"51–75"``).  ``sex`` or ``gender``: f, female, w,
-        woman, 0, 0.0 are ``female``, m, male, man, 1, 1.0 are ``male``, in any case.  Any other attribute, and any
-        other text, is the name of a group.  Absent, None, NaN, ``demographics.UNKNOWN``, a negative age: unknown.
-      datasets: N names.
-      scheme: the attributes to look at and the edges of the age groups, which are named a1, a2, ... from the youngest.
+        predictions: N answers, taken out of the completions (``rewards.accuracy.extract``): one label or several joined
+            by ``", "``; None = no answer, which matches nothing.
+        labels: N reference answers of the same form; the empty text is the empty set.
+        demographics: N mappings attribute -> value. ``age``: years as a number or text, or as DICOM writes it
+            (``"053Y"``, ``"006M"``), or the name of a group (``"A3"``, ``"51–75"``). ``sex`` or ``gender``: f, female,
+            w, woman, 0, 0.0 are ``female``, m, male, man, 1, 1.0 are ``male``, in any case. Any other attribute, and
+            any other text, is the name of a group. Absent, None, NaN, ``demographics.UNKNOWN``, a negative age:
+            unknown.
+        datasets: N names.
+        scheme: the attributes to look at and the edges of the age groups, which are named a1, a2, ... from the
+            youngest.
 
     Raises:
-      ValueError: if there is no row, the lengths differ, a label is None, or an attribute is called ``joint`` or
-        ``all``.
+        ValueError: if there is no row, the lengths differ, a label is None, or an attribute is called ``joint`` or
+            ``all``.
 
     Source: FairGRPO (arXiv 2510.19893), table 2, in the reading of the authors' evaluation code, whose keys these are
-    (there the dataset's own figures have the modality in front).  Their code names the attribute ``gender`` always;
-    here it is the name it has in ``demographics``.  top1, equalized odds, joint cells, worst and best are ours.
+    (there the dataset's own figures have the modality in front). Their code names the attribute ``gender`` always;
+    here it is the name it has in ``demographics``. top1, equalized odds, joint cells, worst and best are ours.
 
     >>> report = fairness_report(["A", "B", "A", "A"], ["A", "B", "A", "B"], [{"sex": s} for s in "FFMM"], ["d"] * 4)
     >>> report["fairness/d/sex/female/f1"], round(report["fairness/d/sex/f1_diff"], 4), report["overall/worst_group"]
@@ -102,14 +104,14 @@ def figures(
     """One row per dataset, attribute and group, with the figures of its records.
 
     A row holds ``dataset``, ``attribute``, ``group`` (the key: ``"female"``, ``"a2"``), ``name`` (as tables show it:
-    ``"F"``, ``"26–50"``), ``n`` and the figures of ``fairness_report``.  The first row of a dataset has attribute and
+    ``"F"``, ``"26–50"``), ``n`` and the figures of ``fairness_report``. The first row of a dataset has attribute and
     group ``"all"``; the last ones have attribute ``"joint"``.
 
     Args:
-      predictions, labels, demographics, datasets, scheme: as for ``fairness_report``.
+        predictions, labels, demographics, datasets, scheme: as for ``fairness_report``.
 
     Raises:
-      ValueError: as ``fairness_report``.
+        ValueError: as ``fairness_report``.
 
     >>> rows = figures(["A", "B"], ["A", "A"], [{"age": 30}, {"age": 70}], ["d"] * 2, scheme=Scheme(age_edges=(40, 65)))
     >>> [(row["group"], row["name"], row["top1"]) for row in rows]
@@ -160,23 +162,23 @@ def intervals(
     ``top1_method`` says how the interval of top1 was made.
 
     Intervals are percentiles of a bootstrap over the *patients* of the group (records of one patient are not
-    independent), the group taken as given.  Where every patient has one record, top1 is a plain proportion and has
+    independent), the group taken as given. Where every patient has one record, top1 is a plain proportion and has
     Wilson's interval, which holds at 0, at 1 and for few patients, where a bootstrap collapses: with fewer than about
     ten patients trust no bootstrap interval.
 
     Args:
-      predictions, labels, demographics, datasets: as for ``fairness_report``.
-      patients: N ids, unique within a dataset; None = every record is a patient of its own.
-      level: coverage, in (0, 1).
-      num_resamples: of the bootstrap.
-      seed: same seed, same intervals; a group's interval does not depend on the other groups.
-      scheme: as for ``fairness_report``.
+        predictions, labels, demographics, datasets: as for ``fairness_report``.
+        patients: N ids, unique within a dataset; None = every record is a patient of its own.
+        level: coverage, in (0, 1).
+        num_resamples: of the bootstrap.
+        seed: same seed, same intervals; a group's interval does not depend on the other groups.
+        scheme: as for ``fairness_report``.
 
     Raises:
-      ValueError: if lengths differ, or an option is out of range.
+        ValueError: if lengths differ, or an option is out of range.
 
     Source: Wilson 1927 (by ``scipy.stats.binomtest``); Davison and Hinkley 1997, Bootstrap Methods, section 3.8, for
-    the resampling of whole clusters.  Not part of the paper.
+    the resampling of whole clusters. Not part of the paper.
 
     >>> row = intervals(["A", "B"], ["A", "A"], [{}, {}], ["d", "d"])[0]
     >>> row["group"], row["n"], row["top1"], round(row["top1_low"], 3), round(row["top1_high"], 3)
@@ -209,14 +211,14 @@ def bootstrap(
     groups of one dataset are paired.
 
     Args:
-      predictions, labels: of N records, as for ``fairness_report``.
-      patients: (N,) whose record each is, in 0 .. num_patients - 1.
-      num_patients: who are drawn, those without a record among these included.
-      num_resamples: draws.
-      seed: of the draws.
+        predictions, labels: of N records, as for ``fairness_report``.
+        patients: (N,) whose record each is, in 0 .. num_patients - 1.
+        num_patients: who are drawn, those without a record among these included.
+        num_resamples: draws.
+        seed: of the draws.
 
     Returns:
-      ``top1``, ``accuracy``, ``f1``: (1 + num_resamples,), the observed value first; NaN where a draw has no record.
+        ``top1``, ``accuracy``, ``f1``: (1 + num_resamples,), the observed value first; NaN where a draw has no record.
 
     Source: as ``intervals``.
 

@@ -7,8 +7,8 @@
     >>> [[f"{x:.3f}" for x in row] for row in logistic(rewards, p25[:, None], p50[:, None], p75[:, None])]
     [['0.500', '0.953'], ['0.500', '0.953']]
 
-The percentiles are either fixed before the run (``PercentileTable``) or follow it (``RunningQuantiles``).  NaN rewards
-are not scored: they count in no percentile and stay NaN.  Normalised rewards no longer show progress once the
+The percentiles are either fixed before the run (``PercentileTable``) or follow it (``RunningQuantiles``). NaN rewards
+are not scored: they count in no percentile and stay NaN. Normalised rewards no longer show progress once the
 percentiles follow the run, so log the raw ones.
 """
 
@@ -36,30 +36,30 @@ def logistic(
     f(r) = 1 / (1 + exp(-k (r - p50) / max(p75 - p25, min_iqr))).
 
     It is 0.5 at the median, where its slope k / (4 IQR) is largest; with quartiles symmetric around the median and
-    k = 3 these map to 0.18 and 0.82.  In float32 it is exactly 1 from 6 IQR above the median on: such rewards tie.
+    k = 3 these map to 0.18 and 0.82. In float32 it is exactly 1 from 6 IQR above the median on: such rewards tie.
 
-    What it does depends on the advantage.  Under the z-score (``advantages.grpo``) any affine rescaling of a prompt's
+    What it does depends on the advantage. Under the z-score (``advantages.grpo``) any affine rescaling of a prompt's
     rewards cancels, so of this function only the curvature is left: the saturation of outliers, and the common scale
-    when components are added.  Where the advantage is not divided by the deviation (``advantages.dr_grpo``) or only by
-    that of the batch, it balances the datasets.  It brings every dataset's mean reward near 0.5, so that ``fairness``
-    sees little difference in difficulty between domains.  A reward of 0 becomes positive: multiply by gates afterwards.
+    when components are added. Where the advantage is not divided by the deviation (``advantages.dr_grpo``) or only by
+    that of the batch, it balances the datasets. It brings every dataset's mean reward near 0.5, so that ``fairness``
+    sees little difference in difficulty between domains. A reward of 0 becomes positive: multiply by gates afterwards.
 
     Args:
-      rewards: any shape, any real unit; NaN = not scored, stays NaN.
-      p25, p50, p75: percentiles in the unit of the rewards; scalars, or of as many dimensions as the rewards and
-        broadcastable to them, (P, 1) for (P, G).
-      k: steepness, > 0.
-      min_iqr: smallest interquartile range, > 0, in the unit of the rewards.  Below it the gradient with respect to p25
-        and p75 is 0.
+        rewards: any shape, any real unit; NaN = not scored, stays NaN.
+        p25, p50, p75: percentiles in the unit of the rewards; scalars, or of as many dimensions as the rewards and
+            broadcastable to them, (P, 1) for (P, G).
+        k: steepness, > 0.
+        min_iqr: smallest interquartile range, > 0, in the unit of the rewards. Below it the gradient with respect to
+            p25 and p75 is 0.
 
     Returns:
-      the shape of the rewards, in [0, 1]; differentiable in rewards and percentiles.
+        the shape of the rewards, in [0, 1]; differentiable in rewards and percentiles.
 
     Raises:
-      ValueError: if a shape does not fit or an option is not positive; and, outside of jit, unless p25 <= p50 <= p75.
+        ValueError: if a shape does not fit or an option is not positive; and, outside of jit, unless p25 <= p50 <= p75.
 
     Source: MedGRPO (arXiv 2512.06581), cross-dataset reward normalisation, k = 3 with the percentiles of the supervised
-    model on each dataset and task.  What is done where the range is 0 is not published; ``min_iqr`` is ours.
+    model on each dataset and task. What is done where the range is 0 is not published; ``min_iqr`` is ours.
 
     >>> [f"{x:.4f}" for x in logistic([0.25, 0.5, 0.6, jnp.nan], 0.4, 0.5, 0.6)]
     ['0.0230', '0.5000', '0.8176', 'nan']
@@ -84,10 +84,10 @@ class PercentileTable:
     """Percentiles of the scores of each (dataset, task, component), fixed before the run.
 
     Args:
-      stats: for each key its p25, p50, p75, and n, the number of scores they come from.
+        stats: for each key its p25, p50, p75, and n, the number of scores they come from.
 
     Raises:
-      ValueError: if a key is not three strings free of "|", or percentiles are not finite and in order.
+        ValueError: if a key is not three strings free of "|", or percentiles are not finite and in order.
 
     Source: MedGRPO (arXiv 2512.06581) takes them from the supervised model's predictions and keeps them during RL.
     Its file format is not published; this one is ours.
@@ -113,7 +113,7 @@ class PercentileTable:
         """Percentiles, with linear interpolation, of the scores of each key: arrays of any shape, NaN left out.
 
         Raises:
-          ValueError: if a key has no score or an infinite one; and as for the table.
+            ValueError: if a key has no score or an infinite one; and as for the table.
         """
         stats = {}
         for key, values in scores.items():
@@ -133,14 +133,14 @@ class PercentileTable:
         """The percentiles of each of N keys.
 
         Args:
-          keys: N keys, repeated or not.
-          fallback: p25, p50, p75 of keys that the table lacks.
+            keys: N keys, repeated or not.
+            fallback: p25, p50, p75 of keys that the table lacks.
 
         Returns:
-          p25, p50, p75, each (N,) float32.
+            p25, p50, p75, each (N,) float32.
 
         Raises:
-          ValueError: naming all keys that the table lacks, without a fallback.
+            ValueError: naming all keys that the table lacks, without a fallback.
         """
         keys = list(keys)
         missing = sorted({key for key in keys if key not in self.stats}, key=str)
@@ -160,7 +160,7 @@ class PercentileTable:
         """The table that ``to_json`` wrote; every number comes back exactly.
 
         Raises:
-          ValueError: if the text is no such table.
+            ValueError: if the text is no such table.
         """
         try:
             content = json.loads(text)
@@ -189,7 +189,7 @@ def init_quantiles(num_keys: int, *, capacity: int = 1024) -> RunningQuantiles:
     """An empty state for ``num_keys`` keys that keeps the last ``capacity`` scores of each.
 
     Raises:
-      ValueError: if a size is not positive.
+        ValueError: if a size is not positive.
 
     >>> init_quantiles(3, capacity=8).window.shape
     (3, 8)
@@ -204,15 +204,15 @@ def observe(state: RunningQuantiles, rewards: ArrayLike, keys: ArrayLike) -> Run
     """The state after N more scores, in the order in which they stand.
 
     Args:
-      state: from ``init_quantiles`` or the step before.
-      rewards: (N,) in any real unit; NaN = not scored, not kept.
-      keys: (N,) int in 0 .. K - 1; under jit an id out of range is not kept.
+        state: from ``init_quantiles`` or the step before.
+        rewards: (N,) in any real unit; NaN = not scored, not kept.
+        keys: (N,) int in 0 .. K - 1; under jit an id out of range is not kept.
 
     Returns:
-      the next state.  Of a key with more than ``capacity`` scores in this batch the last ones are kept.
+        the next state. Of a key with more than ``capacity`` scores in this batch the last ones are kept.
 
     Raises:
-      ValueError: if shapes or types do not fit; and, outside of jit, for an id out of range or an infinite reward.
+        ValueError: if shapes or types do not fit; and, outside of jit, for an id out of range or an infinite reward.
 
     >>> state = observe(init_quantiles(2, capacity=2), jnp.array([1.0, 2.0, 3.0, 4.0]), jnp.array([0, 0, 1, 0]))
     >>> state.window.tolist()
@@ -237,16 +237,16 @@ def quantiles(
     """Percentiles of each key's window, with linear interpolation as NumPy's.
 
     Args:
-      state: the window.
-      prior: p25, p50, p75, each (K,), of keys that have fewer than ``min_count`` scores: those of the supervised model,
-        ``table.lookup(keys)``.  None takes such keys' few scores, and 0.25, 0.5, 0.75 for a key without any.
-      min_count: scores, in 1 .. capacity; without a prior unused.
+        state: the window.
+        prior: p25, p50, p75, each (K,), of keys that have fewer than ``min_count`` scores: those of the supervised
+            model, ``table.lookup(keys)``. None takes such keys' few scores, and 0.25, 0.5, 0.75 for a key without any.
+        min_count: scores, in 1 .. capacity; without a prior unused.
 
     Returns:
-      p25, p50, p75, each (K,) float32, never NaN.
+        p25, p50, p75, each (K,) float32, never NaN.
 
     Raises:
-      ValueError: if the prior is not three arrays (K,), or ``min_count`` is not in 1 .. capacity.
+        ValueError: if the prior is not three arrays (K,), or ``min_count`` is not in 1 .. capacity.
 
     >>> state = observe(init_quantiles(2), jnp.array([0.0, 0.1, 0.2]), jnp.array([0, 0, 0]))
     >>> print(*quantiles(state))

@@ -20,7 +20,7 @@ def describe(model: options.Model, settings: options.Data) -> tuple[Any, Any]:
     """Architecture, with the scale of its adapters, and processor; of a checkpoint only the small files are read.
 
     Raises:
-      ValueError: for a folder that is no checkpoint of a family known here, or has no tokenizer.
+        ValueError: for a folder that is no checkpoint of a family known here, or has no tokenizer.
     """
     budget = dict(min_pixels=settings.min_pixels, max_pixels=settings.max_pixels)
     if model.path is None:
@@ -65,7 +65,7 @@ def shapes(model: options.Model, architecture: Any) -> dict:
     """The parameters as ``jax.ShapeDtypeStruct``, adapters included; costs no memory.
 
     Raises:
-      ValueError: for adapters that match nothing, or frozen parameters that match nothing or everything.
+        ValueError: for adapters that match nothing, or frozen parameters that match nothing or everything.
     """
     tree = jax.eval_shape(
         lambda key: _adapted(models.family(architecture).init(architecture, key, jnp.dtype(model.dtype)), model, key),
@@ -88,7 +88,7 @@ def supervised(folder: Path, model: options.Model, architecture: Any, key: jax.A
     """The parameters at the end of the supervised stage of another run folder, adapters added if it trained none.
 
     Raises:
-      ValueError: if the folder has no such checkpoint, or its policy is another one.
+        ValueError: if the folder has no such checkpoint, or its policy is another one.
     """
     path = folder / "config.json"
     if not path.exists():

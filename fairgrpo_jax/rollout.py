@@ -1,7 +1,7 @@
 """Sampling: a prompt runs once, images included, and its rollouts are decoded against its shared keys and values.
 
 ``sample`` is one jitted program: prompt pass, then a loop that decodes one token of every rollout until all have ended.
-Weights are gathered once, before the loop, or by ``weights`` once for several batches.  The randomness of a token
+Weights are gathered once, before the loop, or by ``weights`` once for several batches. The randomness of a token
 depends on (key, row, position) alone, so neither the mesh nor the other rows of a batch change what a row samples.
 Rows that have ended are carried along until all have: whether leaving them out pays is not yet measured on a GPU.
 """
@@ -41,20 +41,20 @@ def generate(
     """Samples ``num_rollouts`` completions for every prompt of a processor's ``inputs``.
 
     Args:
-      vlm: the policy.
-      inputs: arrays as a Hugging Face processor returns them, padded on either side.
-      num_rollouts: completions of each prompt, G.
-      max_new_tokens: longest completion T, its end token included.
-      temperature: divides the logits; 0 is greedy.
-      top_p: samples among the likeliest tokens that make up this probability; log-probabilities stay those of the
-        untruncated distribution, as the learner computes them.
-      key: random key; ``None`` only when greedy.
+        vlm: the policy.
+        inputs: arrays as a Hugging Face processor returns them, padded on either side.
+        num_rollouts: completions of each prompt, G.
+        max_new_tokens: longest completion T, its end token included.
+        temperature: divides the logits; 0 is greedy.
+        top_p: samples among the likeliest tokens that make up this probability; log-probabilities stay those of the
+            untruncated distribution, as the learner computes them.
+        key: random key; ``None`` only when greedy.
 
     Returns:
-      A ``RolloutBatch`` with leaves of shape (P, G, T).
+        A ``RolloutBatch`` with leaves of shape (P, G, T).
 
     Raises:
-      ValueError: without a key when not greedy, or for a value out of range.
+        ValueError: without a key when not greedy, or for a value out of range.
     """
     if temperature < 0 or not 0 < top_p <= 1 or num_rollouts < 1 or max_new_tokens < 1:
         raise ValueError(
@@ -82,12 +82,12 @@ def weights(params: Any, *, dtype: str | None = None, tensor: bool = False) -> A
     """The copy of the parameters that samples: gathered along ``fsdp``, once for all batches of a rollout phase.
 
     Args:
-      params: as the learner holds them.
-      dtype: of the copy; by default theirs.  Adapters are cast too.
-      tensor: leave them split along ``tensor``, else every device holds them whole.
+        params: as the learner holds them.
+        dtype: of the copy; by default theirs. Adapters are cast too.
+        tensor: leave them split along ``tensor``, else every device holds them whole.
 
     Returns:
-      The copy; ``params`` themselves where nothing would change.
+        The copy; ``params`` themselves where nothing would change.
     """
     mesh_ = jax.sharding.get_abstract_mesh()
     split = not mesh_.empty and (mesh_.shape["fsdp"] > 1 or (mesh_.shape["tensor"] > 1 and not tensor))
@@ -120,7 +120,7 @@ def sample(
 ) -> RolloutBatch:
     """``generate`` on packed prompts; the loop ends as soon as every row has ended.
 
-    ``key`` is one for all, or (P,) keys: then what a prompt samples does not depend on its place.  ``tensor``: see
+    ``key`` is one for all, or (P,) keys: then what a prompt samples does not depend on its place. ``tensor``: see
     ``weights``.
     """
     params = mesh.gather(params, tensor=tensor)
@@ -180,7 +180,7 @@ def _nucleus(logits: jax.Array, top_p: float) -> jax.Array:
 
 
 def texts(batch: RolloutBatch, tokenizer: Any) -> list[list[str]]:
-    """The completions as text (P, G), without end tokens; what stands after the end reaches nobody."""
+    """The completions as text (P, G), without end tokens; tokens after the end are dropped."""
     tokens, mask = jax.device_get((batch.tokens, batch.mask))
     P, G, _ = tokens.shape
     rows: Sequence[np.ndarray] = [

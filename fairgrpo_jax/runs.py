@@ -1,8 +1,8 @@
 """From a config to a live run: folder, mesh, data, model, state; resume and signals.
 
-A run folder is the identity of a run.  It holds ``config.json``, ``metrics.jsonl``, ``checkpoints/``, ``evals/``,
-``samples/`` and ``report.html``.  Opening it with the same config continues where its last checkpoint stands; opening
-it with another one is refused with the difference.  The mesh may change between two sittings.
+A run folder is the identity of a run. It holds ``config.json``, ``metrics.jsonl``, ``checkpoints/``, ``evals/``,
+``samples/`` and ``report.html``. Opening it with the same config continues where its last checkpoint stands; opening
+it with another one is refused with the difference. The mesh may change between two sittings.
 
 Checkpoints are numbered by all updates since the start: the supervised ones first, then the steps of reinforcement
 learning.
@@ -115,8 +115,10 @@ class Run:
         )
 
     def reference(self, params: Any) -> Any:
-        """The policy that ``update.beta`` holds ``params`` to: that of the checkpoint with which reinforcement learning
-        begins, read once; with adapters, ``params`` without them.  See ``learner.reference``.
+        """The reference policy of ``update.beta``, see ``learner.reference``.
+
+        That of the checkpoint with which reinforcement learning begins, read once; with adapters, ``params`` without
+        them.
         """
         return learner.reference(params) if lora.has(params) else self._first_policy
 
@@ -156,8 +158,8 @@ def open_run(config: options.Config, workdir: Path | None) -> Iterator[Run]:
     """Checks everything that can be checked, then opens or resumes the run; closes log and checkpoints at the end.
 
     Raises:
-      ValueError: for a mesh that does not fit or divide, a folder of another config or that cannot be written, and
-        whatever the dataset finds wrong.
+        ValueError: for a mesh that does not fit or divide, a folder of another config or that cannot be written, and
+            whatever the dataset finds wrong.
     """
     devices = mesh.make(config.mesh)
     mesh.require_divisible(config.split_sizes, *mesh.parse(config.mesh))
@@ -206,7 +208,7 @@ def open_folder(config: options.Config, workdir: Path | None) -> Path:
     """The run folder, made or recognised.
 
     Raises:
-      ValueError: if it cannot be written, or belongs to another config.
+        ValueError: if it cannot be written, or belongs to another config.
     """
     folder = workdir or default_workdir(config)
     wanted = options.to_dict(config)
@@ -269,7 +271,7 @@ def require_finite(step: int, stage: str, metrics: dict[str, float]) -> None:
     """Stops a run whose loss or gradient is no longer a number.
 
     Raises:
-      FloatingPointError: naming the metric and the step.
+        FloatingPointError: naming the metric and the step.
     """
     for name in ("loss", "optim/grad_norm"):
         if not np.isfinite(metrics[name]):

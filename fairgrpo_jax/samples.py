@@ -22,12 +22,12 @@ def save(
     """Writes ``samples/<step>.json`` and its images into a run folder.
 
     Args:
-      folder: of the run.
-      step: of reinforcement learning.
-      records: the prompts to keep, N.
-      texts: of at least N prompts, G completions each.
-      rewards: likewise, (P, G).
-      advantages: likewise, (P, G).
+        folder: of the run.
+        step: of reinforcement learning.
+        records: the prompts to keep, N.
+        texts: of at least N prompts, G completions each.
+        rewards: likewise, (P, G).
+        advantages: likewise, (P, G).
     """
     (folder / "samples").mkdir(exist_ok=True)
     rows = []

@@ -1,11 +1,10 @@
 r"""Supervised warm-up: teach the policy to answer at all, before reinforcement learning.
 
-Each record's reference completion, ``<think>finding</think>\boxed{answer}``, is made likelier.  The command runs this
+Each record's reference completion, ``<think>finding</think>\boxed{answer}``, is made likelier. The command runs this
 stage alone; its folder can start several runs (``--warmup.run DIR``), or be continued by ``fairgrpo_jax.train`` with
 the same options.
 
 Example:
-
     python -m fairgrpo_jax.sft clinic --workdir outputs/warmup
 """
 
@@ -19,7 +18,7 @@ from fairgrpo_jax import commandline, config as options, evaluate, learner, mesh
 
 
 def sft(config: options.Config, workdir: Path | None = None) -> dict[str, float]:
-    """The supervised stage alone, resumed where its folder stands; returns the held-out metrics at its end."""
+    """Runs only the supervised stage, resuming from the last checkpoint; returns the final held-out metrics."""
     with runs.open_run(config, workdir) as run:
         state, _, _ = begin(run)
         return evaluate.held_out(run, state.params, 0)

@@ -16,7 +16,7 @@ def load(config: options.Config) -> dict[str, Source]:
     the dataset has it.
 
     Raises:
-      ValueError: from ``data.load``; several datasets without the folder that holds them.
+        ValueError: from ``data.load``; several datasets without the folder that holds them.
     """
     settings = config.data
     names, root = settings.name.split(","), settings.root
@@ -63,7 +63,7 @@ def check_leakage(one: Source, other: Source, settings: options.Data) -> None:
     """Refuses, or reports by ``data.leakage``, a patient who is in both.
 
     Raises:
-      ValueError: naming patients.
+        ValueError: naming patients.
     """
     try:
         splits.check_leakage(one.records, other.records)

@@ -5,9 +5,9 @@
         sums += d loss / d (parameters, ends)           a forward and a backward pass of this chunk alone
     sums += back(d loss / d ends)
 
-By the chain rule this is the gradient of the whole, while the activations of one chunk exist at a time.  The rollouts
+By the chain rule this is the gradient of the whole, while the activations of one chunk exist at a time. The rollouts
 of each prompt are sorted by length, so that chunk j holds the j-th shortest of every prompt, and a chunk is run at the
-shortest of a few lengths (``ladder``) that holds its longest completion.  All lengths are part of one compiled program.
+shortest of a few lengths (``ladder``) that holds its longest completion. All lengths are part of one compiled program.
 The form is that of prefill and decoding; AReaL-DTA (arXiv 2602.00482) sums the gradients of keys and values alike.
 """
 
@@ -41,7 +41,7 @@ class Plan(NamedTuple):
 def ladder(length: int) -> tuple[int, ...]:
     """The lengths at which completions of up to ``length`` tokens are run: a quarter, half, three quarters and all.
 
-    Each is rounded up to a multiple of 64, and none is longer than ``length``.  Each is compiled: an eighth besides
+    Each is rounded up to a multiple of 64, and none is longer than ``length``. Each is compiled: an eighth besides
     would cost a quarter more of that time and, where all lengths are as likely, save 3 % of the tokens.
 
     >>> ladder(256), ladder(100), ladder(12)
@@ -76,18 +76,18 @@ def gradients(
     """Gradient of a loss over all parts and chunks, and its metrics.
 
     Args:
-      loss: from the log-probabilities (p, g, t) of a piece of the batch, and that piece of ``rollouts``, to its summand
-        of the loss (divided by totals of the whole batch) and to metrics: ``tokens``, their number, and means over
-        them; ``ratio_max`` is a maximum.  A piece has the length of its chunk.
-      trained: parameters that get a gradient.
-      frozen: the others; ``lora.join`` puts both together.
-      prompt: P prompts.
-      rollouts: arrays (P, G) and (P, G, T), ``tokens`` and ``mask`` among them.
-      plan: P is a multiple of ``parts``, G of ``chunks``.
+        loss: from the log-probabilities (p, g, t) of a piece of the batch, and that piece of ``rollouts``, to its
+            summand of the loss (divided by totals of the whole batch) and to metrics: ``tokens``, their number, and
+            means over them; ``ratio_max`` is a maximum. A piece has the length of its chunk.
+        trained: parameters that get a gradient.
+        frozen: the others; ``lora.join`` puts both together.
+        prompt: P prompts.
+        rollouts: arrays (P, G) and (P, G, T), ``tokens`` and ``mask`` among them.
+        plan: P is a multiple of ``parts``, G of ``chunks``.
 
     Returns:
-      float32 gradients of ``trained``; ``loss``, the metrics, and ``padding_share``, the share of padding among the
-      completion tokens that were computed.
+        float32 gradients of ``trained``; ``loss``, the metrics, and ``padding_share``, the share of padding among the
+        completion tokens that were computed.
     """
 
     def part(sums, piece):

@@ -1,7 +1,7 @@
 """Compare advantage estimators: one warm-up, then each algorithm on the same data, and one report for all.
 
 For every seed the supervised stage runs once; each algorithm starts from its weights and sees the same prompts in the
-same order.  ``report.html`` sets the runs of a seed side by side, group by group, with intervals.  Several seeds end in
+same order. ``report.html`` sets the runs of a seed side by side, group by group, with intervals. Several seeds end in
 a table of the differences to the first algorithm.
 
 Example::

@@ -9,11 +9,10 @@ One step, as data:
     advantages   -> policy         one or several clipped updates
 
 Before it stands a supervised warm-up (``fairgrpo_jax.sft``); before, during and after it the policy is evaluated
-greedily on held-out patients.  The run folder gets ``metrics.jsonl``, checkpoints and ``report.html``; the same command
+greedily on held-out patients. The run folder gets ``metrics.jsonl``, checkpoints and ``report.html``; the same command
 resumes it.
 
 Examples:
-
     python -m fairgrpo_jax.train --mesh 4x1
     python -m fairgrpo_jax.train clinic --algorithm grpo --steps 100
     python -m fairgrpo_jax.train covid_blues --data.root ../shared/covid-blues --mesh 2x1
@@ -58,12 +57,12 @@ def train(config: options.Config, workdir: Path | None = None) -> dict[str, floa
     """Trains to the end, resuming what the run folder holds; returns the metrics of the last evaluation.
 
     Args:
-      config: the experiment.
-      workdir: run folder; by default one named after the config under ``outputs/``.
+        config: the experiment.
+        workdir: run folder; by default one named after the config under ``outputs/``.
 
     Raises:
-      ValueError: for anything wrong with the options, the data or the folder, before long work starts.
-      FloatingPointError: when the loss is no longer a number.
+        ValueError: for anything wrong with the options, the data or the folder, before long work starts.
+        FloatingPointError: when the loss is no longer a number.
     """
     with runs.open_run(config, workdir) as run:
         state, start, prompts = sft.begin(run)
@@ -207,15 +206,15 @@ def score(
 def refill(kept: Kept | None, seen: list[Sampled]) -> tuple[Kept, dict[str, int]]:
     """Dynamic sampling: of the prompts kept so far and the newest, those first whose rewards differ; P in all.
 
-    A prompt whose rewards are all equal teaches nothing.  If fewer than P teach, the oldest others fill the batch.
+    A prompt whose rewards are all equal teaches nothing. If fewer than P teach, the oldest others fill the batch.
     Source: Yu et al. 2025, DAPO (arXiv 2503.14476), equation 11, which tries without bound.
 
     Args:
-      kept: from the call before, in the same step.
-      seen: every batch of the step, the newest last.
+        kept: from the call before, in the same step.
+        seen: every batch of the step, the newest last.
 
     Returns:
-      The P prompts, and counts for the log: ``rollout/zero_variance`` prompts among them, ``rollout/replaced`` ones.
+        The P prompts, and counts for the log: ``rollout/zero_variance`` prompts among them, ``rollout/replaced`` ones.
     """
     new = seen[-1]
     count = len(new.rewards)
@@ -271,11 +270,11 @@ def update(
     """``passes`` times over ``mini_batches`` clipped updates; returns the state and the mean metrics.
 
     Args:
-      state: donated.
-      batch: the whole rollout batch.
-      config: of the run.
-      architecture: of the model.
-      reference: parameters to those of the policy that ``update.beta`` holds them to.
+        state: donated.
+        batch: the whole rollout batch.
+        config: of the run.
+        architecture: of the model.
+        reference: parameters to those of the policy that ``update.beta`` holds them to.
     """
     spec = config.update
     shared: dict = dict(config=architecture, temperature=config.sampling.temperature, compute=config.model.compute)

@@ -1,6 +1,6 @@
 """Attention of the text decoder and of the vision tower: one function, four ways to compute it.
 
-:func:`attend` is the only place where attention is computed.  What it computes is one softmax over the keys of a prompt
+:func:`attend` is the only place where attention is computed. What it computes is one softmax over the keys of a prompt
 that all its rollouts share and over a rollout's own keys; how, it decides from platform, shapes and dtype while the
 program is traced:
 
@@ -23,7 +23,7 @@ from jax.sharding import PartitionSpec
 
 MASKED = -1e30  # finite, so that a row with no allowed key stays finite too
 
-# Bytes of float32 scores a device above which they are not held at once.  For its gradient plain attention holds about
+# Bytes of float32 scores a device above which they are not held at once. For its gradient plain attention holds about
 # four arrays of the size of the scores, here 256 MB, as much as the activations of one layer at such shapes; below it a
 # kernel or a loop saves no memory that matters and may cost time.
 LARGE = 64 * 2**20
@@ -40,9 +40,9 @@ class Masks(NamedTuple):
     Attributes:
         own: bool (T, S), or (P, T, S), of the own keys; None where all are seen.
         prompt: bool (P, T or 1, Tp) of the prompt's keys; None without a prompt.
-        lengths: (P,) int32, tokens in every prompt, or None.  Given, it promises that the masks say no more than this:
-            T = S, own keys are seen causally, and of the prompt the keys 0 to length - 1.  A window that ends inside
-            the sequence or an image read in both directions is more.  What a query at padding sees is not promised.
+        lengths: (P,) int32, tokens in every prompt, or None. Given, it promises that the masks say no more than this:
+            T = S, own keys are seen causally, and of the prompt the keys 0 to length - 1. A window that ends inside
+            the sequence or an image read in both directions is more. What a query at padding sees is not promised.
     """
 
     own: jax.Array | None = None
@@ -62,7 +62,7 @@ def attend(
     """Attention of G rollouts to the prompt they share and to their own tokens: one softmax over two score blocks.
 
     ``softmax(scale [q k_promptᵀ, q k_ownᵀ]) [v_prompt, v_own]``, where the prompt's keys and values are never
-    repeated G times.  All implementations have this value and its gradient; they differ in rounding, and at padding.
+    repeated G times. All implementations have this value and its gradient; they differ in rounding, and at padding.
 
     Args:
         q: (P, G, T, N, H) queries; N is a multiple of K (grouped-query attention).
@@ -73,7 +73,7 @@ def attend(
         implementation: "plain", "mapped", "cudnn" or "splash"; None chooses by platform and shape.
 
     Returns:
-        (P, G, T, N * H) in the dtype of ``q``.  A query that may look nowhere gets a finite mean of the values.
+        (P, G, T, N * H) in the dtype of ``q``. A query that may look nowhere gets a finite mean of the values.
 
     Raises:
         ValueError: if ``implementation`` is none of these, or cannot compute these shapes, this dtype or these masks.
@@ -151,7 +151,7 @@ def _refusal(kernel: str, q: jax.Array, own_kv: KeyValue, masks: Masks) -> str:
 def _plain(q: jax.Array, prompt_kv: KeyValue | None, own_kv: KeyValue, masks: Masks, scale: float) -> jax.Array:
     """One softmax over two score blocks, (P, G, T, N, H).
 
-    The G·T queries of a prompt are the rows of one matrix product.  The two blocks share maximum and normaliser, so
+    The G·T queries of a prompt are the rows of one matrix product. The two blocks share maximum and normaliser, so
     that the result and its gradient are those of one softmax; nothing is merged by log-sum-exp.
     """
     P, G, T, N, H = q.shape
@@ -257,7 +257,7 @@ class Flash(NamedTuple):
 
     Attributes:
         forward: of q (B, T, N, H), k and v (B, S, K, H), lengths and scale: the output (B, T, N, H) and the log of the
-            softmax's denominator (B, N, T) in float32.  ``lengths`` (B,) int32 of the keys, all of which are seen;
+            softmax's denominator (B, N, T) in float32. ``lengths`` (B,) int32 of the keys, all of which are seen;
             None: S = T, and keys are seen causally.
         backward: of the same, and of denominator, output and its gradient: the gradients of q, k and v, as if the keys
             of this block were some of those that the denominator and the output belong to.
@@ -274,10 +274,10 @@ def merged(
     """Attention to both blocks from a kernel that knows only one, (P, G, T, N, H).
 
     Forward, with outputs o and log denominators l of the blocks: ``l = log(exp(l1) + exp(l2))`` and
-    ``o = o1 exp(l1 - l) + o2 exp(l2 - l)`` in float32.  Backward, a kernel computes the weights of its block anew as
-    ``p = exp(scale q kᵀ - l)`` and their gradient as ``p (do vᵀ - rowsum(do o))``.  With the l and o of the whole
+    ``o = o1 exp(l1 - l) + o2 exp(l2 - l)`` in float32. Backward, a kernel computes the weights of its block anew as
+    ``p = exp(scale q kᵀ - l)`` and their gradient as ``p (do vᵀ - rowsum(do o))``. With the l and o of the whole
     softmax these are the block's part of the whole gradient: those of k and v are complete, that of q is the sum of
-    both, and no gradient of a denominator is needed.  With a block's own l and o they would be wrong.  (Ring attention,
+    both, and no gradient of a denominator is needed. With a block's own l and o they would be wrong. (Ring attention,
     arXiv:2310.01889, splits its backward pass in this way.)
 
     Args:
@@ -389,7 +389,7 @@ def _splash(
     """JAX's block-sparse TPU kernel on the tree of a prompt and its rollouts, (P, G, T, N, H).
 
     The G·T queries of a prompt meet ``[prompt, own keys of all rollouts]`` under one static mask: all of the prompt,
-    and of the rest what came before in the same rollout.  Blocks where nothing is seen are never computed.  Padding of
+    and of the rest what came before in the same rollout. Blocks where nothing is seen are never computed. Padding of
     prompts differs by row and is cut off by segment ids; both parts are filled up to whole tiles of 128.
     """
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels

@@ -1,8 +1,8 @@
 """The text decoder of all families, and two passes over it.
 
-``prompt_pass`` runs every prompt once, images included, and keeps the keys and values of its layers.  The G completions
+``prompt_pass`` runs every prompt once, images included, and keeps the keys and values of its layers. The G completions
 of a prompt attend to them: ``completion_pass`` runs whole completions (the update), ``decode_step`` one more token (the
-sampler).  All of them are pure functions of a plain nested dict of parameters, to be called under ``jax.jit``.
+sampler). All of them are pure functions of a plain nested dict of parameters, to be called under ``jax.jit``.
 
     hidden, kv = prompt_pass(params, config, prompt)
     first = policy_logits(params, config, last_hidden(prompt, hidden))      # of completion token 0
@@ -165,7 +165,7 @@ def completion_pass(
     """Runs whole completions against the keys and values of their prompts.
 
     Token t of a completion stands at order n + t, with n the length of its prompt, and at rotary position
-    ``prompt.following + t`` in all three rows, whatever the padding.  It sees its whole prompt and tokens 0..t of its
+    ``prompt.following + t`` in all three rows, whatever the padding. It sees its whole prompt and tokens 0..t of its
     own rollout; in a local layer, those of them inside the window.
 
     Args:
@@ -300,7 +300,7 @@ def log_probs(
         hidden: (..., T, d); row t predicts ``targets[..., t]``.
         targets: (..., T) int32.
         temperature: of the policy, above 0.
-        chunk: time steps whose logits (..., chunk, V) exist at once; they are recomputed in the backward pass.  By
+        chunk: time steps whose logits (..., chunk, V) exist at once; they are recomputed in the backward pass. By
             default :func:`logit_steps` of the rows of a device, (...) being split along ``fsdp``.
 
     Returns:

@@ -1,6 +1,6 @@
 """Gemma 3 and MedGemma: local and global layers, images read in both directions; SigLIP and a pooled projector.
 
-Images have one size.  In the text model an image's tokens see all tokens of that image, inside the window of a layer.
+Images have one size. In the text model an image's tokens see all tokens of that image, inside the window of a layer.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""What the families share in reading a published config: ``transformers`` knows all its spellings, without torch."""
+"""Reads published configs for every family; ``transformers`` knows all their spellings, and torch is not needed."""
 
 from collections.abc import Mapping
 from typing import Any

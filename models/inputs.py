@@ -1,7 +1,7 @@
 """From what a Hugging Face processor returns to static, right-padded arrays.
 
 Everything that depends on image grids is integer arithmetic on the host: rotary positions, the row of the vision
-features that replaces a token, the segment every patch attends in, and the learned positions it lies between.  The
+features that replaces a token, the segment every patch attends in, and the learned positions it lies between. The
 device sees arrays only.
 """
 
@@ -66,9 +66,9 @@ def pack(
 
     Rotary positions are those of transformers 5: text counts up in all three rows; a medium starting at ``s`` has
     ``(s + floor(frame * interval), s + row, s + column)`` on its merged grid, after which text continues at
-    ``s + max(height, width)``.  The interval is 1, but in a video of Qwen2.5-VL tokens per second times
-    ``second_per_grid_ts``, whose last time steps may lie beyond the text that follows.  (transformers 4 continued
-    the text after the last time step instead.)  A model without M-RoPE counts the tokens of its images like text.
+    ``s + max(height, width)``. The interval is 1, but in a video of Qwen2.5-VL tokens per second times
+    ``second_per_grid_ts``, whose last time steps may lie beyond the text that follows. (transformers 4 continued
+    the text after the last time step instead.) A model without M-RoPE counts the tokens of its images like text.
 
     Args:
         inputs: ``input_ids`` (P, T), ``attention_mask`` (P, T; default all ones), and where there are media
@@ -78,7 +78,7 @@ def pack(
         config: the model's config (token ids, vision sizes).
         length: static prompt length; default the longest prompt.
         num_patches: static number of patches a prompt, a multiple of merge² (of an image's patches where they have
-            one size); default the largest.  When given, a batch of text has (padded) patches too.
+            one size); default the largest. When given, a batch of text has (padded) patches too.
 
     Returns:
         A :class:`Prompt` of NumPy arrays.
@@ -242,7 +242,7 @@ def _merged_positions(grid: tuple[int, ...], interval: float, config: Any) -> tu
 def _patch_geometry(grid: tuple[int, ...], merge: int, window: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Row and column (S, 2), frame (S,) and window (S,) of the patches of one medium.
 
-    Patches come in merge-block order: the merge x merge patches of one merged token are neighbours.  Windows are
+    Patches come in merge-block order: the merge x merge patches of one merged token are neighbours. Windows are
     squares of ``window`` merged tokens in every frame, ragged at the right and lower edges; one square if it is 0.
     """
     t, h, w = grid

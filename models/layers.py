@@ -1,6 +1,6 @@
 """The blocks of the text decoders, which the prompt, the update and the sampler share.
 
-A module describes ONE block.  The weights of all blocks of a kind are stacked along a leading axis in a plain nested
+A module describes ONE block. The weights of all blocks of a kind are stacked along a leading axis in a plain nested
 dict (:func:`stack`); a pass binds a slice of that dict to the block (:func:`bind`) inside ``lax.scan`` or a loop.
 """
 

@@ -1,7 +1,7 @@
 """Low-rank adapters (LoRA), and which parameters are trained.
 
 A linear map with an adapter holds ``lora_a`` (in, r) and ``lora_b`` (r, out) beside its ``kernel`` (in, out) and
-computes ``x kernel + (alpha / r) (x lora_a) lora_b``; ``config.lora_scale`` is alpha / r.  Hu et al. 2021, section 4.1.
+computes ``x kernel + (alpha / r) (x lora_a) lora_b``; ``config.lora_scale`` is alpha / r. Hu et al. 2021, section 4.1.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ class LoRA:
         rank: r.
         alpha: the adapter's output is multiplied by alpha / r.
         targets: regular expression searched for in paths such as ``layers/attention/q``, ``layers/mlp/down``,
-            ``vision/blocks/qkv`` and ``vision/merger/up``.  The default takes every linear map of the text decoder and
+            ``vision/blocks/qkv`` and ``vision/merger/up``. The default takes every linear map of the text decoder and
             leaves the vision tower as it is.
     """
 

@@ -16,7 +16,7 @@ HALF = (0.5, 0.5, 0.5)
 def to_rgb(image: Any) -> np.ndarray:
     """A PIL image, or a uint8 array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), as uint8 (H, W, 3).
 
-    Transparency is laid on white.  Like in transformers, an array is blended in floating point and a PIL image by
+    Transparency is laid on white. Like in transformers, an array is blended in floating point and a PIL image by
     Pillow, which rounds differently.
 
     Raises:
@@ -61,7 +61,7 @@ def resize(pixels: np.ndarray, size: tuple[int, int], filter: Image.Resampling) 
 def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
     """Nearest height and width that are multiples of ``factor``, with an area between the bounds and the same aspect.
 
-    Halves round to even, as in Qwen's preprocessing.  Sides never fall below ``factor``.
+    Halves round to even, as in Qwen's preprocessing. Sides never fall below ``factor``.
 
     Args:
         height: pixels.

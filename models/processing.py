@@ -98,7 +98,7 @@ class TextProcessor:
         return {}, []
 
     def _videos(self, rows: Sequence, clock: "_Clock") -> tuple[dict[str, np.ndarray], list[Expansion]]:
-        """Likewise of all videos."""
+        """The arrays of all videos and their expansions in the prompt."""
         return {}, []
 
     def _render(self, messages: Sequence, add_generation_prompt: bool) -> list[str]:
@@ -199,8 +199,8 @@ class Processor(TextProcessor):
     """Qwen2.5-VL's chat messages, images and videos to the dict of arrays a Hugging Face processor returns.
 
     A medium is resized (bicubic) so that both sides are multiples of ``patch_size * merge_size`` and its area lies
-    between ``min_pixels`` and ``max_pixels``, scaled to 0..1, normalised and cut into patches in merge-block order.  An
-    image is a video of one frame; the last frame is repeated up to a multiple of ``temporal_patch_size``.  Images come
+    between ``min_pixels`` and ``max_pixels``, scaled to 0..1, normalised and cut into patches in merge-block order. An
+    image is a video of one frame; the last frame is repeated up to a multiple of ``temporal_patch_size``. Images come
     out bit-identical to transformers' ``Qwen2VLImageProcessorPil``; videos differ from its torchvision processor in the
     rounding of the resize.
 
@@ -318,7 +318,7 @@ class Qwen3Processor(Qwen2Processor):
     """:class:`Processor` of Qwen3-VL: the time of every patch of a video stands in the prompt as text.
 
     Each of the t steps of a video becomes ``<1.5 seconds>``, the start token, its features, the end token; the time is
-    the mean of its first and last frame.  The start and end token that the chat template wrote around the video stay,
+    the mean of its first and last frame. The start and end token that the chat template wrote around the video stay,
     as in transformers 5 (transformers before 5 and vLLM drop that outer pair).
 
     Attributes:
@@ -355,7 +355,7 @@ class Gemma3Processor(TextProcessor):
     """Gemma3's and MedGemma's chat messages and images to the dict of arrays a Hugging Face processor returns.
 
     An image is resized (bilinear) to a square whatever its shape, scaled to 0..1 and normalised: bit-identical to
-    transformers' ``Gemma3ImageProcessorPil``; pan and scan is off, as there.  Gemma3 takes no videos: hand in frames as
+    transformers' ``Gemma3ImageProcessorPil``; pan and scan is off, as there. Gemma3 takes no videos: hand in frames as
     images.
 
     Adds ``token_type_ids`` (P, T), 1 at image features, and where there are images ``pixel_values`` (n, C, S, S)

@@ -1,6 +1,6 @@
 """The vision towers: patches in, one feature per merged token out.
 
-One tower with switches serves all families; a family's file says which it sets.  Windows are segment ids in a mask, not
+One tower with switches serves all families; a family's file says which it sets. Windows are segment ids in a mask, not
 a permutation of the patches: attention does not care in which order its keys stand, so the patches keep the order in
 which the merger wants them.
 """

@@ -1,6 +1,6 @@
 """What the published ``config.json`` of five checkpoints say, as far as it decides the model, and their sizes.
 
-The values are those that copies of these files in public code agree on; keys that decide nothing are left out.  The
+The values are those that copies of these files in public code agree on; keys that decide nothing are left out. The
 parameter counts are the hub's, written down from memory: that the models here have them to the last one is the check.
 """
 

@@ -1,7 +1,7 @@
 """The estimators of ``advantages`` over again, from their formulas: loops over rollouts, exact fractions, one root.
 
 Every mean and variance is a ratio of integers here, so nothing rounds and nothing cancels; the signatures are those of
-the functions restated.  Rewards are float64 with NaN = not scored.
+the functions restated. Rewards are float64 with NaN = not scored.
 """
 
 import math

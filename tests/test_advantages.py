@@ -387,7 +387,7 @@ def test_dtypes(name):
 
 
 def test_gradients(name):
-    """Numerically; twice where the map bends.  (``chex.assert_numerical_grads`` would not see a stopped gradient.)"""
+    """Numerically; twice where the map bends. (``chex.assert_numerical_grads`` would not see a stopped gradient.)"""
     with jax.enable_x64(True):
         function, x = on_rewards(name, random_batch(np.random.default_rng(1), np.float64))
         check_grads(jax.jit(function), (x,), order=1, atol=1e-5, rtol=1e-5)

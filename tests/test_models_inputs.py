@@ -86,7 +86,7 @@ def test_frames_between_time_stamps_are_media_of_their_own():
 def test_learned_positions_lie_between_the_corners_of_their_table():
     config = qwen3_vl.tiny()  # a table of 6 x 6
     vision = vision_of(pack({"input_ids": np.array([[IMAGE] * 2]), **image(1, 2, 4)}, config))
-    # Merge-block order.  Two rows lie on the first and the last of the table, four columns at 0, 5/3, 10/3 and 5.
+    # Merge-block order. Two rows lie on the first and the last of the table, four columns at 0, 5/3, 10/3 and 5.
     wanted = {
         (0, 0): {0: 1},
         (0, 1): {1: 1 / 3, 2: 2 / 3},

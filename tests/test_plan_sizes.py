@@ -92,7 +92,7 @@ def test_other_gpus(device):
 
 @pytest.mark.parametrize("device,mesh", [("v5e:2x2", "4x1"), ("h200:1", "1x1")])
 def test_what_is_too_large(tmp_path, device, mesh):
-    """TPUs: the compiler stops, with both figures.  GPUs: it goes on, and its figure is compared here."""
+    """TPUs: the compiler stops, with both figures. GPUs: it goes on, and its figure is compared here."""
     config = config_of(tmp_path, "Qwen/Qwen2.5-VL-7B-Instruct", mesh, 64)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype="float32"))
     made = plan.plan(config, device)

@@ -321,7 +321,7 @@ def test_what_a_model_says_is_text_and_not_markup(page):
 def test_figures_are_drawn_and_described(page):
     images = re.findall(r'<img src="data:image/svg\+xml;base64,([^"]+)" alt="([^"]+)"', page.source)
     drawn = {alt: base64.b64decode(data).decode() for data, alt in images}
-    assert len(drawn) == 8  # curves, groups, ceilings, health, shares, and one forest for each of three data sets
+    assert len(drawn) == 8  # curves, groups, ceilings, health, shares, and one forest for each of three datasets
     for svg in drawn.values():
         assert svg.startswith("<?xml") and plots.COLOURS[0].lower() in svg and plots.COLOURS[1].lower() in svg
     assert "Training reward" in drawn["Reward and loss over the steps"]

@@ -1,6 +1,6 @@
 """Compile the programs of a run for accelerators that are not there, and read what the compiler says of them.
 
-The compilers of TPUs (libtpu) and of NVIDIA GPUs (JAX's CUDA plugin) work on any machine.  Each program is compiled in
+The compilers of TPUs (libtpu) and of NVIDIA GPUs (JAX's CUDA plugin) work on any machine. Each program is compiled in
 a process of its own, since a compiler may crash, may take long, and must not touch an accelerator that is there.
 Nothing is run: what comes out is compiled for a device, not measured on it.
 """
@@ -94,7 +94,7 @@ class Outcome:
 
     @property
     def words(self) -> str:
-        """One sentence."""
+        """The outcome as one sentence for the user."""
         gib = lambda count: f"{(count or 0) / devices.GIB:.2f} GiB"
         match self.status:
             case "fits":

@@ -1,8 +1,8 @@
 """What a rollout and an update cost: parameters, FLOPs, bytes; formulas of the architecture and of sizes alone.
 
 A FLOP is a multiplication or an addition of a matrix product, 2 m n k for (m, k) x (k, n); norms, activations, softmax
-and the optimizer are left out (one to five percent of the work at published sizes).  Attention counts as it is
-computed, masked scores included.  The figures are those of the whole mesh; a device has its share.
+and the optimizer are left out (one to five percent of the work at published sizes). Attention counts as it is
+computed, masked scores included. The figures are those of the whole mesh; a device has its share.
 """
 
 import dataclasses
@@ -167,7 +167,7 @@ def rollout_flops(architecture: Any, sizes: Sizes, training: Training = Training
     """FLOPs of one rollout batch, P prompts with G completions each: of the prompt pass, and of decoding.
 
     Prompt pass: every linear map on P Tp tokens (P S patches in the tower), scores of Tp x Tp, and the head on the
-    first token.  Decoding: T - 1 steps of P G tokens, each of which attends to the Tp + T - 1 places of its caches,
+    first token. Decoding: T - 1 steps of P G tokens, each of which attends to the Tp + T - 1 places of its caches,
     empty ones included, as the program does; the head at every step.
 
     Args:
@@ -205,7 +205,7 @@ def update_flops(
     """FLOPs of the gradient of one rollout batch, each prompt run once for its G completions.
 
     A linear map costs a product forward, one for the gradient of its input where anything before it is trained, and one
-    for that of its kernel where it is trained itself.  Tokens: P (Tp + G (T - 1)); the head: P G T, in whole chunks of
+    for that of its kernel where it is trained itself. Tokens: P (Tp + G (T - 1)); the head: P G T, in whole chunks of
     ``decoder.logit_steps``.
 
     Args:

@@ -1,7 +1,7 @@
 """The accelerators a run may be planned for: memory, peak rates, and the slices that exist.
 
-All figures are the makers' own.  A TPU is named by its slice, as in ``v5e:4x4``; a GPU by its kind and, where not all
-of a mesh's devices are meant, how many there are, as in ``h200:16``.  The compiler of TPUs accepts slices that nobody
+All figures are the makers' own. A TPU is named by its slice, as in ``v5e:4x4``; a GPU by its kind and, where not all
+of a mesh's devices are meant, how many there are, as in ``h200:16``. The compiler of TPUs accepts slices that nobody
 can rent: the slices here are those of the makers' documentation.
 """
 
@@ -72,7 +72,7 @@ def _tpu(name: str, title: str, memory: float, flops: float, bandwidth: float, g
     )
 
 
-# TPUs: cloud.google.com/tpu/docs/{v5e,v5p,v6e}; memory less what the compiler keeps.  GPUs: NVIDIA's data sheets of the
+# TPUs: cloud.google.com/tpu/docs/{v5e,v5p,v6e}; memory less what the compiler keeps. GPUs: NVIDIA's data sheets of the
 # SXM modules (without sparsity; float32 runs as TF32), memory as their drivers show it; hosts joined at 400 Gbit/s.
 KINDS = {
     kind.name: kind

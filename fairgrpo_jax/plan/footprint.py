@@ -1,8 +1,8 @@
 """What a device holds: weights and what belongs to them exactly, the rest by formula.
 
-Weights, gradients, moments and copies are summed leaf by leaf over the sharding rules.  Activations, caches and logits
+Weights, gradients, moments and copies are summed leaf by leaf over the sharding rules. Activations, caches and logits
 are formulas of the shapes, for the largest moment of a phase; what a compiler makes of it differs by its fusion and
-its order (docs/plan.md compares).  All figures are bytes of one device.
+its order (docs/plan.md compares). All figures are bytes of one device.
 """
 
 import dataclasses
@@ -113,9 +113,9 @@ def state(tree: Any, layout: Layout) -> dict[str, int]:
 def rollout(architecture: Any, tree: Any, layout: Layout) -> tuple[dict[str, int], dict[str, int]]:
     """Bytes that a rollout adds to the state, while the prompts run and while tokens are decoded.
 
-    The weights are gathered once, whole or split along ``tensor``, and stay until the rollout has ended.  For decoding,
+    The weights are gathered once, whole or split along ``tensor``, and stay until the rollout has ended. For decoding,
     the stacked weights and prompt keys and values are split by layer, which takes both copies at once (some compilers
-    avoid it).  With weights split along ``tensor``, so are heads, activations and logits.
+    avoid it). With weights split along ``tensor``, so are heads, activations and logits.
 
     Args:
         architecture: the family's config.
@@ -153,7 +153,7 @@ def update(architecture: Any, tree: Any, layout: Layout) -> dict[str, int]:
     """Bytes that an update adds to the state.
 
     ``kept``: what the forward pass leaves for the backward pass, of the prompts and of one chunk of rollouts: the input
-    of every layer with ``remat``, else all that a layer computes.  ``working``: the largest of what the head (logits of
+    of every layer with ``remat``, else all that a layer computes. ``working``: the largest of what the head (logits of
     ``decoder.logit_steps``), one layer or one block of the tower needs at once in the backward pass.
 
     Args:
@@ -211,7 +211,7 @@ def _tower(
 def _scores(heads: int, size: int, part: Pass, *, backward: bool = False, kept: bool = False) -> float:
     """Scores of attention in float32, and in the dtype of the values they weigh; backward their gradient too.
 
-    ``attention.choose`` holds them whole only where they are few.  Above that they come by rollout and by block of
+    ``attention.choose`` holds them whole only where they are few. Above that they come by rollout and by block of
     queries, or inside a kernel, and nothing of them is kept for the backward pass.
     """
     rows, rollouts, queries, keys = part

@@ -13,7 +13,7 @@ def findings(program: str, text: str, depths: Sequence[int]) -> list[str]:
     """Gathers that should not be, read from a compiled program.
 
     An update gathers the weights of a layer inside the loop over layers; one that gathers a stacked parameter, or its
-    gradient, (L, ...) outside of any loop holds all layers at once.  A rollout that gathers matrices inside a loop does
+    gradient, (L, ...) outside of any loop holds all layers at once. A rollout that gathers matrices inside a loop does
     so for every token; the copy of its weights is there to gather them all.
 
     Args:

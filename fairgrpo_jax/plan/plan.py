@@ -1,7 +1,7 @@
-"""Will it fit, and how fast can it be?  Before any weight is loaded, for devices that need not be there.
+"""Will it fit, and how fast can it be? Before any weight is loaded, for devices that need not be there.
 
 Prints what each device holds, phase by phase, the work of a step and the least time that it can take, and what to
-change where it does not fit.  Of a checkpoint folder only ``config.json`` is read.  With ``--compile`` the programs of
+change where it does not fit. Of a checkpoint folder only ``config.json`` is read. With ``--compile`` the programs of
 the run are also compiled for the devices (extras ``plan-tpu`` and ``plan-gpu``), in processes of their own.
 
 Example::

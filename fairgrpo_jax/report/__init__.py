@@ -52,7 +52,7 @@ def build(runs: Mapping[str, Path], out: Path, *, title: str) -> Path:
         title: heading of the report.
 
     Raises:
-        ValueError: if there is no run, more runs than colours, or a folder that is no run folder.
+        ValueError: if there is no run, more runs than colours, or a folder that is not a run folder.
     """
     if not 1 <= len(runs) <= len(plots.COLOURS):
         raise ValueError(f"got {len(runs)} runs; wanted 1 to {len(plots.COLOURS)} side by side, make several reports")
@@ -138,7 +138,7 @@ def _figures(runs: Sequence[results.Run], scheme: Scheme) -> dict[str, str | Non
 
 
 def _over_time(position: int, run: results.Run, scheme: Scheme) -> tuple[int, list[int], list[results.Dataset]]:
-    """A run's data sets with one series for each evaluation, evaluations thinned out evenly."""
+    """A run's datasets with one series for each evaluation, evaluations thinned out evenly."""
     steps = list(run.evals)
     picks = sorted({round(i) for i in np.linspace(0, len(steps) - 1, min(len(steps), _BANDS))}) if steps else []
     steps = [steps[pick] for pick in picks]

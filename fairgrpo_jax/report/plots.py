@@ -34,7 +34,7 @@ def colour(run: int | None) -> str:
 def curves(runs: Sequence[results.Run], panels: Sequence[tuple[str, str, str]], *, columns: int = 2) -> str | None:
     """One panel for each (title, kind of row, metric): the raw values faint, their running mean strong.
 
-    Held-out values, which are few, are drawn as points.  Panels for which no run has values are left out; None if all.
+    Held-out values, which are few, are drawn as points. Panels for which no run has values are left out; None if all.
     """
     panels = [panel for panel in panels if any(len(run.curve(*panel[1:])[0]) for run in runs)]
     if not panels:
@@ -75,9 +75,9 @@ def ceilings(runs: Sequence[results.Run], limits: Mapping[str, float]) -> str | 
 def groups_over_time(
     runs: Sequence[results.Run], tables: Sequence[tuple[int, list[int], Sequence[results.Dataset]]], scheme: Scheme
 ) -> str | None:
-    """Held-out F1 by data set (rows) and group (columns) over the steps, with 95 % bands.
+    """Held-out F1 by dataset (rows) and group (columns) over the steps, with 95 % bands.
 
-    ``tables`` holds (position of the run, its evaluation steps, its data sets with one series for each of these steps).
+    ``tables`` holds (position of the run, its evaluation steps, its datasets with one series for each of these steps).
     """
     shown = [table for _, _, found in tables for table in found if table.attributes]
     rows = list(dict.fromkeys(table.name for table in shown))

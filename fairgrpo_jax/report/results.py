@@ -1,8 +1,8 @@
 """Run folders in, numbers out: what the report prints and plots, and no markup.
 
-The interval of a group's score is that of ``metrics.intervals``.  Intervals of differences come from one cluster
-bootstrap: within a data set, patients are drawn with replacement, all records of a patient together, and the same draws
-serve every run, every step and every group.  So the difference between two runs is paired record by record, and its
+The interval of a group's score is that of ``metrics.intervals``. Intervals of differences come from one cluster
+bootstrap: within a dataset, patients are drawn with replacement, all records of a patient together, and the same draws
+serve every run, every step and every group. So the difference between two runs is paired record by record, and its
 interval is that of the difference itself, narrower than two intervals side by side.
 """
 
@@ -21,7 +21,7 @@ from fairgrpo_jax.demographics import DEFAULT, EDGES, JOINT, Scheme
 
 REPLICATES = 1000
 ATTRIBUTES = ("sex", "age")  # of runs whose config names none
-FEW_PATIENTS = 50  # below this a data set carries no claim about accuracy
+FEW_PATIENTS = 50  # below this a dataset carries no claim about accuracy
 # The fairness measures: name, what it is, key of metrics.fairness_report, format.
 MEASURES = (
     ("PP", "predictive parity: gap of the false discovery rate, × 100", "paper/PP", ".1f"),
@@ -37,7 +37,7 @@ MEASURES = (
     ("Acc_ES", "Acc / (1 + its standard deviation)", "paper/Acc_ES", ".1f"),
     ("F1_ES", "F1 / (1 + σF1)", "paper/F1_ES", ".3f"),
     ("joint σF1", "standard deviation of F1 between joint groups", "overall/joint_f1_std", ".3f"),
-    ("worst F1", "lowest F1 of a group by one attribute, of all data sets", "overall/worst_f1", ".3f"),
+    ("worst F1", "lowest F1 of a group by one attribute, of all datasets", "overall/worst_f1", ".3f"),
     ("worst group", "the group that has it", "overall/worst_group", ".3f"),
     ("best F1", "highest F1 of a group", "overall/best_f1", ".3f"),
     ("best group", "the group that has it", "overall/best_group", ".3f"),
@@ -92,7 +92,7 @@ class Series(NamedTuple):
 
 
 class Group(NamedTuple):
-    """One group of patients in one data set, with its scores, their intervals and their paired bootstrap."""
+    """One group of patients in one dataset, with its scores, their intervals and their paired bootstrap."""
 
     attribute: str
     name: str
@@ -117,7 +117,7 @@ class Joint(NamedTuple):
 
 
 class Dataset(NamedTuple):
-    """The held-out records of one data set, group by group."""
+    """The held-out records of one dataset, group by group."""
 
     name: str
     records: int
@@ -138,7 +138,7 @@ def load(name: str, path: Path) -> Run:
     """Read a run folder.
 
     Raises:
-        ValueError: if ``path`` is no run folder, or a file in it is damaged.
+        ValueError: if ``path`` is not a run folder, or a file in it is damaged.
     """
     config, metrics = path / "config.json", path / "metrics.jsonl"
     evals = {int(file.stem): tracking.read_rows(file) for file in _numbered(path / "evals", ".jsonl")}
@@ -186,9 +186,9 @@ def series(runs: Sequence[Run]) -> list[Series]:
 
 
 def datasets(columns: Sequence[Series], *, scheme: Scheme = DEFAULT, replicates: int = REPLICATES) -> list[Dataset]:
-    """Accuracy and F1 of every data set and group in every series, on the records that all series have.
+    """Accuracy and F1 of every dataset and group in every series, on the records that all series have.
 
-    Accuracy is the share of records whose labels are exactly right.  F1 is the macro mean over the labels that occur
+    Accuracy is the share of records whose labels are exactly right. F1 is the macro mean over the labels that occur
     in the true answers of the group, one against the rest; 0/0 counts as 0.
     """
     common = set.intersection(*(set(column.rows) for column in columns)) if columns else set()
@@ -214,7 +214,7 @@ def estimate(values: np.ndarray) -> Estimate:
 
 
 def joint(tables: Sequence[Dataset]) -> Joint | None:
-    """How F1 varies over the joint groups, mean over data sets; None where no data set has two joint groups."""
+    """How F1 varies over the joint groups, mean over datasets; None where no dataset has two joint groups."""
     cells = [np.stack([group.f1 for group in table.of(JOINT)]) for table in tables if len(table.of(JOINT)) > 1]
     if not cells:
         return None
@@ -226,7 +226,7 @@ def joint(tables: Sequence[Dataset]) -> Joint | None:
 
 
 def pooled_accuracy(tables: Sequence[Dataset]) -> np.ndarray:
-    """Accuracy over all records, patients of each data set drawn apart: (series, 1 + replicates)."""
+    """Accuracy over all records, patients of each dataset drawn apart: (series, 1 + replicates)."""
     whole = [table.of("all")[0].accuracy * table.records for table in tables]
     return np.sum(whole, axis=0) / sum(table.records for table in tables)
 
@@ -237,7 +237,7 @@ def headline(tables: Sequence[Dataset]) -> list[tuple[str, np.ndarray]]:
         return []
     rows = [
         ("exact answers, all records", pooled_accuracy(tables)),
-        ("F1, mean over data sets", np.mean([table.of("all")[0].f1 for table in tables], axis=0)),
+        ("F1, mean over datasets", np.mean([table.of("all")[0].f1 for table in tables], axis=0)),
     ]
     found = joint(tables)
     if found is not None:
@@ -299,7 +299,7 @@ def _dataset(name: str, rows: list[list[dict[str, Any]]], scheme: Scheme, replic
 
 
 def _answers(rows: Sequence[dict[str, Any]]) -> tuple[list, list, list, list]:
-    """Predictions, labels, demographics and data sets as ``metrics`` takes them."""
+    """Predictions, labels, demographics and datasets as ``metrics`` takes them."""
     return (
         [row["prediction"] or None for row in rows],
         [row["answer"] for row in rows],

@@ -1,6 +1,6 @@
 """Text to score: components look at completions and their records, and a run's reward is made of them.
 
-A component is called once with the whole batch.  NaN says that a completion was not scored; it enters no mean, and the
+A component is called once with the whole batch. NaN says that a completion was not scored; it enters no mean, and the
 completion gets no advantage.
 """
 
@@ -50,7 +50,7 @@ def components(answers: Answers, names: Sequence[str]) -> np.ndarray:
     """(P, G, K) float32: each named component of every completion.
 
     Raises:
-      ValueError: for an unknown name, or a component of another shape.
+        ValueError: for an unknown name, or a component of another shape.
     """
     found = []
     for name in names:

@@ -1,4 +1,4 @@
-r"""Is the answer right?  The last ``\boxed{...}`` of a completion against the reference labels."""
+r"""Is the answer right? The last ``\boxed{...}`` of a completion against the reference labels."""
 
 from collections.abc import Sequence
 
@@ -13,16 +13,16 @@ WRAPPERS = (r"\text{", r"\textbf{", r"\mathrm{")
 def extract(text: str) -> str | None:
     r"""Content of the last complete ``\boxed{...}``, stripped; None if there is none.
 
-    Braces inside the box must balance.  Where the text holds ``</think>``, only what follows its last occurrence
-    counts: a box inside the reasoning is not an answer, whether the completion or its prompt began the thought.  A
-    thought begun after that and never ended leaves no answer.  A ``\text{}``, ``\textbf{}`` or ``\mathrm{}`` around
+    Braces inside the box must balance. Where the text holds ``</think>``, only what follows its last occurrence
+    counts: a box inside the reasoning is not an answer, whether the completion or its prompt began the thought. A
+    thought begun after that and never ended leaves no answer. A ``\text{}``, ``\textbf{}`` or ``\mathrm{}`` around
     the whole content is taken off.
 
     Args:
-      text: one completion, without the tokens sampled after its end.
+        text: one completion, without the tokens sampled after its end.
 
     Returns:
-      the answer, possibly the empty string; None where no box closes.
+        the answer, possibly the empty string; None where no box closes.
 
     The authors of FairGRPO fall back to any text in square brackets when no box is found; here that is no answer.
 
@@ -47,19 +47,19 @@ def exact(texts: Sequence[str], answers: Sequence[str]) -> np.ndarray:
     r"""1.0 where the set of boxed labels equals the set of reference labels, else 0.0.
 
     Labels are separated by a comma and a space, stripped of white space, compared as sets (order and repetition do
-    not matter) and case-sensitively, as the authors compare them.  A completion without a box scores 0.
+    not matter) and case-sensitively, as the authors compare them. A completion without a box scores 0.
 
     Args:
-      texts: N completions.
-      answers: N reference answers, one label or several joined by ``", "``.
+        texts: N completions.
+        answers: N reference answers, one label or several joined by ``", "``.
 
     Returns:
-      (N,) float32 of 0 and 1.
+        (N,) float32 of 0 and 1.
 
     Raises:
-      ValueError: if the lengths differ.
+        ValueError: if the lengths differ.
 
-    Source: FairGRPO (arXiv 2510.19893) states a binary reward.  The authors' code gives half the F1 of the two sets;
+    Source: FairGRPO (arXiv 2510.19893) states a binary reward. The authors' code gives half the F1 of the two sets;
     for single labels that is the same up to a factor, which the advantages cancel.
 
     >>> exact([r"\boxed{Edema, Fracture}", "Edema"], ["Fracture, Edema", "Edema"]).tolist()
@@ -78,14 +78,14 @@ def set_f1(texts: Sequence[str], answers: Sequence[str]) -> np.ndarray:
     For questions with several right labels; of single labels it is :func:`exact`.
 
     Args:
-      texts: N completions.
-      answers: N reference answers, one label or several joined by ``", "``.
+        texts: N completions.
+        answers: N reference answers, one label or several joined by ``", "``.
 
     Returns:
-      (N,) float32 in [0, 1]; 0 without a box.
+        (N,) float32 in [0, 1]; 0 without a box.
 
     Raises:
-      ValueError: if the lengths differ.
+        ValueError: if the lengths differ.
 
     Source: the code of FairGRPO's authors, which takes half of it; the factor cancels in advantages and temperatures.
     Their code also splits at "and" and "&"; here labels are separated by a comma and a space.

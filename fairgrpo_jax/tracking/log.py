@@ -5,7 +5,7 @@ A run appends one JSON object a line to ``metrics.jsonl``::
     {"kind": "train", "step": 12, "reward/mean": 0.71, "time/step": 0.11}
 
 ``kind`` is ``"warmup"``, ``"train"`` or ``"eval"``, every other field is a number, and every field about wall time
-starts with ``time/`` (seconds) or ``speed/``, so that two runs of one seed agree in all other fields.  A process may be
+starts with ``time/`` (seconds) or ``speed/``, so that two runs of one seed agree in all other fields. A process may be
 killed at any moment: at worst the last line is cut in two, and whoever opens the file next drops that half line.
 """
 
@@ -23,7 +23,7 @@ import numpy as np
 class MetricsLog:
     """An append-only JSONL file of metrics that survives ``kill -9``.
 
-    Each row is one flushed write.  NaN and infinities have no JSON form: they are written as ``null`` and read back as
+    Each row is one flushed write. NaN and infinities have no JSON form: they are written as ``null`` and read back as
     NaN by :func:`read_metrics`, so a metric that came out undefined differs from one that was not computed.
 
     Opening an existing file continues it; a half-written last line is dropped first.
@@ -71,7 +71,7 @@ class MetricsLog:
         """Forget the rows that come after a checkpoint, and return how many they were.
 
         ``truncate_after(train=100, eval=100)`` keeps, of each kind named, the rows with ``step`` up to and including
-        the number; -1 forgets the kind altogether.  Kinds that are not named stay whole.
+        the number; -1 forgets the kind altogether. Kinds that are not named stay whole.
         """
         self._file.close()
         lines, _ = _json_lines(self.path)

@@ -31,8 +31,8 @@ _WATCHED = (
 class Progress:
     """One live line about a long loop: phase, bar, time left and the numbers worth watching.
 
-    On a terminal the display redraws itself in place.  Elsewhere (a pipe, a CI log) it prints one plain line every
-    ``every`` steps and at the last one, and phases are silent.  Notes are printed on both.
+    On a terminal the display redraws itself in place. Elsewhere (a pipe, a CI log) it prints one plain line every
+    ``every`` steps and at the last one, and phases are silent. Notes are printed on both.
 
     The time left is the median duration of the last steps times the steps to come, so one slow step (a compilation, an
     evaluation) does not frighten anybody.

@@ -90,7 +90,7 @@ def _settings(ranks: Mapping[str, int], scale: float) -> dict[str, Any]:
 def load(vlm: Any, folder: Path | str) -> Any:
     """The model with the adapters of a folder in PEFT's format.
 
-    Maps that have an adapter in some layers only, or of a smaller rank there, get zeros in the rest.  All adapters are
+    Maps that have an adapter in some layers only, or of a smaller rank there, get zeros in the rest. All adapters are
     brought to the scale of the first: what a map asks for beyond that goes into its ``lora_b``.
 
     Args:

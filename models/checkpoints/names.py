@@ -163,7 +163,7 @@ def from_hugging_face(tensors: Mapping[str, np.ndarray], config: Any) -> dict:
     """Our parameter tree from the tensors of a checkpoint.
 
     Args:
-        tensors: name to array, as published or as transformers 5 holds them in memory.  A tied checkpoint may repeat
+        tensors: name to array, as published or as transformers 5 holds them in memory. A tied checkpoint may repeat
             the embedding as ``lm_head.weight``.
         config: the model.
 

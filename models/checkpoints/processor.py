@@ -56,7 +56,7 @@ def processor(
     video_min_pixels: int | None = None,
     video_max_pixels: int | None = None,
 ) -> processing.TextProcessor:
-    """The processor of a checkpoint folder: its tokenizer, chat template and image settings.  Reads no network.
+    """The processor of a checkpoint folder: its tokenizer, chat template and image settings. Reads no network.
 
     As in transformers, image settings come from ``processor_config.json`` if it holds them, else from
     ``preprocessor_config.json``; of videos from the first, ``video_preprocessor_config.json`` or those of images; the

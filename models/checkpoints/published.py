@@ -1,4 +1,4 @@
-"""Config and processor as the JSON files of a checkpoint folder, for models that came from none."""
+"""Config and processor as the JSON files of a checkpoint folder, for models that were not loaded from one."""
 
 from collections.abc import Callable
 from typing import Any

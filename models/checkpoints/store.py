@@ -186,7 +186,7 @@ def save(vlm: Any, checkpoint_dir: str | Path, *, max_shard_bytes: int = 5 * 10*
     """Writes a model as a checkpoint folder that transformers and vLLM load; adapters are merged into its kernels.
 
     Tokenizer, processor and other small files are those of the folder that the model came from; a model from none gets
-    them from its config and processor.  Files are written under a temporary name and moved, ``config.json`` last: a
+    them from its config and processor. Files are written under a temporary name and moved, ``config.json`` last: a
     folder that has one is whole.
 
     Args:

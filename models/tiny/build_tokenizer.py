@@ -2,7 +2,7 @@ r"""Builds the tiny tokenizer: byte-level BPE over the few sentences of the synt
 
     python -m fairgrpo_jax.models.tiny.build_tokenizer [folder]
 
-It has the special tokens and the chat format of Qwen, and no other data than this file.  The text inside
+It has the special tokens and the chat format of Qwen, and no other data than this file. The text inside
 ``\boxed{...}`` is one word to the merges, so that every answer is one token and the length of a completion says nothing
 about its answer.
 """

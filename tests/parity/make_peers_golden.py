@@ -6,10 +6,10 @@
     peers/bin/pip install --no-deps verl==0.9.1 trl==1.16.0 tensordict==0.15.3
     peers/bin/python tests/parity/make_peers_golden.py
 
-Every input is a float32 number.  verl's functions are given tensors of float64 (they compute in the type they get,
-only GDPO casts to float32), so that its rounding does not hide in ours.  TRL computes advantages inside its trainer:
+Every input is a float32 number. verl's functions are given tensors of float64 (they compute in the type they get,
+only GDPO casts to float32), so that its rounding does not hide in ours. TRL computes advantages inside its trainer:
 the real GRPOTrainer and RLOOTrainer run one step on the CPU with a tiny random model and reward functions that return
-the numbers given here, and the advantages are read from the trainer's log, in float32.  Its loss is the trainer's own
+the numbers given here, and the advantages are read from the trainer's log, in float32. Its loss is the trainer's own
 method on log-probabilities given here.
 
 The largest difference between verl in float32 and in float64 is printed for each batch: that is its rounding.
@@ -131,7 +131,7 @@ def verl_advantages(batches: dict[str, Any]) -> dict[str, Any]:
 
 
 def verl_estimators(batch: dict[str, Any], dtype: Any) -> dict[str, np.ndarray]:
-    """(P, G) advantages of every estimator.  The rows are shuffled, so that prompts are told apart by id only."""
+    """(P, G) advantages of every estimator. The rows are shuffled, so that prompts are told apart by id only."""
     import torch
     from verl.trainer.config import AlgoConfig
     from verl.trainer.ppo.core_algos import get_adv_estimator_fn
@@ -360,7 +360,7 @@ def trl_step(trainer: str, options: dict[str, Any], rewards: list, weights: list
 
 
 def trl_losses(tokens: dict[str, Any]) -> list[dict[str, Any]]:
-    """The first two prompts, whose rollouts all have tokens.  ``delta`` is TRL's bound for negative advantages."""
+    """The first two prompts, whose rollouts all have tokens. ``delta`` is TRL's bound for negative advantages."""
     import torch
 
     two_sided = {"epsilon": 0.2, "epsilon_high": 0.28}
