@@ -29,11 +29,11 @@ def read_config(config: Any) -> Any:
         config: the dict of a ``config.json``, or a transformers config.
 
     Raises:
-        ValueError: the family is none of ours, or the checkpoint wants something it does not compute.
+        ValueError: the family is not one of ``FAMILIES``, or the checkpoint wants something it does not compute.
 
     Example:
-        >>> read_config({"model_type": "qwen2_vl"}).num_layers
-        80
+        >>> read_config({"model_type": "qwen3", "num_hidden_layers": 28}).num_layers
+        28
     """
     kind = config.get("model_type") if isinstance(config, Mapping) else config.model_type
     if kind not in FAMILIES:

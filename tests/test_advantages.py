@@ -1,7 +1,6 @@
 """Advantages against hand calculation, an exact restatement (``restated``) and their own symmetries."""
 
 import dataclasses
-import doctest
 import subprocess
 import sys
 from typing import Any
@@ -117,10 +116,6 @@ def on_rewards(name, batch):
 @pytest.fixture(params=ESTIMATORS)
 def name(request):
     return request.param
-
-
-def test_examples_in_docstrings():
-    assert doctest.testmod(advantages).failed == 0
 
 
 HALF = 0.5**0.5

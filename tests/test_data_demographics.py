@@ -1,6 +1,5 @@
 """The spellings the owners of the datasets use, each with its reading."""
 
-import doctest
 import math
 
 import numpy as np
@@ -70,10 +69,6 @@ def test_age_bins_include_their_upper_edge():
     bins = ["≤25", "≤25", "26–50", "26–50", "26–50", "51–75", "51–75", ">75", ">75", ">75", None]
     assert [demographics.age_bin(age) for age in ages] == bins
     assert [demographics.age_bin(age, edges=(60.0,)) for age in (60, 61)] == ["≤60", ">60"]
-
-
-def test_examples_in_docstrings():
-    assert doctest.testmod(people).failed == 0
 
 
 @pytest.mark.parametrize("edges", [(25, 50, 75), (40, 65), (18,), (0.5, 17.5, 60.0)])

@@ -1,7 +1,5 @@
 """The haemorrhage CT set in its owners' form: two windows a slice, and a split drawn as scikit-learn draws it."""
 
-import doctest
-
 import numpy as np
 import pytest
 from hypothesis import given, strategies as st
@@ -78,11 +76,6 @@ def test_the_split_is_that_of_scikit_learn(numbers):
     patients = sorted(numbers)
     tested = train_test_split(patients, test_size=0.2, random_state=42)[1] if len(patients) > 1 else patients
     assert hemorrhage.held_out({str(number) for number in numbers}) == {str(number) for number in tested}
-
-
-def test_examples_in_the_docstrings():
-    result = doctest.testmod(hemorrhage)
-    assert result.attempted == 2 and result.failed == 0
 
 
 def test_the_split_at_its_true_size(tmp_path):

@@ -1,6 +1,4 @@
-import doctest
 import gc
-import importlib
 from pathlib import Path
 
 import numpy as np
@@ -79,27 +77,6 @@ def test_load_by_name(monkeypatch):
     monkeypatch.setattr(synthetic, "load", lambda split: RecordList(()))
     with pytest.raises(ValueError, match="'test' split of synthetic has no record"):
         data.load("synthetic", split="test")
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "",
-        ".record",
-        ".demographics",
-        ".media",
-        ".splits",
-        ".mixture",
-        ".datasets.synthetic",
-        ".tables",
-        ".about",
-        ".archives",
-        ".dicom",
-    ],
-)
-def test_examples_in_the_docstrings(name):
-    result = doctest.testmod(importlib.import_module(f"fairgrpo_jax.data{name}"))
-    assert result.attempted > 0 and result.failed == 0
 
 
 def test_loading_leaves_the_garbage_collector_as_it_was():

@@ -1,11 +1,9 @@
 """JSON lists as owners publish them: strict reading, all bad rows in one error."""
 
-import doctest
 import json
 
 import pytest
 
-from fairgrpo_jax.data import rows as module
 from fairgrpo_jax.data.rows import inside, read_json, text
 
 
@@ -76,7 +74,3 @@ def test_text_that_may_be_empty():
 def test_names_that_lead_out_of_the_folder(name):
     with pytest.raises(ValueError, match="wanted one inside the dataset's folder"):
         inside(name)
-
-
-def test_examples():
-    assert doctest.testmod(module).failed == 0

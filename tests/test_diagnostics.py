@@ -1,7 +1,5 @@
 """What is said about the spread of a batch, by hand and on real advantages."""
 
-import doctest
-
 import chex
 import jax
 import numpy as np
@@ -11,10 +9,6 @@ from fairgrpo_jax import advantages, diagnostics
 
 
 NAN = float("nan")
-
-
-def test_examples_in_docstrings():
-    assert doctest.testmod(diagnostics).failed == 0
 
 
 def test_effective_sample_size():

@@ -1,7 +1,6 @@
 """The state of FairGRPO: its statistics, its history and clusters, Group DRO, and that it survives."""
 
 import dataclasses
-import doctest
 
 import chex
 import hypothesis
@@ -12,7 +11,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from fairgrpo_jax import _fairness_state, advantages, fairness
+from fairgrpo_jax import advantages, fairness
 
 
 NAN = float("nan")
@@ -28,10 +27,6 @@ def batch(seed, prompts=10, binary=True):
 
 def fresh(history=None, capacity=64):
     return fairness.init(D, GROUPS, G, history=history, capacity=capacity)
-
-
-def test_examples_in_docstrings():
-    assert doctest.testmod(_fairness_state).failed == 0
 
 
 @pytest.mark.parametrize("history", ["ring", "binary"])

@@ -1,6 +1,5 @@
 """Explicit groups and balance by hand; clusters against exhaustive search and scikit-learn."""
 
-import doctest
 import itertools
 import json
 
@@ -12,10 +11,6 @@ from sklearn.metrics import adjusted_rand_score
 
 from fairgrpo_jax import grouping
 from tests.restated import inertia_of
-
-
-def test_examples_in_docstrings():
-    assert doctest.testmod(grouping).failed == 0
 
 
 def test_age_bins():

@@ -1,7 +1,5 @@
 """Policy losses against a plain loop over tokens, and what must not matter."""
 
-import doctest
-
 import chex
 import jax
 import jax.numpy as jnp
@@ -85,10 +83,6 @@ def by_differences(new, *args, step=1e-6, **options):
         high, low = (by_loop(new + s, *args, held=new, **options) for s in (shift, -shift))
         gradient[place] = (high - low) / (2 * step)
     return gradient
-
-
-def test_examples_in_docstrings():
-    assert doctest.testmod(losses).failed == 0
 
 
 class ByLoop(chex.TestCase):

@@ -4,7 +4,6 @@ No GPU or TPU is needed: the TPU kernel runs interpreted; of the cuDNN form the 
 kernel written out in JAX, and the calls of the real kernels are read in the program lowered for CUDA.
 """
 
-import doctest
 import functools
 import logging
 import re
@@ -228,10 +227,6 @@ def test_scores_are_scaled_as_told(name):
 def test_attention_keeps_the_dtype(name, dtype):
     args = arrays(dtype)
     assert jax.eval_shape(under(IMPLEMENTATIONS[name], masks_of(args)), *args).dtype == dtype
-
-
-def test_the_example():
-    assert doctest.testmod(attention).failed == 0
 
 
 # Which implementation is chosen.

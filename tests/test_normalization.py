@@ -1,6 +1,5 @@
 """Logistic normalisation and its percentiles against NumPy, the formula by hand, and what they must not do."""
 
-import doctest
 import json
 import math
 
@@ -23,10 +22,6 @@ SETTINGS = settings(max_examples=40, deadline=None, derandomize=True)
 
 def by_formula(reward, p25, p50, p75, k=3.0, min_iqr=0.01):
     return 1 / (1 + math.exp(-k * (reward - p50) / max(p75 - p25, min_iqr)))
-
-
-def test_examples_in_docstrings():
-    assert doctest.testmod(norm).failed == 0
 
 
 def test_logistic_golden():
