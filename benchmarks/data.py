@@ -173,7 +173,7 @@ def of(medium: Media, i: int) -> Record:
 
 def written(out: Path, records: list[Record]) -> list[Record]:
     """The records after ``data.prepare`` wrote them."""
-    lines = [prepared.line(record, prepared.describe(record.media)) for record in records]
+    lines = [prepared.line(record, prepared.stored_media(record.media)) for record in records]
     out.mkdir()
     prepare.write_parts(out, "train", records, lines, rows_per_part=500, threads=2)
     side = dict.fromkeys(("schema", "name", "options", "splits", "sources", "complete")) | {"rows_per_part": 500}

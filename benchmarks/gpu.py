@@ -227,7 +227,7 @@ def decode(scale: Scale, name: str, *, toy: bool) -> dict[str, Any]:
         def roll(params: Any, prompt: models.Prompt, tokens: int) -> Any:
             key = jax.random.key(0)
             return rollout.sample(
-                params, prompt, key, config=config, num_rollouts=scale.group, max_new_tokens=tokens
+                params, prompt, key, architecture=config, num_rollouts=scale.group, max_new_tokens=tokens
             ).tokens
 
         whole, first = (seconds(roll, params, prompt, tokens) for tokens in (scale.tokens, 1))
@@ -258,7 +258,7 @@ def update(scale: Scale, name: str, *, toy: bool) -> dict[str, Any]:
     moments = learner.fresh_moments(params, optim=OPTIM, steps=1)
     state = learner.TrainState(params, moments, jnp.int32(0), estimators.Memory(fairness.init(1, 1, G, history=None)))
     state, batch = jax.device_put((state, batch), jax.devices()[0])
-    static = dict(config=config, update=options.Update(), optim=OPTIM, temperature=1.0, steps=1)
+    static = dict(architecture=config, update=options.Update(), optim=OPTIM, temperature=1.0, steps=1)
     spent = []
     for _ in range(1 + REPEATS):
         begun = time.perf_counter()

@@ -217,7 +217,7 @@ def draw(rng: np.random.Generator, shape: Shape) -> np.ndarray:
 
 def once(config: Any, batch: learner.PolicyBatch, update: options.Update) -> Case:
     """The library's own update; the only place that calls it."""
-    static = dict(config=config, update=update, optim=OPTIM, temperature=1.0, steps=1)
+    static = dict(architecture=config, update=update, optim=OPTIM, temperature=1.0, steps=1)
     tokens = batch.prompt.tokens.size + batch.tokens.size
     return Case(learner.policy_step, (batch, jnp.int32(0)), static, tokens)
 

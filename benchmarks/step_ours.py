@@ -34,7 +34,7 @@ def main() -> None:
             state.params,
             prompt,
             jax.random.fold_in(jax.random.key(0), number),
-            config=config,
+            architecture=config,
             num_rollouts=spec["rollouts"],
             max_new_tokens=spec["tokens"],
         )
@@ -51,7 +51,7 @@ def main() -> None:
             state,
             batch,
             jnp.int32(0),
-            config=config,
+            architecture=config,
             update=options.Update(remat=spec["remat"]),
             optim=optim,
             temperature=1.0,

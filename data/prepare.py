@@ -83,7 +83,7 @@ def prepare(
 
 
 def _lines(source: Source) -> list[str]:
-    return [prepared.line(record, prepared.describe(record.media)) + "\n" for record in source.records]
+    return [prepared.line(record, prepared.stored_media(record.media)) + "\n" for record in source.records]
 
 
 def _summary(source: Source, lines: list[str]) -> dict[str, Any]:

@@ -145,8 +145,8 @@ def line(record: Record, media: list[dict[str, Any]]) -> str:
     return json.dumps(told, ensure_ascii=False)
 
 
-def describe(media: Sequence[Media]) -> list[dict[str, Any]]:
-    """What the lines tell of media: kind, place among the stored items, frames, rate and box."""
+def stored_media(media: Sequence[Media]) -> list[dict[str, Any]]:
+    """Media as a line of the table holds them: kind, place among the stored items, frames, rate and box."""
     told, place = [], 0
     for medium in media:
         stored = medium.pixels is not None and medium.kind == "video"

@@ -29,8 +29,8 @@ class Answer(TypedDict):
 
 
 def sampler(params: Any, sampling: options.Sampling) -> Any:
-    """The copy of the parameters with which a run samples; see ``rollout.weights``."""
-    return rollout.weights(params, dtype=sampling.dtype, tensor=sampling.weights == "tensor")
+    """The copy of the parameters with which a run samples; see ``rollout.sampler_params``."""
+    return rollout.sampler_params(params, dtype=sampling.dtype, tensor=sampling.weights == "tensor")
 
 
 def answer(
@@ -76,7 +76,7 @@ def answer(
                     params,
                     prompt,
                     keys,
-                    config=encode.architecture,
+                    architecture=encode.architecture,
                     num_rollouts=1,
                     max_new_tokens=sampling.max_new_tokens,
                     temperature=temperature,

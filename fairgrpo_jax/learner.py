@@ -85,22 +85,30 @@ def fresh_moments(params: Any, *, optim: options.Optim, steps: int, freeze: tupl
 
 
 def completion_logprobs(
-    params: Any, config: Any, prompt: models.Prompt, tokens: jax.Array, *, temperature: float = 1.0, remat: bool = False
+    params: Any,
+    architecture: Any,
+    prompt: models.Prompt,
+    tokens: jax.Array,
+    *,
+    temperature: float = 1.0,
+    remat: bool = False,
 ) -> jax.Array:
     """Log-probabilities (P, G, T) of the completions' tokens, each prompt run once for its G completions.
 
     The first token is predicted by the prompt's last valid position, token t by token t - 1.
     """
-    plan = staged.Plan(config, temperature=temperature, remat=remat)
+    plan = staged.Plan(architecture, temperature=temperature, remat=remat)
     return staged.completion_logprobs(params, prompt, staged.prompt_ends(params, prompt, plan), tokens, plan)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "temperature", "remat", "compute", "parts", "chunks", "policy"))
-def score(
+@functools.partial(
+    jax.jit, static_argnames=("architecture", "temperature", "remat", "compute", "parts", "chunks", "policy")
+)
+def with_logprobs(
     params: Any,
     batch: PolicyBatch,
     *,
-    config: Any,
+    architecture: Any,
     temperature: float,
     remat: bool = False,
     compute: str | None = None,
@@ -113,7 +121,7 @@ def score(
     Args:
         params: the learner before its first update, or ``reference`` of it.
         batch: P prompts, G rollouts each.
-        config: the model.
+        architecture: the model.
         temperature: of the policy.
         remat: as in the update; nothing is differentiated here.
         compute: see ``cast``.
@@ -121,7 +129,7 @@ def score(
         chunks: of the rollouts of each prompt, a divisor of G.
         policy: whose they are: they become ``old_logprobs`` or ``reference_logprobs``.
     """
-    plan = staged.Plan(config, parts, chunks, temperature, remat)
+    plan = staged.Plan(architecture, parts, chunks, temperature, remat)
     logprobs = staged.logprobs(cast(params, compute), batch.prompt, batch.rollouts, plan)
     return dataclasses.replace(batch, **{f"{policy}_logprobs": logprobs})
 
@@ -160,7 +168,7 @@ def cast(params: Any, compute: str | None) -> Any:
 
 
 @functools.partial(
-    jax.jit, static_argnames=("config", "optim", "steps", "remat", "freeze", "compute", "parts"), donate_argnums=0
+    jax.jit, static_argnames=("architecture", "optim", "steps", "remat", "freeze", "compute", "parts"), donate_argnums=0
 )
 def supervised_step(
     state: TrainState,
@@ -168,7 +176,7 @@ def supervised_step(
     tokens: jax.Array,
     mask: jax.Array,
     *,
-    config: Any,
+    architecture: Any,
     optim: options.Optim,
     steps: int,
     remat: bool = False,
@@ -186,14 +194,14 @@ def supervised_step(
         return -jnp.where(part["mask"], logprobs, 0.0).sum() / total, {"tokens": part["mask"].sum()}
 
     trained, frozen = lora.trainable(cast(state.params, compute), freeze)
-    plan = staged.Plan(config, parts, remat=remat)
+    plan = staged.Plan(architecture, parts, remat=remat)
     grads, metrics = staged.gradients(loss, trained, frozen, prompt, {"tokens": tokens, "mask": mask}, plan)
     return _descend(state, grads, metrics, optim, steps, freeze)
 
 
 @functools.partial(
     jax.jit,
-    static_argnames=("config", "update", "optim", "temperature", "steps", "freeze", "compute"),
+    static_argnames=("architecture", "update", "optim", "temperature", "steps", "freeze", "compute"),
     donate_argnums=0,
 )
 def policy_step(
@@ -201,7 +209,7 @@ def policy_step(
     batch: PolicyBatch,
     index: jax.Array,
     *,
-    config: Any,
+    architecture: Any,
     update: options.Update,
     optim: options.Optim,
     temperature: float,
@@ -225,8 +233,10 @@ def policy_step(
         ValueError: if ``update.chunks`` does not divide the rollouts, or ``update.beta`` has no reference.
     """
     if update.beta and batch.reference_logprobs is None:
-        raise ValueError(f"got update.beta={update.beta} without reference_logprobs; wanted them: learner.score(...)")
-    count = chunking.chunks(state.params, batch, config, update, compute=compute, freeze=freeze)
+        raise ValueError(
+            f"got update.beta={update.beta} without reference_logprobs; wanted them: learner.with_logprobs(...)"
+        )
+    count = chunking.chunks(state.params, batch, architecture, update, compute=compute, freeze=freeze)
     batch = jax.tree.map(lambda x: staged.strided(x, update.mini_batches)[index], batch)
     total = losses.denominator(batch.mask, update.aggregation)
     length = batch.tokens.shape[-1] if update.aggregation == "constant" else None
@@ -254,7 +264,7 @@ def policy_step(
         return value, metrics | {"mismatch": apart.sum() / tokens}
 
     trained, frozen = lora.trainable(cast(state.params, compute), freeze)
-    plan = staged.Plan(config, update.accumulation, count, temperature, update.remat)
+    plan = staged.Plan(architecture, update.accumulation, count, temperature, update.remat)
     grads, metrics = staged.gradients(loss, trained, frozen, batch.prompt, batch.rollouts, plan)
     return _descend(state, grads, metrics, optim, steps, freeze)
 

@@ -1,7 +1,7 @@
 """Sampling: a prompt runs once, images included, and its rollouts are decoded against its shared keys and values.
 
 ``sample`` is one jitted program: prompt pass, then a loop that decodes one token of every rollout until all have ended.
-Weights are gathered once, before the loop, or by ``weights`` once for several batches. The randomness of a token
+Weights are gathered once, before the loop, or by ``sampler_params`` once for several batches. The randomness of a token
 depends on (key, row, position) alone, so neither the mesh nor the other rows of a batch change what a row samples.
 Rows that have ended are carried along until all have: whether leaving them out pays is not yet measured on a GPU.
 """
@@ -70,7 +70,7 @@ def generate(
         vlm.params,
         prompt,
         key,
-        config=vlm.config,
+        architecture=vlm.config,
         num_rollouts=num_rollouts,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
@@ -78,7 +78,7 @@ def generate(
     )
 
 
-def weights(params: Any, *, dtype: str | None = None, tensor: bool = False) -> Any:
+def sampler_params(params: Any, *, dtype: str | None = None, tensor: bool = False) -> Any:
     """The copy of the parameters that samples: gathered along ``fsdp``, once for all batches of a rollout phase.
 
     Args:
@@ -98,20 +98,20 @@ def weights(params: Any, *, dtype: str | None = None, tensor: bool = False) -> A
 
 @functools.partial(jax.jit, static_argnames=("dtype", "tensor"))
 def copy(params: Any, *, dtype: str | None, tensor: bool) -> Any:
-    """The program of ``weights``."""
+    """The program of ``sampler_params``."""
     cast = jax.tree.map(lambda leaf: leaf if dtype is None else leaf.astype(dtype), params)
     return mesh.gather(cast, tensor=tensor)
 
 
 @functools.partial(
-    jax.jit, static_argnames=("config", "num_rollouts", "max_new_tokens", "temperature", "top_p", "tensor")
+    jax.jit, static_argnames=("architecture", "num_rollouts", "max_new_tokens", "temperature", "top_p", "tensor")
 )
 def sample(
     params: Any,
     prompt: models.Prompt,
     key: jax.Array,
     *,
-    config: Any,
+    architecture: Any,
     num_rollouts: int,
     max_new_tokens: int,
     temperature: float = 1.0,
@@ -121,27 +121,27 @@ def sample(
     """``generate`` on packed prompts; the loop ends as soon as every row has ended.
 
     ``key`` is one for all, or (P,) keys: then what a prompt samples does not depend on its place. ``tensor``: see
-    ``weights``.
+    ``sampler_params``.
     """
     params = mesh.gather(params, tensor=tensor)
-    hidden, prompt_kv = decoder.prompt_pass(params, config, prompt)
+    hidden, prompt_kv = decoder.prompt_pass(params, architecture, prompt)
     P, G, T = prompt.tokens.shape[0], num_rollouts, max_new_tokens
     layers, layer_kv = decoder.unstack(params, prompt_kv)
     fold = jax.vmap(jax.random.fold_in, (None, 0))
     row_keys = jax.vmap(fold, (0, None))(key, jnp.arange(G)) if key.ndim else fold(key, jnp.arange(P * G))
     row_keys = row_keys.reshape(P, G)
-    end_ids = jnp.asarray(config.eos_ids, jnp.int32)
+    end_ids = jnp.asarray(architecture.eos_ids, jnp.int32)
 
     def choose(hidden, t, done):
         """Hidden states (P, G, d) to the tokens at position t, their log-probabilities, and who has ended."""
-        logits = decoder.policy_logits(params, config, hidden, temperature or 1.0)
+        logits = decoder.policy_logits(params, architecture, hidden, temperature or 1.0)
         if temperature:
             keys = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (0, None))(row_keys, t)
             token = jax.vmap(jax.vmap(jax.random.categorical))(keys, _nucleus(logits, top_p))
         else:
             token = logits.argmax(-1)
         logprob = jnp.take_along_axis(jax.nn.log_softmax(logits), token[..., None], -1)[..., 0]
-        token = jnp.where(done, config.pad_id, token).astype(jnp.int32)
+        token = jnp.where(done, architecture.pad_id, token).astype(jnp.int32)
         return token, jnp.where(done, 0.0, logprob), done | jnp.isin(token, end_ids)
 
     def write(buffers, t, *columns):
@@ -153,7 +153,7 @@ def sample(
 
     def step(carry):
         t, done, token, caches, buffers = carry
-        hidden, caches = decoder.decode_step(layers, config, prompt, layer_kv, caches, token, t - 1)
+        hidden, caches = decoder.decode_step(layers, architecture, prompt, layer_kv, caches, token, t - 1)
         running = ~done
         token, logprob, done = choose(hidden, t, done)
         return t + 1, done, token, caches, write(buffers, t, token, running, logprob)
@@ -162,9 +162,9 @@ def sample(
     hidden = jnp.broadcast_to(hidden, (P, G, hidden.shape[-1]))
     running = jnp.ones((P, G), bool)
     token, logprob, done = choose(hidden, 0, ~running)
-    buffers = (jnp.full((P, G, T), config.pad_id, jnp.int32), jnp.zeros((P, G, T), bool), jnp.zeros((P, G, T)))
+    buffers = (jnp.full((P, G, T), architecture.pad_id, jnp.int32), jnp.zeros((P, G, T), bool), jnp.zeros((P, G, T)))
     buffers = write(buffers, 0, token, running, logprob)
-    caches = decoder.init_caches(config, P, G, max(T - 1, 1), hidden.dtype)
+    caches = decoder.init_caches(architecture, P, G, max(T - 1, 1), hidden.dtype)
     carry = jax.lax.while_loop(alive, step, (jnp.int32(1), done, token, caches, buffers))
     return RolloutBatch(*carry[-1])
 

@@ -62,7 +62,7 @@ def warm_up(run: runs.Run) -> Any:
                 state, metrics = learner.supervised_step(
                     state,
                     *arrays,
-                    config=run.encoder.architecture,
+                    architecture=run.encoder.architecture,
                     optim=spec.optim,
                     steps=spec.steps,
                     remat=config.update.remat,

@@ -31,7 +31,7 @@ Loss = Callable[[jax.Array, Rollouts], tuple[jax.Array, dict[str, jax.Array]]]
 class Plan(NamedTuple):
     """How the passes over a batch are run; static."""
 
-    config: Any  # the model
+    architecture: Any  # the model
     parts: int = 1  # micro-batches of prompts
     chunks: int = 1  # of the rollouts of each prompt
     temperature: float = 1.0
@@ -52,7 +52,7 @@ def ladder(length: int) -> tuple[int, ...]:
 
 def prompt_ends(params: dict, prompt: models.Prompt, plan: Plan) -> Ends:
     """What the completions need of their prompts, each of which runs once."""
-    hidden, kv = decoder.prompt_pass(params, plan.config, prompt, remat=plan.remat)
+    hidden, kv = decoder.prompt_pass(params, plan.architecture, prompt, remat=plan.remat)
     return decoder.last_hidden(prompt, hidden), kv
 
 
@@ -65,9 +65,9 @@ def completion_logprobs(params: dict, prompt: models.Prompt, ends: Ends, tokens:
     P, G, T = tokens.shape
     states = jnp.broadcast_to(last[:, None, None], (P, G, 1, last.shape[-1]))
     if T > 1:
-        rest = decoder.completion_pass(params, plan.config, prompt, kv, tokens[..., :-1], remat=plan.remat)
+        rest = decoder.completion_pass(params, plan.architecture, prompt, kv, tokens[..., :-1], remat=plan.remat)
         states = jnp.concatenate([states, rest], axis=2)
-    return decoder.log_probs(params, plan.config, states, tokens, temperature=plan.temperature)
+    return decoder.log_probs(params, plan.architecture, states, tokens, temperature=plan.temperature)
 
 
 def gradients(

@@ -119,7 +119,7 @@ def reinforce(run: runs.Run, state: learner.TrainState, start: int, prompts: Any
             if step % config.evaluation.every == 0:
                 shown = kept.batch.records[: config.evaluation.samples]
                 samples.save(run.folder, step, shown, kept.texts, kept.rewards, advantage)
-            values = describe(kept, seen, advantage, run.encoder) | drawn | watched | trained
+            values = step_metrics(kept, seen, advantage, run.encoder) | drawn | watched | trained
             values = {name: float(value) for name, value in values.items()} | phases.collect()
             values |= speed(kept, seen, values, config, architecture, run.mesh)
             run.log.append("train", step + 1, values)
@@ -177,7 +177,7 @@ def sample(params: Any, prompt: Any, key: jax.Array, config: options.Config, arc
         params,
         prompt,
         key,
-        config=architecture,
+        architecture=architecture,
         num_rollouts=config.rollouts,
         max_new_tokens=config.sampling.max_new_tokens,
         temperature=config.sampling.temperature,
@@ -277,15 +277,17 @@ def update(
         reference: parameters to those of the policy that ``update.beta`` holds them to.
     """
     spec = config.update
-    shared: dict = dict(config=architecture, temperature=config.sampling.temperature, compute=config.model.compute)
+    shared: dict = dict(
+        architecture=architecture, temperature=config.sampling.temperature, compute=config.model.compute
+    )
     chunks = chunking.chunks(
         state.params, batch, architecture, spec, compute=config.model.compute, freeze=config.model.freeze
     )
     pieces: dict = dict(parts=spec.parts, chunks=chunks)
     if spec.per_step > 1:
-        batch = learner.score(state.params, batch, **shared, **pieces)
+        batch = learner.with_logprobs(state.params, batch, **shared, **pieces)
     if spec.beta:
-        batch = learner.score(reference(state.params), batch, policy="reference", **shared, **pieces)
+        batch = learner.with_logprobs(reference(state.params), batch, policy="reference", **shared, **pieces)
     collected = []
     for index in [*range(spec.mini_batches)] * spec.passes:
         state, metrics = learner.policy_step(
@@ -308,7 +310,7 @@ def update(
 # ---- what is written down --------------------------------------------------------------------------------------------
 
 
-def describe(
+def step_metrics(
     kept: Sampled, seen: list[Sampled], advantage: np.ndarray, encoder: batches.Encoder
 ) -> dict[str, np.floating | float]:
     """The step's rewards and lengths, and of every group its mean reward and its share of |advantage|.

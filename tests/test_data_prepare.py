@@ -106,7 +106,7 @@ def test_boxes_stay(tmp_path):
     pixels = np.full((4, 30, 40, 3), 90, np.uint8)
     clip = Media("video", pixels=pixels, fps=2.0, box=(2, 3, 4, 20, 25), num_frames=2)
     record = Record("d/1", "d", "", (clip,), "?", "x", (), "p", None, None, {}, "train")
-    line = prepared.line(record, prepared.describe(record.media))
+    line = prepared.line(record, prepared.stored_media(record.media))
     builder = preparing.Prepared("train", [record], [line], 1, data_dir=tmp_path / "train-00000")
     builder.download_and_prepare()
     (tmp_path / "prepared.json").write_text(

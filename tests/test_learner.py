@@ -17,7 +17,7 @@ from tests import tiny_batch
 
 OPTIM = options.Optim(lr=1e-2, weight_decay=0.0)
 LOGPROBS = jax.jit(learner.completion_logprobs, static_argnums=1)
-POLICY = dict(config=tiny_batch.MODEL, optim=OPTIM, temperature=1.0, steps=10)
+POLICY = dict(architecture=tiny_batch.MODEL, optim=OPTIM, temperature=1.0, steps=10)
 
 
 def state(params, optim=OPTIM):
@@ -197,7 +197,9 @@ def test_masked_tokens_are_not_in_the_loss(recorded):
 
 def test_one_update_needs_no_old_logprobs(recorded):
     params, batch = recorded
-    scored = learner.score(params, batch.replace(old_logprobs=None), config=tiny_batch.MODEL, temperature=1.0)
+    scored = learner.with_logprobs(
+        params, batch.replace(old_logprobs=None), architecture=tiny_batch.MODEL, temperature=1.0
+    )
     assert_close(gradient(params, batch.replace(old_logprobs=None))[0], gradient(params, scored)[0])
 
 
@@ -220,7 +222,7 @@ def test_supervised_loss_falls_to_its_floor_on_one_repeated_batch():
     losses = []
     for _ in range(60):
         now, metrics = learner.supervised_step(
-            now, prompt, tokens, mask, config=tiny_batch.MODEL, optim=optim, steps=60
+            now, prompt, tokens, mask, architecture=tiny_batch.MODEL, optim=optim, steps=60
         )
         losses.append(float(metrics["loss"]))
     assert losses[0] > 3 and losses[-1] < 0.02, losses  # distinct images, distinct answers: the floor is zero

@@ -51,7 +51,7 @@ def state(params):
 
 def settings(compute=None, **update):
     spec = options.Update(**update)
-    return dict(config=MODEL, update=spec, optim=OPTIM, temperature=1.0, steps=10, compute=compute)
+    return dict(architecture=MODEL, update=spec, optim=OPTIM, temperature=1.0, steps=10, compute=compute)
 
 
 def descend(now, batch, compute=None, **update):
@@ -130,7 +130,9 @@ def test_kl_to_the_reference_by_hand(params, batch, estimator, aggregation):
 def test_scores_of_the_reference_are_its_log_probabilities(params, batch):
     other = jax.tree.map(lambda x: 0.9 * x, params)
     blank = batch.replace(reference_logprobs=None)
-    got = learner.score(other, blank, config=MODEL, temperature=1.0, parts=2, chunks=2, policy="reference")
+    got = learner.with_logprobs(
+        other, blank, architecture=MODEL, temperature=1.0, parts=2, chunks=2, policy="reference"
+    )
     wanted = LOGPROBS(other, MODEL, batch.prompt, batch.tokens)
     np.testing.assert_allclose(got.reference_logprobs, np.where(MASK, wanted, 0), atol=1e-5)
     np.testing.assert_array_equal(got.old_logprobs, batch.old_logprobs)
@@ -199,7 +201,7 @@ def test_compute_in_bfloat16_keeps_weights_and_gradients_in_float32(params, batc
 
 def test_updates_finer_than_bfloat16_are_kept_where_only_the_passes_are_in_bfloat16(params, batch):
     prompt, first, mask = batch.prompt, batch.tokens[:, :1], batch.mask[:, :1]
-    more: dict = dict(config=MODEL, optim=dataclasses.replace(OPTIM, lr=1e-5), steps=10)
+    more: dict = dict(architecture=MODEL, optim=dataclasses.replace(OPTIM, lr=1e-5), steps=10)
     after, metrics = learner.supervised_step(state(params), prompt, first, mask, compute="bfloat16", **more)
     wanted = -batch.sampler_logprobs[:, :1][mask].mean()
     assert metrics["loss"] != wanted
@@ -207,7 +209,7 @@ def test_updates_finer_than_bfloat16_are_kept_where_only_the_passes_are_in_bfloa
     change = np.asarray(after.params["embedding"] - params["embedding"])
     assert after.params["embedding"].dtype == jnp.float32
     np.testing.assert_allclose(np.abs(change[np.abs(change) > 0]).max(), 1e-5, rtol=0.05)  # Adam's first step
-    scored = learner.score(params, batch, config=MODEL, temperature=1.0, compute="bfloat16")
+    scored = learner.with_logprobs(params, batch, architecture=MODEL, temperature=1.0, compute="bfloat16")
     assert 1e-4 < np.abs(scored.old_logprobs - batch.sampler_logprobs)[MASK].mean() < 0.1
 
 

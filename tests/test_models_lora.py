@@ -124,7 +124,7 @@ def step(vlm, freeze=()):
     state = learner.TrainState(params, moments, jnp.int32(0), statistics)
     tokens = np.array([[[9, 10, 2]], [[11, 2, 0]]], np.int32)
     prompt = models.pack(INPUTS, vlm.config)
-    more: dict = dict(config=vlm.config, optim=optim, steps=1, freeze=freeze)
+    more: dict = dict(architecture=vlm.config, optim=optim, steps=1, freeze=freeze)
     state, _ = learner.supervised_step(state, prompt, tokens, tokens > 0, **more)
     return flatten(state.params), state.moments
 

@@ -134,7 +134,7 @@ def test_the_weights_that_sample(spec, sampling, numbers):
     held = footprint.rollout(architecture, tree, layout)
     params = mesh_zeros(tree, devices)
     with jax.set_mesh(devices):
-        made = rollout.weights(params, dtype=sampling.dtype, tensor=sampling.weights == "tensor")
+        made = rollout.sampler_params(params, dtype=sampling.dtype, tensor=sampling.weights == "tensor")
     taken = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(made))
     assert ahead.copied(config) == (made is not params) == ("copy" in ahead.stages(config)) == (numbers > 0)
     assert held[0]["weights gathered"] == held[1]["weights gathered"] == (taken if numbers else 0)

@@ -13,7 +13,7 @@ from tests import compiled_text, tiny_batch
 
 LENGTH = 10
 LOGPROBS = jax.jit(learner.completion_logprobs, static_argnums=1, static_argnames="temperature")
-SAMPLE = dict(config=tiny_batch.MODEL, num_rollouts=4, max_new_tokens=LENGTH)
+SAMPLE = dict(architecture=tiny_batch.MODEL, num_rollouts=4, max_new_tokens=LENGTH)
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def test_a_mesh_changes_neither_samples_nor_their_logits(batch, sampled, spec, t
     devices = mesh.make(spec)
     with jax.set_mesh(devices):
         placed = jax.device_put(params, mesh.shardings(params, devices))
-        copy = rollout.weights(placed, tensor=tensor)
+        copy = rollout.sampler_params(placed, tensor=tensor)
         for leaf, where in zip(jax.tree.leaves(copy), jax.tree.leaves(mesh.shardings(params, devices)), strict=True):
             kept = "tensor" if tensor and "tensor" in where.spec else None
             assert {axis for axis in leaf.sharding.spec if axis} == ({kept} - {None})
@@ -102,10 +102,10 @@ def test_a_mesh_changes_neither_samples_nor_their_logits(batch, sampled, spec, t
 
 def test_the_copy_that_samples_is_made_only_where_it_differs(batch):
     _, params, _ = batch
-    assert rollout.weights(params) is params and rollout.weights(params, dtype="float32") is params
+    assert rollout.sampler_params(params) is params and rollout.sampler_params(params, dtype="float32") is params
     with jax.set_mesh(mesh.make("1x1")):
-        assert rollout.weights(params) is params
-    half = rollout.weights(params, dtype="bfloat16")
+        assert rollout.sampler_params(params) is params
+    half = rollout.sampler_params(params, dtype="bfloat16")
     assert {leaf.dtype.name for leaf in jax.tree.leaves(half)} == {"bfloat16"}
 
 
@@ -116,9 +116,9 @@ def test_the_sampler_gathers_nothing_inside_its_loop(batch):
     devices = mesh.make("4x1")
     with jax.set_mesh(devices):
         placed = jax.device_put(params, mesh.shardings(params, devices))
-        copy, prompt = rollout.weights(placed), mesh.put(prompt, devices)
+        copy, prompt = rollout.sampler_params(placed), mesh.put(prompt, devices)
         lowered = rollout.sample.lower(
-            copy, prompt, jax.random.key(0), config=tiny_batch.MODEL, num_rollouts=4, max_new_tokens=9
+            copy, prompt, jax.random.key(0), architecture=tiny_batch.MODEL, num_rollouts=4, max_new_tokens=9
         )
         text = lowered.compile().as_text()
         gathered = rollout.copy.lower(placed, dtype=None, tensor=False).compile().as_text()
@@ -133,7 +133,7 @@ def test_frequencies_are_the_softmax(batch):
         params,
         jax.tree.map(lambda x: x[:1], prompt),
         jax.random.key(5),
-        config=tiny_batch.MODEL,
+        architecture=tiny_batch.MODEL,
         num_rollouts=4000,
         max_new_tokens=1,
     )

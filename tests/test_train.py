@@ -348,7 +348,7 @@ def test_statistics_and_logged_rewards_are_those_of_all_sampled_prompts(algorith
         weights, _ = fairness.weigh(algorithm, drawn, domains[:16], hidden, state)
         np.testing.assert_allclose(got, fairness.rescale(kept.rewards, weights[kept.rows]), rtol=1e-5, atol=1e-6)
     encoder: Any = types.SimpleNamespace(domains=("d",), vocabulary=types.SimpleNamespace(cells=("a", "b")))
-    values = train.describe(kept, seen, np.asarray(got), encoder)
+    values = train.step_metrics(kept, seen, np.asarray(got), encoder)
     assert values["reward/mean"] == pytest.approx(drawn.mean()) and values["reward/unscored_share"] == 0
     assert values["reward/kept_mean"] == pytest.approx(kept.rewards.mean())
     assert values["reward/group/d/b"] == pytest.approx(drawn[groups[:16] == 1].mean())
@@ -376,7 +376,7 @@ def test_a_completion_that_was_not_scored_costs_neither_log_nor_advantage():
     got, _, watched = train.estimate(kept, [sampled], memory, SMALL, devices)
     assert np.isfinite(got).all() and got[0, 1] == 0 and all(np.isfinite(value) for value in watched.values())
     encoder: Any = types.SimpleNamespace(domains=("d",), vocabulary=types.SimpleNamespace(cells=("a",)))
-    values = train.describe(kept, [sampled], np.asarray(got), encoder)
+    values = train.step_metrics(kept, [sampled], np.asarray(got), encoder)
     assert values["reward/mean"] == pytest.approx(2 / 5) and values["reward/unscored_share"] == pytest.approx(1 / 6)
     assert values["reward/group/d/a"] == 0.5 and all(np.isfinite(value) for value in values.values())
 
@@ -469,9 +469,9 @@ def test_speed_counts_tokens_and_useful_work_only():
 
 def test_several_mini_batches_and_passes_update_as_often(whole, tmp_path, monkeypatch):
     """Where memory is short, the rollouts are scored in as many chunks as they are learned from."""
-    chunks, score = [], learner.score
+    chunks, score = [], learner.with_logprobs
     monkeypatch.setattr(
-        learner, "score", lambda *args, **named: chunks.append(named["chunks"]) or score(*args, **named)
+        learner, "with_logprobs", lambda *args, **named: chunks.append(named["chunks"]) or score(*args, **named)
     )
     monkeypatch.setattr(chunking, "MEMORY", 1)
     config = after_warmup(whole, steps=1, update=options.Update(mini_batches=2, passes=2, accumulation=2))

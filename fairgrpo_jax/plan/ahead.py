@@ -129,7 +129,7 @@ def describe(model: options.Model) -> Any:
 
 
 def copied(config: options.Config) -> bool:
-    """Whether a run samples with a copy of its weights: gathered, or in another dtype; see ``rollout.weights``."""
+    """Whether a run samples with a copy of its weights, gathered or in another dtype: ``rollout.sampler_params``."""
     fsdp, tensor = meshes.parse(config.mesh)
     split = fsdp > 1 or (tensor > 1 and config.sampling.weights != "tensor")
     return split or config.sampling.dtype not in (None, config.model.dtype)
@@ -229,7 +229,7 @@ def programs(config: options.Config, architecture: Any, mesh: Mesh) -> dict[str,
             weights,
             prompt(prompts),
             placed(jax.eval_shape(lambda: jax.random.key(0)), whole),
-            config=architecture,
+            architecture=architecture,
             num_rollouts=G,
             max_new_tokens=T,
             temperature=config.sampling.temperature,
@@ -242,7 +242,7 @@ def programs(config: options.Config, architecture: Any, mesh: Mesh) -> dict[str,
             state(config.optim, config.steps * updates),
             batch(),
             placed(jax.ShapeDtypeStruct((), jnp.int32), whole),
-            config=architecture,
+            architecture=architecture,
             update=config.update,
             optim=config.optim,
             temperature=config.sampling.temperature,
@@ -259,7 +259,7 @@ def programs(config: options.Config, architecture: Any, mesh: Mesh) -> dict[str,
             prompt(spec.batch),
             target(jnp.int32),
             target(jnp.bool_),
-            config=architecture,
+            architecture=architecture,
             optim=spec.optim,
             steps=spec.steps,
             remat=config.update.remat,
