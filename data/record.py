@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -152,7 +152,7 @@ class RecordList:
         return f"RecordList({len(self)} records of {', '.join(sorted({r.dataset for r in self.records}))})"
 
 
-def conversation(record: Record, *, instruction: str = "", list_choices: bool = True) -> list[dict]:
+def conversation(record: Record, *, instruction: str = "", list_choices: bool = True) -> list[dict[str, Any]]:
     r"""The question as one user turn in Hugging Face chat format: media first, then the text.
 
     Args:

@@ -111,7 +111,7 @@ def leakage(records: Iterable[Record]) -> list[Shared]:
         files.setdefault(side, set()).update(
             (media.path, media.member) if media.path else media.frames for media in record.media if media.pixels is None
         )
-    found = []
+    found: list[Shared] = []
     for one, other in itertools.combinations(patients, 2):
         if one[0] == other[0]:
             people, shared = patients[one] & patients[other], files[one] & files[other]

@@ -247,7 +247,7 @@ def members(
     if taken := {JOINT, "all"} & set(names):
         raise ValueError(f"got an attribute named {sorted(taken)}; these names are taken, rename it")
     told = [groups(person, dataclasses.replace(scheme, attributes=names)) for person in people]
-    found = []
+    found: list[tuple[dict[str, str], np.ndarray]] = []
     for dataset in sorted(set(datasets)):
         rows = [row for row, its in enumerate(datasets) if its == dataset]
         head = {"dataset": dataset, "attribute": "all", "group": "all", "name": "all"}

@@ -52,7 +52,7 @@ def components(answers: Answers, names: Sequence[str]) -> np.ndarray:
     Raises:
         ValueError: for an unknown name, or a component of another shape.
     """
-    found = []
+    found: list[np.ndarray] = []
     for name in names:
         if name not in COMPONENTS:
             raise ValueError(f"got reward component {name!r}; wanted one of {', '.join(COMPONENTS)}")

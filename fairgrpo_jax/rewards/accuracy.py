@@ -96,7 +96,7 @@ def set_f1(texts: Sequence[str], answers: Sequence[str]) -> np.ndarray:
     if len(texts) != len(answers):
         raise ValueError(f"got {len(texts)} texts and {len(answers)} answers; wanted one answer for each text")
     pairs = [(extract(text), _labels(answer)) for text, answer in zip(texts, answers, strict=True)]
-    found = [(frozenset() if said is None else _labels(said), wanted) for said, wanted in pairs]
+    found = [(frozenset[str]() if said is None else _labels(said), wanted) for said, wanted in pairs]
     return np.asarray([2 * len(said & wanted) / (len(said) + len(wanted)) for said, wanted in found], np.float32)
 
 

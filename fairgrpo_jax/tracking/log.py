@@ -75,7 +75,7 @@ class MetricsLog:
         """
         self._file.close()
         lines, _ = _json_lines(self.path)
-        kept = []
+        kept: list[str] = []
         for line in lines:
             row = json.loads(line)
             if row["step"] <= last_steps.get(row["kind"], math.inf):
