@@ -16,7 +16,7 @@ test: $(VENV)/installed             ## all tests that need neither torch nor min
 	$(RUN) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m "not slow and not parity and not plan"
 
 test-all: $(VENV)/installed         ## with the slow ones, and parity with torch (pip install .[parity])
-	$(RUN) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m "not plan"
+	HYPOTHESIS_PROFILE=many $(RUN) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m "not plan"
 
 test-plan: .venv-plan/installed     ## true sizes compiled for TPUs and GPUs that are not there; an hour and a half, once
 	.venv-plan/bin/python -m pytest -p no:xdist -s -m plan tests/test_plan_sizes.py

@@ -31,9 +31,9 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.devices()  # starts the backend: no test may change the number of devices afterwards
 
 
-# Examples of tests that do not say how many; `HYPOTHESIS_PROFILE=ci` for more.
+# Examples of tests that do not say how many; `HYPOTHESIS_PROFILE=many`, as `make test-all` has it, for more.
 hypothesis.settings.register_profile("quick", max_examples=30)
-hypothesis.settings.register_profile("ci", max_examples=150)
+hypothesis.settings.register_profile("many", max_examples=150)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 # Files that take longest come first: the last to begin would keep one process busy while the other has nothing to do.
