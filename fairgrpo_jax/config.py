@@ -345,6 +345,11 @@ class Update:
             f"update.kind='cispo' with update.dual_clip={self.dual_clip}",
             "no dual clip, which bounds what cispo does not have",
         )
+        _require(
+            self.kind != "gspo" or max(self.clip_low, self.clip_high) < 0.1,
+            f"update.kind='gspo' with update.clip_low={self.clip_low}, update.clip_high={self.clip_high}",
+            "bounds of a mean over tokens, which never reaches these, e.g. clip_low=3e-4, clip_high=4e-4",
+        )
 
     @property
     def parts(self) -> int:

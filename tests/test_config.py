@@ -53,6 +53,7 @@ def test_difference_names_every_changed_option():
         (lambda: options.Sampling(temperature=0.0), "positive temperature"),
         (lambda: options.Sampling(top_p=1.5), "top_p=1.5"),
         (lambda: options.Update(passes=0), "passes=0"),
+        (lambda: options.Update(kind="gspo"), "clip_high=0.2; wanted bounds of a mean over tokens"),
         (lambda: options.Evaluation(every=0), "every=0"),
         (lambda: options.Fairness(size_exponent=-0.5), "size_exponent=-0.5"),
         (lambda: options.Fairness(step_size=0.0), "step_size=0.0"),

@@ -146,7 +146,7 @@ def spoil(folder, fault):
 @pytest.mark.parametrize(
     "fault, said",
     [
-        ("no folder", "nowhere, which is no folder; wanted a checkpoint folder"),
+        ("no folder", "nowhere, which is not a folder; wanted a checkpoint folder"),
         ("pickled", r"only pickled weights \(pytorch_model.bin\); wanted model.safetensors"),
         ("no weights", "with no weights; wanted model.safetensors or model.safetensors.index.json"),
         ("no config", "config.json does not exist; wanted a checkpoint folder"),

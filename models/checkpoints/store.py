@@ -59,7 +59,10 @@ def describe(
     """
     quiet_transformers()
     if not folder.is_dir():
-        raise ValueError(f"got {folder}, which is no folder; wanted a checkpoint folder as Hugging Face publishes it")
+        raise ValueError(
+            f"got {folder}, which is not a folder; wanted a checkpoint folder as Hugging Face publishes it, e.g. by "
+            "`hf download NAME --local-dir FOLDER`"
+        )
     values = folders.read_json(folder / "config.json")
     try:
         config = families.read_config(values)
