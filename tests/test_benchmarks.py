@@ -51,6 +51,7 @@ def run(path, name, *options):
 # ---- step ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_step_trains_on_every_token(tmp_path):
     printed, figures = run(tmp_path, "step", "--only", "text, 2", "--rollouts", "2", "--tokens", "3", "--steps", "2")
     (steps,) = [trainers["ours"] for trainers in figures.values()]

@@ -61,7 +61,7 @@ def test_in_blocks_onto_any_mesh(tmp_path, in_blocks):
     config, tensors = write(tmp_path, "qwen3_vl", 1)
     wanted, inputs = names.from_hugging_face(tensors, config), tiny_models.published("qwen3_vl", 1)[2]["images"][0]
     expected = models.VLM(config, wanted).logits(inputs)
-    for spec in (None, "4x1", "2x2", "1x4"):
+    for spec in (None, "2x2", "1x4"):
         with jax.set_mesh(mesh.make("4x1")):  # as inside a run; of no consequence
             vlm = models.load(tmp_path, mesh=spec, dtype="float32")
         assert_equal(vlm.params, wanted)
