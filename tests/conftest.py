@@ -37,8 +37,16 @@ hypothesis.settings.register_profile("many", max_examples=150)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 # Files that take longest come first: the last to begin would keep one process busy while the other has nothing to do.
-LONGEST = ("train", "staged", "learner", "learner_policy", "train_checkpoint", "plan_ahead", "configs_paper")
-LONGEST += ("learner_reference", "rollout", "kmeans", "models_attention", "models_decoder", "models_lora")
+LONGEST = ("train", "staged", "learner", "learner_policy", "train_step", "train_checkpoint", "plan_ahead")
+LONGEST += (
+    "configs_paper",
+    "learner_reference",
+    "rollout",
+    "kmeans",
+    "models_attention",
+    "models_decoder",
+    "models_lora",
+)
 MOST_MAPS = 30_000  # of the 65,530 that Linux allows a process
 MOST_SECONDS = float(os.environ.get("TEST_CPU_SECONDS", "15"))  # of processor time; 0 names no test
 

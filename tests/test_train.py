@@ -8,36 +8,25 @@ import signal
 import subprocess
 import sys
 import time
-import types
-import typing
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 import pytest
 
 from fairgrpo_jax import (
-    advantages,
-    batches,
     checkpoint,
     chunking,
     config as options,
     configs,
     data,
-    estimators,
-    fairness,
     learner,
-    models,
-    rollout,
     runs,
     sft,
     tracking,
     train,
 )
-from fairgrpo_jax.plan import cost
 from fairgrpo_jax.tracking import read_metrics
-from tests import tiny_batch
 from tests.report_page import Page
 
 
@@ -252,135 +241,6 @@ def test_non_finite_loss_stops_the_run_naming_step_and_metric(whole, tmp_path, m
         go(after_warmup(whole), tmp_path)
 
 
-def step_of(rewards, domains, groups, rollouts=None):
-    """A step's prompts by their rewards: one token each, numbered tokens and records."""
-    part: Any = np.arange(len(rewards)) + 1
-    G = rewards.shape[1]
-    tokens: Any = np.repeat(part, 3 * G).reshape(-1, G, 3)
-    rollouts = rollout.RolloutBatch(tokens, tokens >= 0, tokens / 10) if rollouts is None else rollouts
-    prompt = models.Prompt(**{f.name: part for f in dataclasses.fields(models.Prompt)})
-    names: Any = [f"record {i}" for i in part]
-    batch = batches.PromptBatch(prompt, names, domains, groups)
-    learned = np.asarray(rollouts.mask)
-    return train.Sampled(batch, rollouts, [[f"text {i}"] for i in part], rewards, np.ones(rewards.shape, bool), learned)
-
-
-@pytest.mark.parametrize("algorithm", typing.get_args(options.Algorithm))
-def test_the_loop_computes_the_public_functions(algorithm):
-    """As a user calls them: without options, those of the config at their defaults."""
-    rng = np.random.default_rng(0)
-    rewards = (rng.random((40, 4)) < rng.beta(0.5, 0.9, (40, 1))).astype(np.float32)
-    lengths = rng.integers(1, 20, rewards.shape).astype(np.int32)
-    domains, groups = (np.arange(40) % 3 // 2).astype(np.int32), rng.integers(-1, 2, 40).astype(np.int32)
-    state = fairness.init(2, 2, 4, history="binary")
-    mask = np.arange(20) < lengths[..., None]
-    arrays: Any = mask.astype(np.int32), mask, mask * 0.0
-    sampled = step_of(rewards, domains, groups, rollout.RolloutBatch(*arrays))
-    kept, _ = train.refill(None, [sampled])
-    order = kept.rows
-    config = dataclasses.replace(SMALL, algorithm=algorithm)
-    devices = jax.make_mesh((1, 1), ("fsdp", "tensor"))
-    got, memory, watched = train.estimate(kept, [sampled], estimators.Memory(state), config, devices)
-    wanted, after = {
-        "fair_grpo": lambda: fairness.fair_grpo(rewards, domains, groups, state),
-        "fair_grpo_nd": lambda: fairness.fair_grpo_nd(rewards, domains, state),
-        "drpo": lambda: fairness.drpo(rewards, domains, state),
-        "group_dro": lambda: fairness.group_dro(rewards, domains, groups, state),
-        "opo": lambda: (advantages.opo(rewards, lengths), state),
-        "reinforce_plus_plus": lambda: (advantages.reinforce_plus_plus(rewards, lengths), state),
-        "reinforce_plus_plus_baseline": lambda: (advantages.reinforce_plus_plus_baseline(rewards, lengths), state),
-    }.get(algorithm, lambda: (getattr(advantages, algorithm)(rewards), state))()
-    np.testing.assert_allclose(got, np.asarray(wanted)[order], atol=1e-6)
-    for mine, theirs in zip(jax.tree.leaves(memory.fairness), jax.tree.leaves(after), strict=True):
-        np.testing.assert_allclose(mine, theirs, rtol=1e-6)
-    assert watched["advantage/max_abs"] == np.abs(got).max()
-
-
-@pytest.mark.parametrize("tries, rows, counts", [(1, [1, 0, 2, 3], (3, 0)), (2, [1, 4, 6, 0], (1, 4))])
-def test_prompts_that_teach_replace_those_that_do_not(tries, rows, counts):
-    """By hand: of batches of four prompts, those with different rewards first, then the oldest of the others."""
-    rewards = np.array([[1, 1], [0, 1], [0, 0], [1, 1], [1, 0], [0, 0], [0, 1], [1, 1]], np.float32)
-    whole = step_of(rewards, np.arange(8), -np.arange(8))
-    kept, drawn, seen = None, {}, []
-    for attempt in range(tries):
-        seen.append(whole.take(np.arange(4) + 4 * attempt))
-        kept, drawn = train.refill(kept, seen)
-    assert kept is not None
-    assert (drawn["rollout/zero_variance"], drawn["rollout/replaced"]) == counts
-    np.testing.assert_array_equal(kept.rows, rows)
-    np.testing.assert_array_equal(kept.rewards, rewards[rows])
-    np.testing.assert_array_equal(kept.rollouts.tokens[:, 0, 0], np.array(rows) + 1)
-    np.testing.assert_array_equal([kept.batch.domains, -kept.batch.groups, kept.batch.prompt.tokens - 1], [rows] * 3)
-    assert kept.batch.records == [f"record {i + 1}" for i in rows] and kept.texts == [[f"text {i + 1}"] for i in rows]
-
-
-@pytest.mark.parametrize("algorithm", ["fair_grpo", "fair_grpo_nd", "group_dro", "grpo"])
-def test_statistics_and_logged_rewards_are_those_of_all_sampled_prompts(algorithm):
-    """Dynamic sampling keeps the half that teaches; groups are still as well served as they were drawn."""
-    rng = np.random.default_rng(1)
-    groups = np.arange(24).astype(np.int32) % 2
-    rewards = (rng.random((24, 4)) < np.where(groups, 0.1, 0.6)[:, None]).astype(np.float32)
-    domains = np.zeros(24, np.int32)
-    whole = step_of(rewards, domains, groups)
-    kept, seen = None, []
-    for attempt in range(2):
-        seen.append(whole.take(np.arange(8) + 8 * attempt))
-        kept, _ = train.refill(kept, seen)
-    assert kept is not None
-    config = dataclasses.replace(SMALL, algorithm=algorithm, sampling=options.Sampling(tries=3))
-    state = fairness.init(1, 2, 4, history="binary")
-    devices = jax.make_mesh((1, 1), ("fsdp", "tensor"))
-    got, memory, watched = train.estimate(kept, seen, estimators.Memory(state), config, devices)
-    drawn = rewards[:16]
-    if algorithm != "grpo":
-        shown = [0, 1] if algorithm != "fair_grpo_nd" else [2]
-        means = [drawn[groups[:16] == g].mean() for g in (0, 1)] if len(shown) == 2 else [drawn.mean()]
-        np.testing.assert_array_equal(memory.fairness.group_count[0, shown], [16 // len(shown)] * len(shown))
-        np.testing.assert_allclose(memory.fairness.group_mean[0, shown], means, rtol=1e-6)
-    if algorithm == "group_dro":  # q / p by hand, of everyone that was drawn
-        q = np.exp(0.01 * (1 - np.array(means)))
-        weights = (q / q.sum() / 0.5)[kept.batch.groups]
-        np.testing.assert_allclose(got, weights[:, None] * advantages.grpo(kept.rewards), rtol=1e-5)
-    elif algorithm == "grpo":
-        np.testing.assert_allclose(got, advantages.grpo(kept.rewards), rtol=1e-6)
-    else:
-        hidden = groups[:16] if algorithm == "fair_grpo" else np.full(16, -1)
-        weights, _ = fairness.weigh(algorithm, drawn, domains[:16], hidden, state)
-        np.testing.assert_allclose(got, fairness.rescale(kept.rewards, weights[kept.rows]), rtol=1e-5, atol=1e-6)
-    encoder: Any = types.SimpleNamespace(domains=("d",), vocabulary=types.SimpleNamespace(cells=("a", "b")))
-    values = train.step_metrics(kept, seen, np.asarray(got), encoder)
-    assert values["reward/mean"] == pytest.approx(drawn.mean()) and values["reward/unscored_share"] == 0
-    assert values["reward/kept_mean"] == pytest.approx(kept.rewards.mean())
-    assert values["reward/group/d/b"] == pytest.approx(drawn[groups[:16] == 1].mean())
-
-
-def test_effective_sample_size_of_group_dro_is_that_of_its_weights():
-    """By hand: q of two cells after losses of 1 and 0 at step size 5, over shares of 7/8 and 1/8."""
-    rewards = np.array([[1.0, 0.0]] * 8, np.float32)
-    state = fairness.init(1, 2, 2, history=None)
-    state = dataclasses.replace(state, dro_log_weight=np.array([[0.0, 5.0, 0.0]], np.float32))
-    scored = estimators.Scored.of(rewards, np.zeros(8, int), np.array([0] * 7 + [1]))
-    _, _, watched = estimators.estimate("group_dro", scored, estimators.Memory(state))
-    q = np.exp([0, 5]) / np.exp([0, 5]).sum()
-    weights = np.array([q[0] / (7 / 8)] * 7 + [q[1] / (1 / 8)])
-    assert watched["fairness/effective_sample_size"] == pytest.approx(weights.sum() ** 2 / (weights**2).sum(), rel=1e-4)
-    assert watched["fairness/effective_sample_size"] < 1.2
-
-
-def test_a_completion_that_was_not_scored_costs_neither_log_nor_advantage():
-    rewards = np.array([[1.0, np.nan, 0.0], [1.0, 0.0, 0.0]], np.float32)
-    sampled = step_of(rewards, np.zeros(2, np.int32), np.array([0, -1], np.int32))
-    kept, _ = train.refill(None, [sampled])
-    devices = jax.make_mesh((1, 1), ("fsdp", "tensor"))
-    memory = estimators.Memory(fairness.init(1, 1, 3, history="binary"))
-    got, _, watched = train.estimate(kept, [sampled], memory, SMALL, devices)
-    assert np.isfinite(got).all() and got[0, 1] == 0 and all(np.isfinite(value) for value in watched.values())
-    encoder: Any = types.SimpleNamespace(domains=("d",), vocabulary=types.SimpleNamespace(cells=("a",)))
-    values = train.step_metrics(kept, [sampled], np.asarray(got), encoder)
-    assert values["reward/mean"] == pytest.approx(2 / 5) and values["reward/unscored_share"] == pytest.approx(1 / 6)
-    assert values["reward/group/d/a"] == 0.5 and all(np.isfinite(value) for value in values.values())
-
-
 def test_dynamic_sampling_draws_more_prompts_and_resumes(whole, tmp_path):
     sampling = dataclasses.replace(SMALL.sampling, tries=3)
     config = after_warmup(whole, sampling=sampling, algorithm="grpo", steps=2, checkpoint_every=1)
@@ -393,78 +253,6 @@ def test_dynamic_sampling_draws_more_prompts_and_resumes(whole, tmp_path):
     shutil.rmtree(tmp_path / "checkpoints" / "2")
     go(config, tmp_path)
     assert rows(tmp_path) == log
-
-
-@pytest.mark.parametrize("truncated", ["mask", "penalise"])
-def test_truncated_completions(truncated):
-    """Completions that ended are learned from as before; cut ones have no loss, or a lower reward."""
-    sampling = options.Sampling(max_new_tokens=4, truncated=truncated, overlong_buffer=2)
-    config = dataclasses.replace(SMALL, algorithm="grpo", sampling=sampling)
-    end = tiny_batch.MODEL.eos_ids[0]
-    tokens = np.array([[[9, end, 0, 0], [9, 9, 9, 9], [9, 9, 9, end], [9, 9, end, 0]]], np.int32)
-    mask = np.arange(4) < np.array([2, 4, 4, 3])[None, :, None]
-    arrays: Any = tokens, mask, np.zeros(tokens.shape, np.float32)
-    rollouts = rollout.RolloutBatch(*arrays)
-    batch: Any = types.SimpleNamespace(records=[types.SimpleNamespace(answer="Nevus")])
-    sampled = train.score(batch, rollouts, [[r"\boxed{Nevus}"] * 4], config, tiny_batch.MODEL)
-    np.testing.assert_array_equal(sampled.finished, [[True, False, True, True]])
-    np.testing.assert_allclose(sampled.rewards, [[1, 0, 0, 0.5]] if truncated == "penalise" else [[1, 1, 1, 1]])
-    np.testing.assert_array_equal(sampled.learned[0, 1], [truncated != "mask"] * 4)
-    np.testing.assert_array_equal(sampled.learned[0, ::2], mask[0, ::2])
-    compared = [[1, 0, 0, 0.5]] if truncated == "penalise" else [[1, np.nan, 1, 1]]
-    np.testing.assert_allclose(sampled.compared, compared)
-
-
-@pytest.mark.parametrize("algorithm", ["reinforce_plus_plus", "reinforce_plus_plus_baseline", "opo", "grpo"])
-def test_advantages_are_centred_over_the_tokens_that_are_learned_from(algorithm):
-    """Where cut completions are masked: mean 0, and deviation 1 where the estimator whitens."""
-    rng = np.random.default_rng(2)
-    lengths = rng.integers(1, 13, (16, 4))
-    mask = np.arange(12) < lengths[..., None]
-    finished = lengths < 10
-    rewards = np.where(finished, rng.random((16, 4)) < 0.6, 0).astype(np.float32)
-    arrays: Any = mask.astype(np.int32), mask, mask * 0.0
-    sampled = step_of(rewards, np.zeros(16, np.int32), np.zeros(16, np.int32), rollout.RolloutBatch(*arrays))
-    sampled = dataclasses.replace(sampled, finished=finished, learned=mask & finished[..., None])
-    kept, _ = train.refill(None, [sampled])
-    config = dataclasses.replace(SMALL, algorithm=algorithm)
-    devices = jax.make_mesh((1, 1), ("fsdp", "tensor"))
-    memory = estimators.Memory(fairness.init(1, 1, 4, history="binary"))
-    got = np.asarray(train.estimate(kept, [sampled], memory, config, devices)[0], np.float64)
-    tokens = kept.learned.sum(-1)
-    assert (got[tokens == 0] == 0).all()
-    if algorithm == "opo":
-        np.testing.assert_allclose((got * tokens).sum(1), 0, atol=1e-5)
-    elif algorithm == "grpo":
-        np.testing.assert_allclose(got.sum(1), 0, atol=1e-5)
-    else:
-        mean = (got * tokens).sum() / tokens.sum()
-        assert mean == pytest.approx(0, abs=1e-5)
-        assert (got**2 * tokens).sum() / (tokens.sum() - 1) == pytest.approx(1, abs=1e-3)
-
-
-def test_speed_counts_tokens_and_useful_work_only():
-    """Padding of prompts and completions is no work; MFU by hand from the formula of the work and an H200's peak."""
-    prompt = tiny_batch.prompt(tiny_batch.records(4))
-    mask = np.arange(6) < np.array([[2, 4], [6, 4], [3, 1], [4, 4]])[..., None]
-    arrays: Any = mask.astype(int), mask, mask * 0.0
-    sampled: Any = types.SimpleNamespace(
-        batch=types.SimpleNamespace(prompt=jax.device_get(prompt)), rollouts=rollout.RolloutBatch(*arrays)
-    )
-    config = dataclasses.replace(SMALL, prompts=4, rollouts=2)
-    device = types.SimpleNamespace(device_kind="NVIDIA H200")
-    mesh: Any = types.SimpleNamespace(devices=np.array([[device]], object), size=1)
-    values = {"time/rollout": 0.5, "time/update": 0.1}
-    got = train.speed(sampled, [sampled], values, config, tiny_batch.MODEL, mesh)
-    lengths = np.asarray(prompt.valid).sum(1)
-    sizes = cost.Sizes(prompts=4, rollouts=2, prompt=int(lengths.mean()), completion=3.5, patches=64)
-    work = cost.update_flops(tiny_batch.MODEL, sizes, recomputed=False).total
-    assert got["speed/rollout_tokens_per_s"] == 56
-    assert got["speed/update_mfu"] == pytest.approx(work / 0.1 / 494.5e12)
-    device.device_kind = "cpu"
-    assert train.speed(sampled, [sampled], values, config, tiny_batch.MODEL, mesh).keys() == {
-        "speed/rollout_tokens_per_s"
-    }
 
 
 def test_several_mini_batches_and_passes_update_as_often(whole, tmp_path, monkeypatch):
