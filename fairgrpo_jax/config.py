@@ -185,7 +185,7 @@ class Optim:
     lr: float = 3e-4
     """Peak learning rate."""
     warmup_steps: int = 30
-    """Updates over which the learning rate rises from zero."""
+    """Updates over which the learning rate rises from zero, which is that of the first one (as in transformers)."""
     schedule: Literal["constant", "cosine"] = "cosine"
     """Course of the learning rate after its warm-up."""
     b1: float = 0.9
