@@ -171,7 +171,7 @@ def test_warnings(folders):
         (["--device", "b200"], "wanted v5e:SLICE"),
         (["--mesh", "8x1", "--prompts", "12"], "=12 on a mesh with 8 devices along fsdp; wanted a multiple"),
         (["--data.num-patches", "62"], "num_patches=62 must be a multiple of 4.*option data.num_patches"),
-        (["--model.path", "nowhere"], "got nowhere, which is no folder"),
+        (["--model.path", "nowhere"], "got nowhere, which is not a folder; .*hf download"),
         (["--memory", "0"], "memory=0.0; wanted"),
         (["--timeout", "-1"], "timeout=-1.0; wanted"),
     ],

@@ -148,5 +148,5 @@ def test_a_folder_without_tokenizer_is_refused(tmp_path):
     models.init(qwen3_vl.tiny(), jax.random.key(0)).save(tmp_path / "bare")
     with pytest.raises(ValueError, match="without tokenizer or image settings; wanted the whole folder"):
         policy.describe(options.Model(path=tmp_path / "bare"), options.Data())
-    with pytest.raises(ValueError, match="no folder"):
+    with pytest.raises(ValueError, match="not a folder; .*hf download"):
         policy.describe(options.Model(path=tmp_path / "nowhere"), options.Data())

@@ -58,11 +58,7 @@ def describe(
         ValueError: no folder, no config, an unknown family, or settings that are not computed here.
     """
     quiet_transformers()
-    if not folder.is_dir():
-        raise ValueError(
-            f"got {folder}, which is not a folder; wanted a checkpoint folder as Hugging Face publishes it, e.g. by "
-            "`hf download NAME --local-dir FOLDER`"
-        )
+    tensorfile.require_folder(folder)
     values = folders.read_json(folder / "config.json")
     try:
         config = families.read_config(values)

@@ -80,6 +80,19 @@ def header(path: Path) -> dict[str, Tensor]:
     }
 
 
+def require_folder(path: Path) -> None:
+    """Refuses a path that is not a folder, with the way to get one.
+
+    Raises:
+        ValueError: as said.
+    """
+    if not path.is_dir():
+        raise ValueError(
+            f"got {path}, which is not a folder; wanted a checkpoint folder as Hugging Face publishes it, e.g. by "
+            "`hf download NAME --local-dir FOLDER`"
+        )
+
+
 def folder(path: Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint folder: of ``model.safetensors``, or of the files that the index names.
 
@@ -87,8 +100,7 @@ def folder(path: Path) -> dict[str, Tensor]:
         ValueError: no folder, no safetensors (pickled weights are not read), a file missing, cut short, or not holding
             what the index says.
     """
-    if not path.is_dir():
-        raise ValueError(f"got {path}, which is no folder; wanted a checkpoint folder as Hugging Face publishes it")
+    require_folder(path)
     if (path / SINGLE).exists():
         return header(path / SINGLE)
     if not (path / INDEX).exists():
