@@ -81,13 +81,12 @@ class Data:
     num_patches: int = 64
     """Number of vision patches to which the media of each prompt are padded; more is an error that names the record."""
     min_pixels: int | None = None
-    """Smaller images are enlarged to this many pixels; default: the checkpoint's value (32 x 32 without a
-    checkpoint)."""
+    """Smaller images are enlarged to this many pixels; default: the checkpoint's value, or 32 x 32 without one."""
     max_pixels: int | None = None
-    """Larger images are reduced to this many pixels; default: the checkpoint's value (32 x 32 without a checkpoint)."""
+    """Larger images are reduced to this many pixels; default: the checkpoint's value, or 32 x 32 without a
+    checkpoint."""
     attributes: tuple[str, ...] = ("sex", "age")
-    """Attributes that define the demographic groups: sex, age, or others that the dataset has (race, skin_type,
-    ...)."""
+    """Attributes that define the demographic groups: sex, age, or others of the dataset (race, skin_type, ...)."""
     age_edges: tuple[int, ...] = (25, 50, 75)
     """Upper edges of the age groups in years, inclusive."""
     leakage: Literal["refuse", "report"] = "refuse"
@@ -292,7 +291,8 @@ class Reward:
     """The reward of a completion."""
 
     kind: Literal["exact", "set_f1"] = "exact"
-    """"exact": 1 if the boxed labels equal the reference labels, else 0; "set_f1": F1 of the two label sets."""
+    """Reward function: "exact" is 1 if the boxed labels equal the reference labels, else 0; "set_f1" is the F1 of the
+    two sets."""
 
 
 @dataclasses.dataclass(frozen=True)
