@@ -226,9 +226,9 @@ def policy_step(
     gradients are summed in the dtype of the parameters, or wider, and AdamW runs in float32.
 
     The metrics are those of ``losses.policy_loss``, its ``kl`` named ``kl_old``; ``kl``, the mean KL of a token to the
-    reference, with ``update.beta``; ``mismatch`` of the policy before its first update to the sampler, which
-    ``update.importance`` corrects, and the mean and
-    the capped share of its weights; ``padding_share`` (``staged.gradients``).
+    reference, with ``update.beta``; ``mismatch`` between the policy before its first update and the sampler, which
+    ``update.importance`` corrects, and the mean and the capped share of its weights; ``padding_share``
+    (``staged.gradients``).
 
     Raises:
         ValueError: if ``update.chunks`` does not divide the rollouts, or ``update.beta`` has no reference.
