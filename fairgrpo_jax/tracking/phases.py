@@ -30,7 +30,7 @@ class Phases:
             self.seconds["compile"] = self.seconds.get("compile", 0.0) + compiled
 
     def collect(self) -> dict[str, float]:
-        """Returns ``{"time/rollout": seconds, ...}`` since the last call, with the total without compilation as ``time/step``.
+        """Returns ``{"time/rollout": seconds, ...}`` since the last call; ``time/step`` is all but compilation.
 
         ``speed/programs`` is the number of programs compiled since then: 0 once a run has seen all its shapes.
         """
