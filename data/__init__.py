@@ -17,7 +17,7 @@ from fairgrpo_jax.data.media import without_broken
 from fairgrpo_jax.data.record import Media as Media, Record as Record, Source as Source
 
 
-# Each a module in datasets/, imported when it is asked for: what one needs, the others do not wait for.
+# Each is a module in datasets/, imported on first use, so that its dependencies do not slow down the others.
 DATASETS = (
     *("chexpert", "covid_blues", "ham10000", "hemorrhage", "isic2020", "jsonl", "medvidbench", "pad_ufes_20"),
     *("pmc_vqa", "slake", "synthetic", "vindr_mammo", "vqa_rad"),
@@ -25,7 +25,7 @@ DATASETS = (
 
 
 def module(name: str) -> ModuleType:
-    """The module of a dataset: ``ABOUT``, ``SPLITS`` and ``load``.
+    """Imports the module of a dataset, with ``ABOUT``, ``SPLITS`` and ``load``.
 
     Raises:
         ValueError: an unknown name.
@@ -48,21 +48,22 @@ def load(
     on_broken: Literal["raise", "skip"] = "raise",
     **options,
 ) -> Source:
-    """Loads one split of a dataset from the folder its owner publishes.
+    """Loads one split of a dataset from its folder as the owner publishes it.
 
     Args:
-        name: one of ``DATASETS``; ``python -m fairgrpo_jax.data check --all`` says what they are and where to get them.
-        root: the dataset's folder, or one that ``data.prepare`` made of it; none for the synthetic clinic.
-        split: the splits are those of the dataset's own module.
-        on_broken: what becomes of a record whose media does not decode: ``"raise"``, an error when it is decoded;
-            ``"skip"``, all media are decoded once now, and what is broken is left out, counted and named in a warning.
-        options: of the dataset's own ``load``.
+        name: one of ``DATASETS``; ``python -m fairgrpo_jax.data check --all`` describes them and says where to get
+            them.
+        root: the dataset's folder, or one that ``data.prepare`` made from it; None for the synthetic clinic.
+        split: one of the splits of the dataset's module.
+        on_broken: treatment of records whose media cannot be decoded: ``"raise"``, an error when they are decoded;
+            ``"skip"``, all media are decoded once now, and broken ones are excluded, counted and named in a warning.
+        options: options of the dataset's ``load``.
 
     Returns:
-        A ``Source``: ``len(source)``, ``source[i]`` and ``source.records``; media is decoded only when asked.
+        A ``Source``: ``len(source)``, ``source[i]`` and ``source.records``; media are decoded only on request.
 
     Raises:
-        ValueError: an unknown name; what the dataset's loader refuses; a split without a record.
+        ValueError: if the name is unknown or the split has no records, or from the dataset's loader.
 
     Example:
         >>> from fairgrpo_jax import data
@@ -79,10 +80,10 @@ def load(
 
 
 def option(text: str) -> tuple[str, Any]:
-    """An option of a loader as a command line gives it, ``key=value``; the value as JSON if it is, else text.
+    """Parses a loader option of a command line, ``key=value``; the value is read as JSON if possible, else as text.
 
     Raises:
-        ValueError: it has another form.
+        ValueError: if it has another form.
 
     Example:
         >>> from fairgrpo_jax import data
@@ -113,7 +114,7 @@ def _load(name: str, root: str | Path | None, split: str, options: dict[str, Any
 
 @contextlib.contextmanager
 def _no_collection() -> Iterator[None]:
-    """Hundreds of thousands of new records hold no garbage; looking for it takes as long as making them."""
+    """Disables garbage collection, which would take as long as creating hundreds of thousands of records."""
     enabled = gc.isenabled()
     gc.disable()
     try:

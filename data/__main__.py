@@ -1,4 +1,4 @@
-"""``python -m fairgrpo_jax.data check|prepare NAME --root DIR``: look at a dataset, or write it as ArrayRecord."""
+"""``python -m fairgrpo_jax.data check|prepare NAME --root DIR``: checks a dataset, or writes it as ArrayRecord."""
 
 import argparse
 import sys
@@ -9,7 +9,7 @@ from fairgrpo_jax import data
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command; returns the exit code: 0, or 1 if the dataset is not as it should be."""
+    """Runs a command; returns the exit code: 0, or 1 if the dataset has problems."""
     parser = argparse.ArgumentParser(prog="python -m fairgrpo_jax.data", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     check = commands.add_parser("check", help="compare with what the owner published; look for missing files and leaks")

@@ -1,4 +1,4 @@
-"""What is known of a dataset from its owner, and the same figures counted from records."""
+"""Facts about a dataset as published by its owner, and the same figures counted from records."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -11,17 +11,17 @@ from fairgrpo_jax.data.record import Record
 
 @dataclass(frozen=True)
 class About:
-    """Where a dataset comes from, and what its owner says is in it.
+    """The source of a dataset, and its contents according to its owner.
 
     Attributes:
-        name: as in ``data.load``.
+        name: name in ``data.load``.
         title: the owner's name for it.
-        where: address to get it from.
-        licence: under which terms.
-        download: the files to download and how they lie in the folder.
-        note: what a user should know before use.
-        published: the owner's figures by the names of ``counts``, over all splits.
-        shared: pairs of splits that share patients or media in the owner's own split, which is kept as it is.
+        where: URL to get it from.
+        licence: its terms of use.
+        download: the files to download, and their places in the folder.
+        note: what users should know before use.
+        published: the owner's figures over all splits, by the names of ``counts``.
+        shared: pairs of splits that share patients or media in the owner's split, which is kept as it is.
     """
 
     name: str
@@ -34,10 +34,10 @@ class About:
     shared: tuple[tuple[str, str], ...] = ()
 
     def require(self, root: str | Path, *names: str | tuple[str, ...]) -> tuple[Path, ...]:
-        """The files or folders of ``root`` with these names; of a tuple of names, the first that is there.
+        """Returns the files or folders of ``root`` with these names; for a tuple of names, the first that exists.
 
         Raises:
-            ValueError: naming all that are missing at once.
+            ValueError: naming all that are missing.
 
         Example:
             ``train, validation = ABOUT.require(root, "train.json", ("validate.json", "validation.json"))``
@@ -57,7 +57,7 @@ class About:
 
 
 def counts(records: Iterable[Record]) -> Counter[str]:
-    """Counts by the names that ``About.published`` uses.
+    """Counts records by the names that ``About.published`` uses.
 
     ``records/<split>``, ``patients/<split>``, ``media``, ``answer/<label>`` (of questions with choices; each label
     counts), ``sex/F``, ``sex/M``, ``sex/unknown``, ``age/<bin>`` and ``age/unknown`` (bins of
@@ -85,7 +85,7 @@ def counts(records: Iterable[Record]) -> Counter[str]:
 
 
 def labels(record: Record) -> tuple[str, ...]:
-    """The labels of a closed question's answer; none of an open question.
+    """The labels of a closed question's answer; empty for an open question.
 
     Example:
         >>> from fairgrpo_jax.data.datasets import synthetic

@@ -1,8 +1,8 @@
-"""Reads files inside zip archives, and archives inside archives, where they lie; safe to call from many threads.
+"""Reads files inside zip archives and nested archives in place; thread-safe.
 
-The directory of an archive is read once a process. A file is then read by its offset (``os.pread``), so that threads
-share one handle and never wait for each other, and nothing is unpacked to disk. The one exception is an archive that is
-itself compressed inside another: it is unpacked once a process to a temporary file without a name.
+The directory of an archive is read once per process. A file is then read by its offset (``os.pread``), so threads share
+one handle without waiting for each other, and nothing is unpacked to disk. The one exception is an archive that is
+itself compressed inside another: it is unpacked once per process to a nameless temporary file.
 """
 
 import functools
@@ -39,7 +39,7 @@ class _Archive:
         return self.entries[name]
 
     def offset(self, entry: zipfile.ZipInfo) -> int:
-        """Where the bytes of an entry begin in the file: behind its local header."""
+        """The position of an entry's bytes in the file, after its local header."""
         header = os.pread(self.file, 30, self.start + entry.header_offset)
         if len(header) < 30 or header[:4] != b"PK\x03\x04":
             raise _broken(self.path, f"no header of {entry.filename}")
@@ -64,7 +64,7 @@ class _Archive:
         return content
 
     def inner(self, name: str) -> "_Archive":
-        """An archive that is a member of this one."""
+        """Opens an archive that is a member of this one."""
         entry, path = self.entry(name), f"{self.path}!{name}"
         if entry.compress_type == zipfile.ZIP_STORED:
             return _Archive(path, self.file, self.offset(entry), entry.file_size)
@@ -83,7 +83,7 @@ class _Archive:
 
 
 class _Part(io.RawIOBase):
-    """A range of an open file as a file of its own."""
+    """A range of an open file as a file object."""
 
     def __init__(self, file: int, start: int, size: int):
         self.file, self.start, self.size, self.place = file, start, size, 0
@@ -120,14 +120,14 @@ _LOCK = threading.Lock()
 
 
 def read(path: str | Path, member: str) -> bytes:
-    """The content of a file inside an archive.
+    """Reads a file inside an archive.
 
     Args:
         path: the zip file.
-        member: the name inside, ``"!"`` behind each archive on the way.
+        member: the name inside, with ``"!"`` after each nested archive.
 
     Raises:
-        ValueError: no such archive or member, a broken or encrypted one, or a wrong checksum.
+        ValueError: if archive or member do not exist, are broken or encrypted, or a checksum is wrong.
 
     Example:
         >>> import pathlib, tempfile, zipfile
@@ -143,11 +143,11 @@ def read(path: str | Path, member: str) -> bytes:
 
 
 def members(path: str | Path, *, inside: str = "") -> tuple[str, ...]:
-    """Names of the files in an archive, in its order, as ``read`` takes them.
+    """Names of the files in an archive, in its order, for use with ``read``.
 
     Args:
         path: the zip file.
-        inside: a member that is itself an archive: the names are those of its files, with it in front.
+        inside: a member that is itself an archive: returns the names of its files, prefixed by it.
 
     Raises:
         ValueError: as ``read``.
@@ -161,7 +161,7 @@ def _opened(path: str | Path, way: tuple[str, ...]) -> _Archive:
         state = os.stat(path)
     except OSError as error:
         raise ValueError(f"archive {path} does not exist; download it again from the dataset's owner") from error
-    with _LOCK:  # or two threads would unpack one archive twice
+    with _LOCK:  # otherwise two threads would unpack one archive twice
         return _kept(str(path), state.st_mtime_ns, state.st_size, way)
 
 

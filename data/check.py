@@ -1,4 +1,4 @@
-"""Compares a dataset as it lies on disk with what its owner published, and looks for what would spoil a run."""
+"""Compares a dataset on disk with its published figures, and finds problems that would invalidate a run."""
 
 import os
 from collections import Counter
@@ -12,39 +12,39 @@ from fairgrpo_jax.data import about, archives, demographics, media, splits
 from fairgrpo_jax.data.record import Record, RecordList
 
 
-SHOWN = 10  # missing files that are named
-LABELS = 30  # rows of the table of labels
+SHOWN = 10  # maximum number of missing files named
+LABELS = 30  # maximum number of rows in the table of labels
 
 
 @dataclass
 class Report:
-    """What was found.
+    """The result of a check.
 
     Attributes:
-        lines: the report, to be printed.
-        wrong: what is wrong, a sentence each; empty if the dataset is as published and whole.
+        lines: the lines of the report.
+        wrong: problems, one sentence each; empty if the dataset is complete and as published.
     """
 
     lines: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
 
     def bad(self, text: str) -> None:
-        """Notes what is wrong, in the report too."""
+        """Adds a problem, also to the report."""
         self.lines.append(f"WRONG: {text}")
         self.wrong.append(text)
 
 
 def check(name: str, root: str | Path | None, *, names: Sequence[str] | None = None, **options: Any) -> Report:
-    """Loads all splits and compares, without decoding media.
+    """Loads all splits and compares them with the published figures, without decoding media.
 
-    Wrong are: a split that does not load, a count that is not the published one, files that are missing, and patients
-    or media that two splits share, unless the owner's own split is known to share them (``About.shared``).
+    Problems are: splits that do not load, counts that differ from the published ones, missing files, and patients or
+    media shared by two splits, unless the owner's split is known to share them (``About.shared``).
 
     Args:
         name: as in ``data.load``.
         root: the dataset's folder, the owner's or a prepared one; None for the synthetic clinic.
-        names: splits to look at, by default all; counts over all splits are then not compared.
-        options: of the dataset's ``load``; with any, published counts are shown but not compared.
+        names: splits to check; default: all. With a selection, counts over all splits are not compared.
+        options: options of the dataset's ``load``; with any, published counts are shown but not compared.
 
     Example:
         >>> from fairgrpo_jax.data.check import check
@@ -79,7 +79,7 @@ def check(name: str, root: str | Path | None, *, names: Sequence[str] | None = N
 
 
 def _compare(report: Report, counts: Counter[str], published: Any, loaded: set[str], whole: bool) -> None:
-    """A line a count: found, published, and whether they agree."""
+    """Adds a line per count: found, published, and whether they agree."""
     for name in dict.fromkeys((*(n for n in counts if "/" in n and not n.startswith("answer/")), "media", *published)):
         split = name.partition("/")[2] if name.startswith(("records/", "patients/")) else None
         compared = name in published and (whole if split is None else split in loaded)
@@ -119,7 +119,7 @@ def table(records: Sequence[Record], *, edges: Sequence[float] = (25, 50, 75)) -
 
 
 def _missing(report: Report, records: Sequence[Record]) -> None:
-    """Files and members of archives that records name and that are not there."""
+    """Reports missing files and archive members that records refer to."""
     wanted: dict[tuple[Path, str | None], str] = {}
     for record in records:
         for medium in record.media:
@@ -140,7 +140,7 @@ def _missing(report: Report, records: Sequence[Record]) -> None:
 
 
 def _held(held: dict[tuple[Path, str], frozenset[str]], path: Path, member: str) -> frozenset[str]:
-    """The members of the archive that a member lies in; none if the archive is broken."""
+    """The members of the archive that contains a member; empty if the archive is broken."""
     inside = member.rpartition("!")[0]
     if (path, inside) not in held:
         try:
@@ -151,7 +151,7 @@ def _held(held: dict[tuple[Path, str], frozenset[str]], path: Path, member: str)
 
 
 def listing() -> list[str]:
-    r"""Every dataset: title, where to get it, licence, what to download, and what to know.
+    r"""Describes every dataset: title, where to get it, licence, what to download, and what to know.
 
     Example:
         >>> from fairgrpo_jax.data.check import listing

@@ -1,6 +1,6 @@
-"""The groups that a record's patient belongs to, in the words of ``fairgrpo_jax.demographics``.
+"""The groups of a record's patient, named as in ``fairgrpo_jax.demographics``.
 
-``sex`` and ``age`` read what owners write into one form; unknown is None, and never a guess.
+``sex`` and ``age`` parse the values of all datasets into one form; an unknown value is None, never a guess.
 """
 
 from collections.abc import Sequence
@@ -10,9 +10,9 @@ from fairgrpo_jax.demographics import EDGES, UNKNOWN as UNKNOWN, Scheme, age as 
 
 
 def age_bin(years: float | None, *, edges: Sequence[float] = EDGES) -> str | None:
-    """The name of the bin of an age, ``demographics.age_name``.
+    """The name of an age's bin, as ``demographics.age_name``.
 
-    An edge belongs to the bin below it, and fractions count: 25.5 is in ``"26–50"``.
+    Upper edges are inclusive, and fractions count: 25.5 is in ``"26–50"``.
 
     Example:
         >>> from fairgrpo_jax.data import demographics
@@ -25,13 +25,13 @@ def age_bin(years: float | None, *, edges: Sequence[float] = EDGES) -> str | Non
 def attributes(
     record: Record, *, edges: Sequence[float] = EDGES, names: Sequence[str] = ("sex", "age")
 ) -> dict[str, str | None]:
-    """The patient's group by attribute, ready for ``grouping``; None where unknown.
+    """The patient's group by attribute, for ``grouping``; None if unknown.
 
     Args:
-        record: whose patient.
-        edges: of the age bins, in years, rising, each belonging to the bin below it.
-        names: ``"sex"``, ``"age"``, and names of ``record.extra`` such as ``"race"``, in the order wanted.
-            What a dataset does not tell is unknown.
+        record: a record of the patient.
+        edges: increasing upper edges of the age bins in years, inclusive.
+        names: ``"sex"``, ``"age"``, and keys of ``record.extra`` such as ``"race"``, in the desired order. Attributes
+            that a dataset does not have are unknown.
 
     Example:
         >>> from fairgrpo_jax.data import demographics

@@ -1,4 +1,4 @@
-"""DICOM files to 8-bit RGB, as the viewer's window shows them; needs ``pip install fairgrpo_jax[dicom]``."""
+"""Converts DICOM files to 8-bit RGB with a viewer's window; needs ``pip install fairgrpo_jax[dicom]``."""
 
 import io
 import re
@@ -13,7 +13,7 @@ import numpy as np
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-# De-identified files hold hashes where the standard wants an identifier; the pixels are none the worse.
+# De-identified files hold hashes where the standard requires an identifier; the pixels are not affected.
 _QUIET = ("ignore", re.compile("Invalid value for VR UI", re.IGNORECASE), UserWarning, None, 0)
 
 
@@ -29,11 +29,11 @@ def is_dicom(name: str | Path, head: bytes) -> bool:
 
 
 def header(path: str | Path) -> "Dataset":
-    """The tags of a file, its pixels unread: ``header(path).get("PatientAge", "")``.
+    """Reads the tags of a file without its pixels: ``header(path).get("PatientAge", "")``.
 
     Raises:
-        ValueError: no such file, or none that is DICOM.
-        ImportError: pydicom is not installed.
+        ValueError: if there is no such file, or it is not DICOM.
+        ImportError: if pydicom is not installed.
     """
     try:
         with open(path, "rb") as file:
@@ -43,25 +43,27 @@ def header(path: str | Path) -> "Dataset":
 
 
 def pixels(content: bytes, name: str | Path, *, window: Literal["voi", "minmax"] = "voi") -> np.ndarray:
-    """The picture of a DICOM file.
+    """Converts a DICOM file to an image.
 
-    Stored values go through the modality transform (rescale slope and intercept, or its table), then the window, then,
-    for MONOCHROME1, where low values are bright, through 1 - y; y in [0, 1] becomes 255 y, rounded. Padding is black.
-    8-bit colour stays as it is.
+    Stored values pass the modality transform (rescale slope and intercept, or its table), then the window, then, for
+    MONOCHROME1, where low values are bright, 1 - y; y in [0, 1] becomes 255 y, rounded. Padding is black. 8-bit colour
+    is not changed.
 
     Args:
-        content: the file.
-        name: for messages.
+        content: the bytes of the file.
+        name: name of the file for error messages.
         window: ``"voi"``: the first VOI table, or the first window centre c and width w of the file, by its function:
             y = (x - c + 0.5) / (w - 1) + 0.5 (LINEAR), (x - c) / w + 0.5 (LINEAR_EXACT), 1 / (1 + exp(-4 (x - c) / w))
-            (SIGMOID); a file with neither as by ``"minmax"``: y = (x - min) / (max - min), over what is not padding.
+            (SIGMOID); a file with neither is converted as by ``"minmax"``: y = (x - min) / (max - min), over values
+            that are not padding.
 
     Returns:
         uint8 (H, W, 3).
 
     Raises:
-        ValueError: broken, no pixels, several frames, a photometric interpretation that is no picture.
-        ImportError: pydicom, or the decoder of this compression, is not installed.
+        ValueError: if the file is broken or has no pixels, several frames, or a photometric interpretation that is not
+            an image.
+        ImportError: if pydicom, or the decoder of this compression, is not installed.
 
     Source: DICOM PS3.3 C.11.1, C.11.2 and C.7.5.1.1.2 (padding). Preparations of VinDr-Mammo elsewhere divide by the
         maximum instead; ``"minmax"`` comes closest.
@@ -76,14 +78,14 @@ def pixels(content: bytes, name: str | Path, *, window: Literal["voi", "minmax"]
         return _picture(dataset, stored, window)
     except _Refused as error:
         raise ValueError(f"DICOM file {name} {error}") from error
-    except Exception as error:  # the decoders raise whatever they like
+    except Exception as error:  # the decoders raise many kinds of errors
         raise ValueError(
             f"DICOM file {name} is broken ({error}); download it again from the dataset's owner"
         ) from error
 
 
 class _Refused(ValueError):
-    """A sound file that holds no picture we can show."""
+    """A valid file without an image that can be shown."""
 
 
 def _parse(file: Any, name: str | Path, **options: Any) -> "Dataset":
@@ -95,7 +97,7 @@ def _parse(file: Any, name: str | Path, **options: Any) -> "Dataset":
         warnings.filterwarnings("ignore", "Invalid value for VR UI", UserWarning)
     try:
         return pydicom.dcmread(file, **options)
-    except Exception as error:  # a damaged file fails anywhere in the parser
+    except Exception as error:  # a damaged file can fail anywhere in the parser
         raise ValueError(
             f"DICOM file {name} is broken ({error}); download it again from the dataset's owner"
         ) from error
@@ -118,13 +120,13 @@ def _picture(dataset: "Dataset", stored: np.ndarray, window: str) -> np.ndarray:
             return np.rint(255 * shown).astype(np.uint8)
 
         return np.repeat(_by_level(stored, grey)[..., None], 3, axis=-1)
-    if stored.dtype == np.uint8 and stored.ndim == 3 and stored.shape[-1] == 3:  # the decoder made it RGB
+    if stored.dtype == np.uint8 and stored.ndim == 3 and stored.shape[-1] == 3:  # the decoder has converted it to RGB
         return stored
     raise _Refused(f"holds {kind} as {stored.dtype} {stored.shape}; wanted a grey or an 8-bit colour picture")
 
 
 def _by_level(stored: np.ndarray, grey: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """The grey of every pixel, computed once for each value that occurs: there are far fewer than pixels."""
+    """The grey level of every pixel, computed once per distinct value, since there are far fewer values than pixels."""
     low = stored.min()
     if stored.dtype.kind not in "iu" or int(stored.max()) - int(low) >= 2**16:
         levels, place = np.unique(stored, return_inverse=True)
@@ -138,7 +140,7 @@ def _by_level(stored: np.ndarray, grey: Callable[[np.ndarray], np.ndarray]) -> n
 
 
 def _windowed(dataset: "Dataset", stored: np.ndarray, window: str) -> np.ndarray:
-    """Values in [0, 1], dark to bright for MONOCHROME2."""
+    """Windowed values in [0, 1], dark to bright for MONOCHROME2."""
     from pydicom.pixels.processing import apply_modality_lut, apply_voi
 
     values = apply_modality_lut(stored, dataset)
@@ -163,7 +165,7 @@ def _windowed(dataset: "Dataset", stored: np.ndarray, window: str) -> np.ndarray
 
 
 def _padding(dataset: "Dataset", stored: np.ndarray) -> np.ndarray:
-    """Which stored values mean that there is no picture: one value, or a range."""
+    """A mask of the stored values that mark padding: a single value, or a range."""
     value, limit = dataset.get("PixelPaddingValue"), dataset.get("PixelPaddingRangeLimit")
     if value is None:
         return np.zeros(stored.shape, bool)

@@ -18,34 +18,34 @@ _age = lru_cache(demographics.age)
 
 @dataclass(frozen=True)
 class Images:
-    """Where images lie, by file name.
+    """The places of images, by file name.
 
     Attributes:
-        places: file and, inside an archive, member (``"!"`` between nested archives) of each image.
-        usual: the folder where an image that is not there should have been.
+        places: for each image its file and, inside an archive, its member (``"!"`` between nested archives).
+        usual: the folder where missing images are expected.
     """
 
     places: Mapping[str, tuple[Path, str | None]]
     usual: Path
 
     def media(self, name: str) -> Media:
-        """The image of this file name, not opened; a missing one has the path where it was expected."""
+        """The image with this file name, not opened; a missing image gets the path where it was expected."""
         path, member = self.places.get(name, (self.usual / name, None))
         return Media("image", path=path, member=member)
 
 
 def images(root: Path, places: Iterable[str], suffix: str) -> Images:
-    """Finds images by file name in folders (with all below them), archives, and archives inside those.
+    """Finds images by file name in folders (recursively), archives, and nested archives.
 
     Args:
         root: the dataset's folder.
-        places: folders and zip files under ``root``; those that are not there are passed over. Of two images of one
-            name the first counts, and an unpacked one before one in an archive of the same place. The first place is
-            where a missing image is expected.
-        suffix: of the images, such as ``".jpg"``; case does not matter.
+        places: folders and zip files under ``root``; missing ones are skipped. Of two images with the same name the
+            first is used, and an unpacked one before one in an archive of the same place. Missing images are expected
+            in the first place.
+        suffix: suffix of the images, such as ``".jpg"``; case does not matter.
 
     Raises:
-        ValueError: an archive that is damaged or not finished downloading.
+        ValueError: if an archive is damaged or incompletely downloaded.
 
     Example:
         ``images(root, ("images", "images.zip"), ".png").media("PAT_1.png")``
@@ -68,10 +68,10 @@ def images(root: Path, places: Iterable[str], suffix: str) -> Images:
 
 
 def members(archive: Path, suffix: str, *, inside: str = "") -> Iterator[str]:
-    """Members of a zip with this suffix, also of zips inside it, written as ``Media.member``.
+    """Members of a zip with this suffix, including those of nested zips, in the form of ``Media.member``.
 
     Raises:
-        ValueError: a file that is no whole zip.
+        ValueError: if the file is not a complete zip.
     """
     for member in archives.members(archive, inside=inside):
         if "__MACOSX/" in member:
@@ -83,7 +83,7 @@ def members(archive: Path, suffix: str, *, inside: str = "") -> Iterator[str]:
 
 
 def told(problems: Problems, line: int, sex: str, age: str) -> tuple[Literal["F", "M"] | None, float | None]:
-    """Sex and age of a row; what cannot be read goes to ``problems``."""
+    """Parses sex and age of a row; invalid values are added to ``problems``."""
     out = []
     for read, raw in ((_sex, sex), (_age, age)):
         try:
@@ -95,13 +95,13 @@ def told(problems: Problems, line: int, sex: str, age: str) -> tuple[Literal["F"
 
 
 def once(problems: Problems, seen: dict[str, int], line: int, name: str) -> None:
-    """Notes a row whose name an earlier row has."""
+    """Adds a problem if an earlier row has the same name."""
     if (first := seen.setdefault(name, line)) != line:
         problems.add(line, f"{name} is also on line {first}")
 
 
 def check_split(split: str, splits: tuple[str, ...], title: str) -> None:
-    """Refuses a split the dataset does not have."""
+    """Checks that the dataset has the split."""
     if split not in splits:
         raise ValueError(f"split is {split!r}; {title} has {' and '.join(map(repr, splits))}")
 

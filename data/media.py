@@ -1,4 +1,4 @@
-"""Decodes images, DICOM files and videos to uint8 RGB, one at a time, only when asked."""
+"""Decodes images, DICOM files and videos to uint8 RGB, one at a time, only on request."""
 
 import io
 import warnings
@@ -15,7 +15,7 @@ from fairgrpo_jax.data.record import Media, Record, RecordList, Source
 
 
 BOX_COLOUR, BOX_WIDTH = (0, 255, 0), 8  # as in the reference code of MedVidBench; pixels of the file
-HELD_PIXELS = 2**28  # of a video while its frames are counted: about 400 MB
+HELD_PIXELS = 2**28  # maximum pixels of a video held while its frames are counted: about 400 MB
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,8 +24,8 @@ class Clip:
 
     Attributes:
         frames: uint8 RGB (F, H, W, 3).
-        times: seconds of each frame since the first of the video, (F,).
-        seconds_per_frame: mean distance of two sampled frames; of two frames of the video if only one is sampled.
+        times: (F,) seconds of each frame since the first frame of the video.
+        seconds_per_frame: mean interval between sampled frames; between frames of the video if only one is sampled.
     """
 
     frames: np.ndarray
@@ -35,30 +35,30 @@ class Clip:
 
 @dataclass(frozen=True, eq=False)
 class Decoded:
-    """The media of one record by kind, each in the record's order."""
+    """The decoded media of a record by kind, each in the record's order."""
 
     images: tuple[np.ndarray, ...]
     videos: tuple[Clip, ...]
 
 
 def decode(media: Media, *, num_frames: int | None = None) -> np.ndarray:
-    """The pixels of one image or video.
+    """Decodes one image or video.
 
-    An image is turned upright as its EXIF data say; a DICOM file is windowed by ``dicom.pixels``. A video of N frames
-    is sampled at ``linspace(0, N - 1, F)``, rounded to the nearest frame (half to even), where N is counted by
-    decoding, not believed from the header. A video shorter than F frames repeats some. If the frame of ``media.box``
-    is not among the samples, the one nearest to it gives way to it. The box is drawn before anything is resized.
+    An image is rotated upright by its EXIF data; a DICOM file is windowed by ``dicom.pixels``. A video of N frames is
+    sampled at ``linspace(0, N - 1, F)``, rounded to the nearest frame (half to even), where N is counted by decoding,
+    not taken from the header. A video shorter than F frames repeats some. If the frame of ``media.box`` is not among
+    the samples, it replaces the nearest one. The box is drawn before any resizing.
 
     Args:
         media: what to decode.
-        num_frames: frames F of a video; by default ``media.num_frames``, and if that is None, all.
+        num_frames: number F of frames of a video; default: ``media.num_frames``, and if that is None, all.
 
     Returns:
         uint8 RGB, (H, W, 3) or (F, H, W, 3).
 
     Raises:
-        ValueError: the file is missing, broken, empty or not 8-bit; frames of different sizes; a box on a frame that is
-            not there; ``num_frames`` below 1 or given for an image.
+        ValueError: if the file is missing, broken, empty or not 8-bit, frames differ in size, the frame of the box does
+            not exist, or ``num_frames`` is below 1 or given for an image.
 
     Example:
         >>> from fairgrpo_jax.data import media
@@ -78,12 +78,12 @@ def decode(media: Media, *, num_frames: int | None = None) -> np.ndarray:
 
 
 def decode_clip(media: Media, *, num_frames: int | None = None, max_pixels: int | None = None) -> Clip:
-    """The frames of a video as ``decode`` samples them, with their times; for its errors see there.
+    """Decodes the frames of a video as ``decode`` does, with their times; raises the same errors.
 
     Args:
         media: a video.
-        num_frames: frames F; by default ``media.num_frames``, else by ``max_pixels``, else all.
-        max_pixels: pixels that all frames together may have; F as ``adaptive_frames`` says.
+        num_frames: number F of frames; default: ``media.num_frames``, else by ``max_pixels``, else all.
+        max_pixels: maximum pixels of all frames together; F is then given by ``adaptive_frames``.
     """
     num_frames = media.num_frames if num_frames is None else num_frames
     if media.kind != "video" or (num_frames is not None and num_frames < 1):
@@ -96,7 +96,7 @@ def decode_clip(media: Media, *, num_frames: int | None = None, max_pixels: int 
             count = min(len(times), adaptive_frames(seconds, pixels, max_pixels=max_pixels))
         return _sample(len(times), count, media)
 
-    if media.path is not None and not (media.fps and media.path.is_dir()):  # of frames in a prepared folder
+    if media.path is not None and not (media.fps and media.path.is_dir()):  # for frames in a prepared folder
         return _read_video(media, sample)
     if media.pixels is not None:
         times = np.arange(len(media.pixels)) / (media.fps or 1.0)
@@ -106,23 +106,23 @@ def decode_clip(media: Media, *, num_frames: int | None = None, max_pixels: int 
 
 
 def adaptive_frames(seconds: float, pixels: int, *, max_pixels: int, slowest: float = 0.1, fastest: float = 3.0) -> int:
-    """How many frames of a video to show: as many as the pixel budget holds, between 0.1 and 3 a second.
+    """Number of frames to sample from a video: as many as the pixel budget allows, between 0.1 and 3 per second.
 
-    F = min(max(max_pixels / pixels, slowest · seconds), fastest · seconds), down to an even number, at least 2. A video
-    so long that ``slowest`` breaks the budget keeps ``slowest``: its frames must then be reduced to
-    max_pixels / F pixels each.
+    F = min(max(max_pixels / pixels, slowest · seconds), fastest · seconds), rounded down to an even number, at least 2.
+    A video so long that ``slowest`` exceeds the budget keeps ``slowest``: its frames must then be reduced to max_pixels
+    / F pixels each.
 
     Args:
         seconds: duration of the video.
-        pixels: height · width of a frame as the model will see it.
+        pixels: height · width of a frame as seen by the model.
         max_pixels: budget for all frames together.
-        slowest: frames a second at least.
-        fastest: frames a second at most.
+        slowest: least frames per second.
+        fastest: largest frames per second.
 
     Raises:
-        ValueError: a duration below 0, no pixels, no budget, or rates that are not 0 < slowest <= fastest.
+        ValueError: if the duration is below 0, there are no pixels or no budget, or not 0 < slowest <= fastest.
 
-    Source: 0.1 to 3 frames a second is the range MedVidBench was sampled with; the rule between them is ours.
+    Source: 0.1 to 3 frames per second is the range in which MedVidBench was sampled; the rule is ours.
 
     Example:
         >>> from fairgrpo_jax.data.media import adaptive_frames
@@ -139,10 +139,10 @@ def adaptive_frames(seconds: float, pixels: int, *, max_pixels: int, slowest: fl
 
 
 def decode_record(record: Record) -> Decoded:
-    """All media of a record; what cannot be decoded is an error that names the record.
+    """Decodes all media of a record; an error names the record.
 
     Raises:
-        ValueError: as ``decode``, naming the dataset and the record first.
+        ValueError: as ``decode``, beginning with the names of dataset and record.
 
     Example:
         >>> from fairgrpo_jax.data import media
@@ -160,16 +160,16 @@ def decode_record(record: Record) -> Decoded:
 
 
 def without_broken(source: Source, *, threads: int = 4) -> RecordList:
-    """The records whose media decode; the others are counted and named in one warning.
+    """Selects the records whose media can be decoded; the others are counted and named in one warning.
 
-    Every medium is decoded once, before training: a record that dropped out during a run would change its batches.
+    Every medium is decoded once, before training, because a record excluded during a run would change its batches.
 
     Args:
-        source: what to look through.
-        threads: records decoded at the same time.
+        source: the records to check.
+        threads: number of records decoded at the same time.
 
     Warns:
-        UserWarning: how many records are left out of how many, and why (the first 20).
+        UserWarning: the number of excluded records, the total, and the reasons of the first 20.
 
     Example:
         >>> from fairgrpo_jax.data import media
@@ -195,7 +195,7 @@ def without_broken(source: Source, *, threads: int = 4) -> RecordList:
 
 
 def files(media: Media) -> tuple[Path, ...]:
-    """The files that must be there to decode a medium; an archive stands for its members.
+    """The files that are needed to decode a medium; an archive stands for its members.
 
     Example:
         >>> from pathlib import Path
@@ -207,10 +207,10 @@ def files(media: Media) -> tuple[Path, ...]:
 
 
 def content(media: Media) -> bytes:
-    """The bytes of a medium's file, or of its member of an archive.
+    """Reads the bytes of a medium's file or archive member.
 
     Raises:
-        ValueError: it is missing, or the archive is broken.
+        ValueError: if it is missing, or the archive is broken.
     """
     if media.path is not None and media.member is not None:
         if media.path.is_dir():
@@ -239,7 +239,7 @@ def _read_image(media: Media) -> np.ndarray:
 
 
 def open_image(file: IO[bytes], name: str, media: Media | None = None) -> np.ndarray:
-    """uint8 RGB (H, W, 3) of an open image or DICOM file; ``name`` is for messages."""
+    """Decodes an open image or DICOM file to uint8 RGB (H, W, 3); ``name`` is for error messages."""
     from PIL import Image, ImageOps
 
     if dicom.is_dicom(name, file.read(132)):
@@ -269,7 +269,7 @@ Sampler = Callable[[np.ndarray, int], np.ndarray]  # times of all frames, pixels
 
 
 def _read_frames(media: Media, sample: Sampler) -> Clip:
-    """A video kept as images, loose or in a prepared folder; only the sampled ones are decoded."""
+    """Reads a video stored as images, as files or in a prepared folder; decodes only the sampled ones."""
     stored = prepared.contents(media.path, media.member or "") if media.path is not None else []
     names = [f"{media.path}/{media.member}"] * len(stored) or [str(path) for path in media.frames]
     times = np.arange(len(names)) / (media.fps or 1.0)
@@ -293,7 +293,7 @@ def _read_frames(media: Media, sample: Sampler) -> Clip:
 
 
 def _read_video(media: Media, sample: Sampler) -> Clip:
-    """The pixels of the sampled frames; a video too large to hold while its frames are counted is decoded twice."""
+    """Reads the sampled frames; a video too large to hold while its frames are counted is decoded twice."""
     import av
     import av.error
 
@@ -304,7 +304,7 @@ def _read_video(media: Media, sample: Sampler) -> Clip:
         with av.open(name if inside is None else io.BytesIO(inside), "r") as container:
             if not container.streams.video:
                 raise ValueError(f"{name} has no video stream; download it again from the dataset's owner")
-            promised = container.streams.video[0].frames  # 0 if the header does not tell
+            promised = container.streams.video[0].frames  # 0 if the header does not say
             for index, frame in enumerate(container.decode(video=0)):
                 stamps.append(frame.time)
                 pixels = frame.width * frame.height
@@ -340,7 +340,7 @@ def _clip(media: Media, frames: np.ndarray, times: np.ndarray, chosen: np.ndarra
 
 
 def _sample(count: int, num_frames: int | None, media: Media) -> np.ndarray:
-    """Indices of the frames to show, the boxed one among them."""
+    """Indices of the sampled frames, including the boxed one."""
     chosen = np.arange(count) if num_frames is None else np.linspace(0, count - 1, num_frames).round().astype(int)
     if media.box is None:
         return chosen
@@ -358,6 +358,6 @@ def _require_frame(media: Media, count: int) -> int:
 
 
 def _spacing(times: np.ndarray, chosen: np.ndarray) -> float:
-    """Mean seconds between neighbours of the sample; a sample of one stands for its video's own rate."""
+    """Mean seconds between sampled frames; for a single one, between frames of the video."""
     picked = times[chosen] if len(chosen) > 1 else times
     return float(picked[-1] - picked[0]) / max(1, len(picked) - 1)

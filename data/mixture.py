@@ -1,4 +1,4 @@
-"""Deterministic mixing of datasets with Grain; its place in the order of batches is one integer."""
+"""Deterministic mixing of datasets with Grain; the position in the order of batches is a single integer."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -20,29 +20,31 @@ def mixture(
     process: int = 0,
     processes: int = 1,
 ) -> grain.MapDataset:
-    """An endless sequence of batches: every source shuffled and repeated, then mixed in fixed proportions.
+    """An endless sequence of batches: all sources are shuffled and repeated, then mixed in fixed proportions.
 
     ``source -> shuffle -> repeat -> mix -> batch -> slice per process``, in that order. Batching comes before slicing:
-    a mix is periodic, so slicing its rows would hand whole sources to single processes. Batch n over all processes
-    holds the same records whatever their number. Each source is drawn without replacement, epoch by epoch, in a
-    new order each epoch. Proportions are kept, not sampled: in the first n rows a source has n · weight / sum(weights)
-    of them but for a row or two. Grain holds weights as whole numbers: they are rounded to hundredths of the smallest.
+    a mix is periodic, so slicing its rows would assign whole sources to single processes. Batch n over all processes
+    holds the same records for any number of processes. Each source is drawn without replacement, in a new order each
+    epoch. Proportions are exact, not sampled: of the first n rows, n · weight / sum(weights) come from a source, except
+    for one or two rows. Grain stores weights as whole numbers: they are rounded to hundredths of the smallest.
 
     Args:
-        sources: the datasets, none of them empty.
-        batch_size: records in a batch over all processes; divisible by ``processes``.
-        seed: of the orders, non-negative; source i shuffles with a seed derived from (seed, i).
-        weights: positive, one a source; or ``"size"``, n ** temperature for a source of n records.
-        temperature: of ``"size"``, in [0, 1]: 1 is one shuffled pool, 0 gives all sources alike, between them small
-            sources are seen more often than their size alone would have it. Not with weights of your own.
+        sources: the datasets, none of which is empty.
+        batch_size: records per batch over all processes; divisible by ``processes``.
+        seed: random seed of the orders, >= 0; source i is shuffled with a seed derived from (seed, i).
+        weights: positive, one per source; or ``"size"``, n ** temperature for a source of n records.
+        temperature: exponent of ``"size"``, in [0, 1]: 1 is a single shuffled pool, 0 draws equally from all sources,
+            and in between small sources are drawn more often than in proportion to size. Not allowed with explicit
+            weights.
         process: index of this process.
-        processes: how many processes read together.
+        processes: number of processes that read together.
 
     Returns:
         A ``grain.MapDataset`` whose item n is this process's part of batch n, a list of ``Record``.
 
     Raises:
-        ValueError: no source, an empty source, weights or a temperature that do not fit, a batch that does not divide.
+        ValueError: if there are no sources or an empty one, weights or temperature are invalid, or the processes do not
+            divide the batch.
 
     Example:
         >>> from fairgrpo_jax.data import mixture
@@ -65,7 +67,7 @@ def mixture(
         grain.MapDataset.source(source).shuffle(seed=_seed(seed, i)).repeat() for i, source in enumerate(sources)
     ]
     mixed = grain.MapDataset.mix(streams, [round(100 * share / min(shares)) for share in shares])
-    local = mixed.batch(batch_size // processes, drop_remainder=True, batch_fn=list)  # endless: there is no remainder
+    local = mixed.batch(batch_size // processes, drop_remainder=True, batch_fn=list)  # endless: no remainder
     return local[process::processes]
 
 
@@ -92,20 +94,20 @@ def iterate(
     threads: int = 2,
     prefetch: int = 4,
 ) -> grain.DatasetIterator:
-    """Reads the batches in order, ahead of their use, in threads.
+    """Reads the batches in order, ahead of use, in threads.
 
     Args:
-        dataset: of ``mixture``.
-        start: index of the first batch, what a checkpoint kept as ``next_index``.
-        encode: applied to every batch inside the threads: decoding of media, processing, tokenising. It must depend on
-            nothing but its batch, or a resumed run differs.
-        threads: batches encoded at the same time.
-        prefetch: batches held ready; bounds the memory.
+        dataset: from ``mixture``.
+        start: index of the first batch; ``next_index`` of a checkpoint.
+        encode: function applied to every batch in the threads: decoding of media, processing, tokenising. It must
+            depend only on its batch, otherwise a resumed run differs.
+        threads: number of batches encoded at the same time.
+        prefetch: number of batches held ready; limits the memory.
 
     Returns:
-        A Grain iterator. ``get_state()`` is ``{"next_index": n}``, plain JSON, the number of batches handed out; after
-        ``set_state`` the following batches are exactly those of an unbroken run. Errors of a source or of ``encode``
-        surface at the batch they belong to; nothing is skipped.
+        A Grain iterator. ``get_state()`` is ``{"next_index": n}``, plain JSON, the number of batches returned; after
+        ``set_state`` the following batches are exactly those of an uninterrupted run. Errors of a source or of
+        ``encode`` are raised at their batch; nothing is skipped.
 
     Example:
         >>> from fairgrpo_jax.data import mixture

@@ -1,8 +1,9 @@
-"""Writes a dataset once as ArrayRecord files, which read faster than hundreds of thousands of single files.
+"""Writes a dataset as ArrayRecord files, which are faster to read than hundreds of thousands of single files.
 
-``python -m fairgrpo_jax.data prepare NAME --root DIR --out DIR``; afterwards ``data.load(NAME, OUT, split=...)`` gives
-the same records and the same pixels as from the owner's folder. Files keep their bytes, JPEG as well as video; DICOM
-becomes an 8-bit PNG after its window. The result is a copy made from the owner's data: its licence goes with it.
+``python -m fairgrpo_jax.data prepare NAME --root DIR --out DIR``; afterwards ``data.load(NAME, OUT, split=...)``
+returns the same records and the same pixels as from the owner's folder. JPEG and video files are stored byte for byte;
+DICOM is stored as an 8-bit PNG after its window. The result is a copy of the owner's data and falls under the same
+licence.
 """
 
 import contextlib
@@ -25,7 +26,7 @@ from fairgrpo_jax.data import dicom, media, prepared
 from fairgrpo_jax.data.record import Media, Record, RecordList, Source
 
 
-TABLES = (".csv", ".tsv", ".tab", ".json", ".jsonl", ".xlsx", ".parquet", "")  # files beside the media that are hashed
+TABLES = (".csv", ".tsv", ".tab", ".json", ".jsonl", ".xlsx", ".parquet", "")  # files beside the media to hash
 
 
 def prepare(
@@ -38,22 +39,22 @@ def prepare(
     threads: int = 4,
     **options: Any,
 ) -> None:
-    """Writes splits of a dataset to a folder; run again after an interruption, it goes on with the part it was at.
+    """Writes splits of a dataset to a folder; after an interruption, a second run continues with the unfinished part.
 
-    Every medium is decoded once on the way, so that what is broken is an error here and not in training.
+    Every medium is decoded once, so that broken media are errors here and not in training.
 
     Args:
-        name: as in ``data.load``.
+        name: name in ``data.load``.
         root: the owner's folder.
-        out: folder to write; each split needs about the size of its media.
-        splits: by default all of the dataset's.
-        rows_per_part: records in one part; what an interruption costs.
-        threads: media decoded at the same time.
-        options: of ``data.load``; ``on_broken="skip"`` leaves out what does not decode.
+        out: folder to write; each split needs about as much space as its media.
+        splits: names of splits; default: all.
+        rows_per_part: records per part; an interruption loses at most one part.
+        threads: number of media decoded at the same time.
+        options: options of ``data.load``; ``on_broken="skip"`` excludes records that cannot be decoded.
 
     Raises:
-        ValueError: what ``data.load`` refuses; a record whose media do not decode; ``out`` was begun with another
-            dataset, other options or other source files (what differs is named).
+        ValueError: from ``data.load``; if the media of a record cannot be decoded; or if ``out`` was begun with another
+            dataset, other options or other source files (the differences are named).
 
     Example:
         ``prepare("chexpert", "CheXpert-v1.0-small", "prepared/chexpert")``
@@ -92,7 +93,7 @@ def _summary(source: Source, lines: list[str]) -> dict[str, Any]:
 
 
 def _hashes(root: str | Path | None) -> dict[str, str]:
-    """Hashes of the tables in the owner's folder: what the records were made from."""
+    """Hashes of the tables in the owner's folder, from which the records are made."""
     if root is None:
         return {}
     root = Path(root)
@@ -106,7 +107,7 @@ def _hashes(root: str | Path | None) -> dict[str, str]:
 
 
 def _agree(out: Path, side: dict[str, Any]) -> None:
-    """Notes what is being prepared, or refuses a folder begun with something else."""
+    """Writes down what is being prepared, or raises if the folder was begun with something else."""
     if not prepared.is_prepared(out):
         if any(out.iterdir()):
             raise ValueError(f"{out} holds files that are not of a prepared dataset; give an empty or a new folder")
@@ -125,7 +126,7 @@ def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
 
 
 def _write(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
+    """Writes a file atomically."""
     part = path.with_name(path.name + ".part")
     part.write_text(text, encoding="utf-8", newline="\n")
     os.replace(part, path)
@@ -134,7 +135,7 @@ def _write(path: Path, text: str) -> None:
 def write_parts(
     out: Path, split: str, records: Sequence[Record], lines: list[str], rows_per_part: int, threads: int
 ) -> None:
-    """The parts that are not there yet, with a progress bar."""
+    """Writes the missing parts, with a progress bar."""
     from rich.console import Console
     from rich.progress import track
 
@@ -157,7 +158,7 @@ class Prepared(tfds.core.GeneratorBasedBuilder):
     """One part of a split as a TensorFlow dataset: ``uid``, ``record`` (JSON), ``media`` (bytes of each item)."""
 
     VERSION = tfds.core.Version("1.0.0")
-    code_path = None  # nothing is downloaded: no file of checksums beside this one to look for
+    code_path = None  # nothing is downloaded, so there is no file of checksums beside this one
 
     def __init__(
         self, split: str, records: Sequence[Record], lines: Sequence[str], threads: int, *, data_dir: str | Path
@@ -177,7 +178,7 @@ class Prepared(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
         with ThreadPoolExecutor(self._threads) as pool:
-            for start in range(0, len(self._rows), 4 * self._threads):  # few enough to hold
+            for start in range(0, len(self._rows), 4 * self._threads):  # few enough to hold in memory
                 rows = self._rows[start : start + 4 * self._threads]
                 stored = pool.map(lambda row: _stored(row[0]), rows)
                 for place, ((record, line), items) in enumerate(zip(rows, stored, strict=True), start=start):
@@ -185,7 +186,7 @@ class Prepared(tfds.core.GeneratorBasedBuilder):
 
 
 def _stored(record: Record) -> list[bytes]:
-    """The bytes of all items of a record, after a look whether they decode."""
+    """The bytes of all items of a record, after checking that they can be decoded."""
     media.decode_record(
         dataclasses.replace(record, media=tuple(dataclasses.replace(m, num_frames=None) for m in record.media))
     )
@@ -204,7 +205,7 @@ def _items(medium: Media) -> list[bytes]:
 
 
 def _png(pixels: np.ndarray) -> bytes:
-    """Lossless; one channel where all three are equal."""
+    """Encodes pixels losslessly, with one channel if all three are equal."""
     from PIL import Image
 
     grey = (pixels == pixels[..., :1]).all()
@@ -214,19 +215,19 @@ def _png(pixels: np.ndarray) -> bytes:
 
 
 def join_tfds(source: Source, folder: str | Path, *, split: str, feature: str = "image") -> RecordList:
-    """Records of the owner's tables with the images that TensorFlow Datasets' own builder has prepared.
+    """Joins records of the owner's tables with the images prepared by TensorFlow Datasets' own builder.
 
-    Made for ``chexpert``: that builder drops sex and age; they come back by its feature ``name``, the path of the
-    image, of which the last four parts are compared (``train/patient00001/study1/view1_frontal.jpg``).
+    For ``chexpert``, whose builder drops sex and age; they are restored by its feature ``name``, the path of the image,
+    of which the last four parts are compared (``train/patient00001/study1/view1_frontal.jpg``).
 
     Args:
-        source: what the loader made of the owner's tables; the images themselves need not be there.
-        folder: the builder's folder with ``dataset_info.json``, as ArrayRecord, as in ``chexpert/3.1.0``.
-        split: the split's name there, ``"train"`` or ``"validation"``.
-        feature: the image's name there.
+        source: the loader's records of the owner's tables; the images themselves need not exist.
+        folder: the builder's folder with ``dataset_info.json``, in ArrayRecord form, e.g. ``chexpert/3.1.0``.
+        split: the name of the split there, ``"train"`` or ``"validation"``.
+        feature: the name of the image feature there.
 
     Raises:
-        ValueError: records without an image there, counted and named.
+        ValueError: if records have no image there; they are counted and named.
 
     Example:
         ``join_tfds(data.load("chexpert", root, split="train"), "chexpert/3.1.0", split="train")``

@@ -1,9 +1,9 @@
-"""Reads datasets that ``data.prepare`` wrote: the same records, their media in ArrayRecord files.
+"""Reads datasets written by ``data.prepare``: the same records, with their media in ArrayRecord files.
 
-A prepared folder holds ``prepared.json`` (what it was made from), ``<split>.jsonl`` (the records, a line each) and, for
-every ``rows_per_part`` records, a TensorFlow Datasets folder ``<split>-<part>/prepared/1.0.0`` with the features
-``uid``, ``record`` (the same line) and ``media`` (the bytes of each medium); ``tfds.builder_from_directories`` reads
-the parts as one dataset. TensorFlow is not needed.
+A prepared folder holds ``prepared.json`` (its origin), ``<split>.jsonl`` (one record per line) and, for every
+``rows_per_part`` records, a TensorFlow Datasets folder ``<split>-<part>/prepared/1.0.0`` with the features ``uid``,
+``record`` (the same line) and ``media`` (the bytes of each medium); ``tfds.builder_from_directories`` reads the parts
+as one dataset. TensorFlow is not needed.
 """
 
 import functools
@@ -17,7 +17,7 @@ from fairgrpo_jax.data.record import Media, Record, RecordList
 
 
 MARK = "prepared.json"
-SCHEMA = 1  # of the folder; another number, another form
+SCHEMA = 1  # version of the folder's form
 
 
 def is_prepared(root: str | Path) -> bool:
@@ -26,17 +26,17 @@ def is_prepared(root: str | Path) -> bool:
 
 
 def load(name: str, root: str | Path, *, split: str, **options: Any) -> RecordList:
-    """One split of a prepared dataset; ``data.load`` calls it for such a folder.
+    """Loads one split of a prepared dataset; called by ``data.load`` for such a folder.
 
     Args:
         name: the dataset's name.
         root: the prepared folder.
-        split: one of those prepared.
-        options: as they were when it was prepared, or none. ``num_frames`` is free: whole videos are stored.
+        split: one of the prepared splits.
+        options: the options of the preparation, or none. ``num_frames`` may differ, because whole videos are stored.
 
     Raises:
-        ValueError: another dataset, schema, split or options; a folder whose preparation did not end, or whose records
-            are not those that were written.
+        ValueError: if dataset, schema, split or options differ, the preparation did not finish, or the records are not
+            those that were written.
 
     Example:
         ``data.load("chexpert", "prepared/chexpert", split="train")``
@@ -69,10 +69,10 @@ def load(name: str, root: str | Path, *, split: str, **options: Any) -> RecordLi
 
 
 def sidecar(root: Path) -> dict[str, Any]:
-    """What ``prepared.json`` holds.
+    """Reads ``prepared.json``.
 
     Raises:
-        ValueError: it is damaged.
+        ValueError: if it is damaged.
     """
     try:
         side = json.loads((root / MARK).read_text(encoding="utf-8"))
@@ -84,7 +84,7 @@ def sidecar(root: Path) -> dict[str, Any]:
 
 
 def contents(path: Path, member: str) -> list[bytes]:
-    """The bytes of a medium: one item, or one for each frame.
+    """Reads the bytes of a medium: one item, or one per frame.
 
     Args:
         path: a prepared folder, or one of TensorFlow Datasets.
@@ -92,7 +92,7 @@ def contents(path: Path, member: str) -> list[bytes]:
             ``"<split>/<row>/<feature>"`` of a TFDS folder.
 
     Raises:
-        ValueError: no such record or medium.
+        ValueError: if there is no such record or medium.
     """
     split, row, which = member.split("/")
     try:
@@ -113,19 +113,19 @@ def names(folder: Path, split: str) -> list[str]:
 
 
 def tfds_folder(root: Path, split: str, part: int) -> Path:
-    """Where a part of a split lies."""
+    """The folder of a part of a split."""
     return root / f"{split}-{part:05d}" / "prepared" / "1.0.0"
 
 
 @functools.lru_cache(maxsize=64)
 def sidecar_rows(root: str) -> int:
-    """Records in a part."""
+    """Number of records per part."""
     return sidecar(Path(root))["rows_per_part"]
 
 
 @functools.lru_cache(maxsize=4096)
 def _part(folder: str, split: str) -> Sequence[Mapping[str, Any]]:
-    """Random access to the examples of a TFDS folder, images as their bytes."""
+    """Random access to the examples of a TFDS folder, with images as bytes."""
     import tensorflow_datasets as tfds
 
     builder: Any = tfds.builder_from_directory(folder)
@@ -146,7 +146,7 @@ def line(record: Record, media: list[dict[str, Any]]) -> str:
 
 
 def stored_media(media: Sequence[Media]) -> list[dict[str, Any]]:
-    """Media as a line of the table holds them: kind, place among the stored items, frames, rate and box."""
+    """Media in the form of the table: kind, index among the stored items, frames, rate and box."""
     told, place = [], 0
     for medium in media:
         stored = medium.pixels is not None and medium.kind == "video"

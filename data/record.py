@@ -1,4 +1,4 @@
-"""The one record every dataset is mapped to, and its two renderings: what the model is asked, what it should say."""
+"""The record that all datasets are mapped to, and its renderings as a question and as a supervised target."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,27 +11,28 @@ import numpy as np
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Media:
-    """One image or video, on disk or in memory; ``data.media`` decodes it when asked.
+    """An image or video, on disk or in memory; ``data.media`` decodes it on request.
 
-    Exactly one of ``path``, ``frames`` and ``pixels`` says where it is.
+    Exactly one of ``path``, ``frames`` and ``pixels`` is given.
 
     Attributes:
         kind: ``"image"`` or ``"video"``.
         path: an image, a DICOM file (kind ``"image"``), a video, or with ``member`` a zip archive or prepared folder.
         member: name inside the archive; ``"!"`` between nested archives, as in
             ``"images/imgs_part_1.zip!imgs_part_1/PAT_1.png"``. For a prepared folder see ``prepared.contents``.
-        frames: image files of a video that is kept as frames, in order, repeats allowed.
-        num_frames: how many frames of a video the model sees; None means all of them.
-        fps: frames a second of ``frames``, of a video in ``pixels``, or of frames in a prepared folder (a video file
-            tells its own).
-        window: how a DICOM file becomes 8 bits: ``"voi"`` (the default, the viewer's window) or ``"minmax"``.
-        box: (frame, x1, y1, x2, y2), drawn before any resizing: index of the frame among all frames of the video (0 for
-            an image), corners in pixels of the file.
+        frames: image files of a video stored as frames, in order; they may repeat.
+        num_frames: number of frames of a video that the model sees; None means all.
+        fps: frames per second of ``frames``, of a video in ``pixels``, or of frames in a prepared folder (a video file
+            has its own).
+        window: conversion of a DICOM file to 8 bits: ``"voi"`` (the default, the viewer's window) or ``"minmax"``.
+        box: (frame, x1, y1, x2, y2), drawn before any resizing: index of the frame in the whole video (0 for an image),
+            corners in pixels of the file.
         pixels: uint8 RGB, (H, W, 3) for an image and (F, H, W, 3) for a video.
 
     Raises:
-        ValueError: none or several of ``path``, ``frames`` and ``pixels``; pixels of another shape or type; a video of
-            frames or in memory without ``fps``; a ``member`` without ``path``; another window; a box that is none.
+        ValueError: for none or several of ``path``, ``frames`` and ``pixels``; pixels of another shape or dtype; a
+            video of frames or in memory without ``fps``; a ``member`` without ``path``; an unknown window; an invalid
+            box.
     """
 
     kind: Literal["image", "video"]
@@ -83,22 +84,22 @@ def _check_pixels(kind: str, pixels: np.ndarray) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One question about one patient's images, with the answer and what is known of the patient.
+    """A question about a patient's images, with the answer and what is known about the patient.
 
     Attributes:
-        uid: unique over all datasets, by convention ``"<dataset>/<row>"``.
-        dataset: name of the dataset; rewards and fairness statistics are kept for each.
-        modality: free word, such as ``"ultrasound"``.
-        media: what is shown, in order.
-        question: the text asked; it never tells sex or age.
-        answer: the reference; several labels are joined by ``", "``.
-        choices: the labels to choose from; empty for an open question.
-        patient: unit of the split. Records of one patient are never on both sides of it.
+        uid: id, unique over all datasets, by convention ``"<dataset>/<row>"``.
+        dataset: name of the dataset; rewards and fairness statistics are kept per dataset.
+        modality: free text, such as ``"ultrasound"``.
+        media: the images and videos, in order.
+        question: the text of the question; it never mentions sex or age.
+        answer: the reference answer; several labels are joined by ``", "``.
+        choices: the possible labels; empty for an open question.
+        patient: patient id, the unit of the split; records of a patient are never on both sides of it.
         sex: ``"F"``, ``"M"`` or None for unknown.
         age: years, or None for unknown.
-        extra: what else the owner tells, as strings, further attributes ("race", "skin_type") too; "" for unknown.
-        split: the split the record was loaded as.
-        finding: what a supervised target says inside ``<think>``.
+        extra: other data of the owner as strings, including further attributes ("race", "skin_type"); "" if unknown.
+        split: the split that the record was loaded from.
+        finding: the text of a supervised target inside ``<think>``.
     """
 
     uid: str
@@ -117,7 +118,7 @@ class Record:
 
 
 class Source(Protocol):
-    """A finite, ordered dataset: ``len(source)``, ``source[i]``, and all records at once; no media is decoded."""
+    """A finite, ordered dataset: ``len(source)``, ``source[i]``, and all records at once; no media are decoded."""
 
     @property
     def records(self) -> Sequence[Record]: ...
@@ -129,11 +130,11 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class RecordList:
-    """The plain ``Source``: records in memory, their media still on disk (or already small enough to hold).
+    """The plain ``Source``: records in memory, with their media on disk (or small ones in memory).
 
     Attributes:
         records: in the owner's order.
-        left_out: by reason, how many of the owner's rows made no record or a record that lacks something.
+        left_out: by reason, the number of the owner's rows without a record, or with an incomplete one.
     """
 
     records: tuple[Record, ...]
@@ -148,17 +149,17 @@ class RecordList:
     def __iter__(self) -> Iterator[Record]:
         return iter(self.records)
 
-    def __repr__(self) -> str:  # Grain prints its sources; twelve thousand records are no message
+    def __repr__(self) -> str:  # Grain prints its sources; keep this short
         return f"RecordList({len(self)} records of {', '.join(sorted({r.dataset for r in self.records}))})"
 
 
 def conversation(record: Record, *, instruction: str = "", list_choices: bool = True) -> list[dict[str, Any]]:
-    r"""The question as one user turn in Hugging Face chat format: media first, then the text.
+    r"""Renders the question as one user turn in Hugging Face chat format: media first, then the text.
 
     Args:
-        record: what to ask.
-        instruction: last line of the text, such as how to format the answer.
-        list_choices: write one choice a line under the question.
+        record: the record.
+        instruction: last line of the text, e.g. how to format the answer.
+        list_choices: whether to list the choices under the question, one per line.
 
     Example:
         >>> from pathlib import Path
@@ -174,7 +175,7 @@ def conversation(record: Record, *, instruction: str = "", list_choices: bool = 
 
 
 def target(record: Record) -> str:
-    r"""The supervised completion, ``<think>finding</think>\boxed{answer}``, without the end token.
+    r"""Renders the supervised completion, ``<think>finding</think>\boxed{answer}``, without the end token.
 
     Example:
         >>> from fairgrpo_jax.data.record import Record, target

@@ -1,4 +1,4 @@
-"""Owners' JSON lists, read strictly: rows by their keys, every bad row with its number, nothing guessed."""
+"""Reads JSON lists strictly: rows by their keys, all bad rows reported with their numbers, nothing guessed."""
 
 import json
 import math
@@ -14,8 +14,8 @@ from fairgrpo_jax.data.tables import Problems
 class Rows:
     """The objects of a JSON list: ``for number, row in rows``, counted from 1.
 
-    Add what is wrong with a row to ``problems``. What is no object, or lacks a required key, is in ``problems`` and is
-    not handed out. When the rows are through, the iteration raises what ``problems`` holds.
+    Callers add problems of a row to ``problems``. Rows that are not objects, or lack a required key, are recorded in
+    ``problems`` and skipped. At its end the iteration raises an error if there are problems.
 
     Attributes:
         path: the file.
@@ -39,14 +39,15 @@ class Rows:
 
 
 def read_json(path: str | Path, required: Sequence[str]) -> Rows:
-    """Opens a JSON file that holds a list of objects; UTF-8 with or without byte order mark.
+    """Opens a JSON file with a list of objects, in UTF-8 with or without byte order mark.
 
     Args:
         path: the file.
-        required: keys every row must have; others are free, in any order.
+        required: keys that every row must have, in any order; other keys are allowed.
 
     Raises:
-        ValueError: no such file, not UTF-8, not JSON (cut off, say), no list, an empty one. Iterating: bad rows.
+        ValueError: if the file does not exist, is not UTF-8 or not valid JSON (truncated, say), or does not hold a list
+            with rows. When iterating: for bad rows.
 
     Example:
         >>> import pathlib, tempfile
@@ -69,15 +70,15 @@ def read_json(path: str | Path, required: Sequence[str]) -> Rows:
 
 
 def text(row: Mapping, key: str, *, empty: bool = False) -> str:
-    r"""A value of a row as one line of text, white space collapsed; numbers as they print.
+    r"""A value of a row as one line of text, with white space collapsed; numbers as they print.
 
     Args:
         row: a row of ``read_json``.
         key: its key.
-        empty: whether there may be no text: a key that is missing, null, or nothing but white space gives "".
+        empty: whether text may be absent: a value that is missing, null or only white space gives "".
 
     Raises:
-        ValueError: neither text nor a number; nothing, unless ``empty``.
+        ValueError: if the value is neither text nor a number, or is absent without ``empty``.
 
     Example:
         >>> from fairgrpo_jax.data.rows import text
@@ -102,10 +103,10 @@ def text(row: Mapping, key: str, *, empty: bool = False) -> str:
 
 
 def inside(name: str) -> PurePosixPath:
-    """The path of a file inside the dataset's folder, as its owner writes it; it never leads out of the folder.
+    """Parses the path of a file inside the dataset's folder; it cannot leave the folder.
 
     Raises:
-        ValueError: an absolute path, a drive, ``..``, or nothing.
+        ValueError: for an absolute path, a drive, ``..``, or an empty path.
 
     Example:
         >>> from fairgrpo_jax.data.rows import inside

@@ -1,4 +1,4 @@
-"""Splits by patient: no patient is ever on both sides."""
+"""Splits by patient: no patient is on both sides."""
 
 import hashlib
 import itertools
@@ -11,21 +11,21 @@ from fairgrpo_jax.data.record import Record
 
 
 def by_patient(patients: Sequence[str], *, fraction: float, seed: int) -> np.ndarray:
-    """Holds out about ``fraction`` of the patients: those whose hash, read as a number in [0, 1), lies below it.
+    """Holds out about ``fraction`` of the patients: those whose hash, as a number in [0, 1), is below it.
 
-    A patient's side depends on the name and the seed alone: not on the order of the rows, nor on who else is there, so
-    rows added later never move a patient. The price: the share of patients is ``fraction`` in expectation only.
+    A patient's side depends only on the patient id and the seed, so adding or reordering rows never moves a patient. On
+    the other hand, the share of patients is ``fraction`` only in expectation.
 
     Args:
         patients: the patient of each row.
         fraction: share to hold out, in [0, 1].
-        seed: another seed, another split.
+        seed: random seed of the split.
 
     Returns:
         bool (rows,), True = held out.
 
     Raises:
-        ValueError: ``fraction`` outside [0, 1].
+        ValueError: if ``fraction`` is outside [0, 1].
 
     Example:
         >>> from fairgrpo_jax.data.splits import by_patient
@@ -41,18 +41,18 @@ def by_patient(patients: Sequence[str], *, fraction: float, seed: int) -> np.nda
 def by_number(patients: Sequence[str], *, fraction: float) -> np.ndarray:
     """Holds out the patients after the first ``int(n · fraction)`` in numerical order of their ids.
 
-    The split of COVID-BLUES in the benchmark FairGRPO was trained on: 63 patients, ``fraction=0.75``, 47 kept,
-    266 videos to train on and 96 held out.
+    This is the split of COVID-BLUES in the benchmark on which FairGRPO was trained: 63 patients, ``fraction=0.75``, 47
+    kept, 266 videos for training and 96 held out.
 
     Args:
-        patients: the patient of each row, whole numbers as text.
+        patients: the patient of each row, integers as text.
         fraction: share of the patients to keep, in [0, 1].
 
     Returns:
         bool (rows,), True = held out.
 
     Raises:
-        ValueError: an id that is no number, or ``fraction`` outside [0, 1].
+        ValueError: if an id is not an integer, or ``fraction`` is outside [0, 1].
 
     Example:
         >>> from fairgrpo_jax.data.splits import by_number
@@ -70,13 +70,13 @@ def by_number(patients: Sequence[str], *, fraction: float) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Shared:
-    """What two splits have in common, dataset by dataset.
+    """Patients and media that two splits of a dataset share.
 
     Attributes:
-        dataset: its name.
+        dataset: name of the dataset.
         splits: names of the two splits.
         patients: names of the patients in both, sorted.
-        media: how many files, or members of archives, are in both.
+        media: number of files or archive members in both.
     """
 
     dataset: str
@@ -94,7 +94,7 @@ class Shared:
 
 
 def leakage(records: Iterable[Record]) -> list[Shared]:
-    """Every pair of splits of a dataset that share patients or media files, by ``record.split``.
+    """Finds the pairs of splits (``record.split``) of a dataset that share patients or media files.
 
     Example:
         >>> from fairgrpo_jax.data import splits
@@ -121,7 +121,7 @@ def leakage(records: Iterable[Record]) -> list[Shared]:
 
 
 def check_leakage(train: Iterable[Record], test: Iterable[Record]) -> None:
-    """Refuses a pair of sets that share a patient; patients of different datasets are different people.
+    """Checks that two sets share no patient; patients of different datasets count as different.
 
     Raises:
         ValueError: naming the datasets and patients found on both sides.
@@ -141,5 +141,5 @@ def check_leakage(train: Iterable[Record], test: Iterable[Record]) -> None:
 
 
 def _uniform(text: str) -> float:
-    """A number in [0, 1) from the hash of a text, the same on every machine."""
+    """A number in [0, 1) from the hash of a text, identical on every machine."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest(), "big") / 2**48

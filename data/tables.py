@@ -1,4 +1,4 @@
-"""Owners' CSV files, read strictly: columns by name, every bad row with its line, nothing guessed."""
+"""Reads CSV files strictly: columns by name, all bad rows reported with their lines, nothing guessed."""
 
 import csv
 import re
@@ -9,16 +9,16 @@ from operator import itemgetter
 from pathlib import Path
 
 
-SHOWN = 20  # bad rows that an error lists
+SHOWN = 20  # maximum number of bad rows listed in an error
 
 
 @dataclass
 class Problems:
-    """Collects the bad rows of one file, to name them all in one error.
+    """Collects the bad rows of a file, to report all of them in one error.
 
     Attributes:
         path: the file.
-        unit: what ``add`` counts by: ``"line"`` of a text file, ``"row"`` of a list.
+        unit: the unit of the numbers in ``add``: ``"line"`` of a text file, ``"row"`` of a list.
 
     Example:
         >>> from fairgrpo_jax.data.tables import Problems
@@ -35,17 +35,17 @@ class Problems:
     found: list[tuple[int, str]] = field(default_factory=list)
 
     def add(self, line: int, text: str) -> None:
-        """Notes what is wrong on a line (from 1)."""
+        """Adds a problem on a line (from 1)."""
         self.found.append((line, text))
 
     def __len__(self) -> int:
         return len(self.found)
 
     def raise_if_any(self) -> None:
-        """Raises one error with the count and the first 20 of what was found.
+        """Raises one error with the number of problems and the first 20 of them.
 
         Raises:
-            ValueError: if anything was added.
+            ValueError: if there are problems.
         """
         if not self.found:
             return
@@ -59,16 +59,16 @@ class Problems:
 
 @dataclass
 class Table:
-    """The rows of a CSV file, read anew by every iteration: ``for line, row in table``.
+    """The rows of a CSV file, read again for every iteration: ``for line, row in table``.
 
-    ``line`` is the row's first line in the file, ``row`` a dict of the wanted columns, values stripped; an optional
-    column that the file lacks is "" in every row. Add what is wrong with a row to ``problems``. Damaged rows (too few
-    or too many fields, broken quotes) are in ``problems`` and are not handed out. When the rows are through, the
-    iteration raises what ``problems`` holds.
+    ``line`` is the row's first line in the file, ``row`` a dict of the requested columns with stripped values; an
+    optional column that the file lacks is "" in every row. Callers add problems of a row to ``problems``. Damaged rows
+    (too few or too many fields, broken quotes) are recorded in ``problems`` and skipped. At its end the iteration
+    raises an error if there are problems.
 
     Attributes:
         path: the file.
-        columns: the wanted columns that the file has.
+        columns: the requested columns that the file has.
         problems: bad rows found so far.
     """
 
@@ -81,7 +81,7 @@ class Table:
     def __iter__(self) -> Iterator[tuple[int, dict[str, str]]]:
         present = [name for name, place in self._places.items() if place is not None]
         absent = dict.fromkeys((name for name, place in self._places.items() if place is None), "")
-        pick = itemgetter(*(self._places[name] for name in present), 0)  # the last makes it a tuple for one column too
+        pick = itemgetter(*(self._places[name] for name in present), 0)  # the last makes it a tuple even for one column
         rows = _rows(self.path, self.problems)
         next(rows)
         for line, fields in rows:
@@ -103,21 +103,22 @@ def read_csv(
 ) -> Table:
     r"""Opens a CSV file by the names of its columns.
 
-    UTF-8 with or without byte order mark, any line ends, commas (tabs in ``.tab`` and ``.tsv`` files). Column names are
-    compared without case, with runs of white space (also line breaks inside quotes) as one space; their order is
-    free, and columns nobody asked for are ignored.
+    The file is UTF-8 with or without byte order mark, with any line ends, and separated by commas (tabs in ``.tab`` and
+    ``.tsv`` files). Column names are compared without case, with runs of white space (including line breaks inside
+    quotes) as one space, in any order; other columns are ignored.
 
     Args:
-        path: the file, which may lie in an archive.
-        required: columns it must have.
-        optional: columns it may have.
-        aliases: other spellings of a column, as in ``{"Answer": ("Anwser",)}``.
+        path: the file, which may be in an archive.
+        required: columns that it must have.
+        optional: columns that it may have.
+        aliases: other spellings of a column, e.g. ``{"Answer": ("Anwser",)}``.
 
     Returns:
         A ``Table``; only the header has been read.
 
     Raises:
-        ValueError: no such file, not UTF-8, empty, a column that is missing or there twice. Iterating: bad rows.
+        ValueError: if the file does not exist, is not UTF-8 or is empty, or a column is missing or occurs twice. When
+            iterating: for bad rows.
 
     Example:
         >>> import pathlib, tempfile
@@ -154,7 +155,7 @@ def read_csv(
 
 
 def _rows(path: Path | zipfile.Path, problems: Problems) -> Iterator[tuple[int, list[str]]]:
-    """First line and fields of each row that is not blank; what cannot be read goes to ``problems``."""
+    """First line and fields of each row that is not blank; invalid rows are added to ``problems``."""
     delimiter = "\t" if path.suffix.lower() in (".tab", ".tsv") else ","
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, delimiter=delimiter, strict=True)

@@ -1,4 +1,4 @@
-"""What FairGRPO remembers between steps, an explicit pytree of fixed shape, and the clusters of what it remembers.
+"""The state of FairGRPO between steps, an explicit pytree of fixed shape, and the clusters of its reward vectors.
 
 Public as ``fairness.FairnessState`` and ``fairness.init``; the other functions serve ``fairness``.
 """
@@ -23,10 +23,10 @@ Clustering = Literal["jax", "sklearn"]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class FairnessState:
-    """What FairGRPO remembers of D domains, Gr groups in each, and the reward vectors of G rollouts.
+    """Statistics of D domains, of Gr groups in each, and the reward vectors of G rollouts.
 
-    Every visit of a prompt counts. Means are kept as means: a float32 sum would stop growing at 2^24. Rewards are
-    remembered as they were, but for the ``shift`` of ``fairness.temperatures``.
+    Every visit of a prompt counts. Means are stored as means: a float32 sum would stop growing at 2^24. Rewards are
+    stored as they are, except for the ``shift`` of ``fairness.temperatures``.
     """
 
     domain_count: jax.Array  # (D,) int32 prompts seen
@@ -60,11 +60,11 @@ def init(
     Args:
         num_domains: D, number of datasets.
         num_groups: Gr, number of explicit groups (``len(vocabulary.cells)``); may be 0.
-        num_rollouts: G, rollouts a prompt.
+        num_rollouts: G, rollouts per prompt.
         history: how the reward vectors of unlabelled prompts are kept for clustering. ``"ring"``: the last ``capacity``
             of each domain. ``"binary"``: exact counts of all 2^G vectors of 0 and 1, however many prompts are seen.
             None: not at all; the unlabelled prompts of a domain then form one group.
-        capacity: vectors a ring holds; at least the unlabelled prompts of one batch.
+        capacity: number of vectors a ring holds; at least the number of unlabelled prompts in a batch.
 
     Raises:
         ValueError: if a size is not positive, or G > 16 with ``"binary"``.
@@ -100,7 +100,7 @@ def init(
 
 
 def check_rollouts(r: jax.Array, state: FairnessState, shift: float) -> None:
-    """Refuses rewards (P, G) that the history of a state cannot take, from their shape alone."""
+    """Checks, from their shape alone, that the history of a state can hold rewards (P, G)."""
     history = state.history
     if history is None:
         return
@@ -116,7 +116,7 @@ def check_rollouts(r: jax.Array, state: FairnessState, shift: float) -> None:
 
 
 def check_values(r: np.ndarray, d: np.ndarray, g: np.ndarray, state: FairnessState) -> None:
-    """Refuses ids that are out of range, and rewards that a binary history cannot hold."""
+    """Checks that ids are in range, and that a binary history can hold the rewards."""
     num_domains, num_groups = state.group_count.shape[0], state.group_count.shape[1] - 1
     if np.any((d < 0) | (d >= num_domains)):
         raise ValueError(f"got domains from {d.min()} to {d.max()}; wanted 0 .. {num_domains - 1}")
@@ -154,7 +154,7 @@ def column(g: jax.Array, state: FairnessState) -> jax.Array:
 def tally(
     count: jax.Array, mean: jax.Array, cell: tuple[jax.Array, ...], x: jax.Array, counted: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """How many prompts of this batch are in each cell, and the mean of their x; in the shapes and types given."""
+    """Counts this batch's prompts in each cell and averages their x; with the given shapes and dtypes."""
     new = jnp.zeros_like(count).at[cell].add(counted)
     total = jnp.zeros_like(mean).at[cell].add(jnp.where(counted, x, 0).astype(mean.dtype))
     return new, total / jnp.maximum(new, 1)
@@ -190,7 +190,7 @@ def find_clusters(
 ) -> Clusters | None:
     """Clusters of each domain that is needed (D,), empty ones for the others; None without a history.
 
-    Their gradients are those of fixed labels.
+    Gradients treat the labels as fixed.
     """
     if state.history is None:
         return None
@@ -200,7 +200,7 @@ def find_clusters(
 def nearest(r: jax.Array, d: jax.Array, clusters: Clusters, *, sort_vectors: bool) -> jax.Array:
     """(P,) cluster of each prompt's domain whose centroid is nearest in the scored rollouts.
 
-    If vectors are sorted, a rollout that was not scored is taken to have the mean of the others.
+    If vectors are sorted, a rollout that was not scored counts as the mean of the others.
     """
     if sort_vectors:
         mean, _ = prompt_means(r)
@@ -217,7 +217,7 @@ def is_table(history: jax.Array) -> bool:
 
 @functools.partial(jax.jit, static_argnames=("k_max", "sort_vectors"))
 def _fit(needed: jax.Array, state: FairnessState, k_max: int, sort_vectors: bool) -> Clusters:
-    """Under ``lax.cond``: domains that are not needed cost nothing."""
+    """Clusters each domain under ``lax.cond``, so that domains that are not needed cost nothing."""
     history = state.history
     assert history is not None
 
@@ -236,7 +236,7 @@ def _fit(needed: jax.Array, state: FairnessState, k_max: int, sort_vectors: bool
 
 
 def _fit_on_host(needed: jax.Array, state: FairnessState, k_max: int, sort_vectors: bool) -> Clusters:
-    """By scikit-learn, in order of arrival, as the authors run it."""
+    """Clusters with scikit-learn, vectors in order of arrival, as the authors run it."""
     fits = []
     for domain in range(needed.shape[0]):
         points, multiplicities = _remembered(state, domain, sort_vectors)
@@ -266,7 +266,7 @@ def _remembered(state: FairnessState, domain: jax.Array | int, sort_vectors: boo
 
 
 def _summarise(points: jax.Array, multiplicities: jax.Array, labels: jax.Array, k_max: int) -> Clusters:
-    """Sizes and centroids of labelled points; label -1 is a row of zeros."""
+    """Sizes and centroids of labelled points; points with label -1 are not counted."""
     member = multiplicities[:, None] * jax.nn.one_hot(labels, k_max, dtype=points.dtype)
     sizes = jnp.sum(member, axis=0)
     total = jnp.matmul(member.T, points, precision="highest")

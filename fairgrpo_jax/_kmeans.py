@@ -1,7 +1,7 @@
-"""K-means of weighted points in fixed shapes: the machinery of ``grouping.cluster`` and ``grouping.cluster_successes``.
+"""K-means of weighted points in fixed shapes, for ``grouping.cluster`` and ``grouping.cluster_successes``.
 
 ``fit`` searches: for each k many starts race over a few cheap steps, half of them dropping out in each round, and the
-finalists move points until no move helps. ``fit_successes`` need not search: its points lie on a line.
+finalists move points until no move helps. ``fit_successes`` needs no search, because its points lie on a line.
 """
 
 import functools
@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 
-MIN_STARTS, MAX_STARTS = 32, 64  # k-means++ starts: as many as keep
+MIN_STARTS, MAX_STARTS = 32, 64  # number of k-means++ starts: as many as keep
 STARTED_POINTS = 2**15  # starts x points below this
-RACE_STEPS = 2, 4, 8  # Lloyd's steps of the rounds; after each the better half goes on
-NUM_ITERATIONS = 100  # steps of a finalist at most
+RACE_STEPS = 2, 4, 8  # Lloyd steps of each round; after each round the better half goes on
+NUM_ITERATIONS = 100  # maximum number of steps of a finalist
 ROUNDING = 8  # machine epsilons; a step of a finalist must explain more by a larger share
 
 
@@ -23,9 +23,9 @@ def fit(
     x: jax.Array, w: jax.Array, key: jax.Array, threshold: float, *, k_max: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Labels (n,), k and inertias (k_max,) as ``grouping.cluster``, of n >= 1 points (n, d) with weights (n,)."""
-    x = jnp.where(w[:, None] > 0, x, 0)  # an absent point may hold anything
+    x = jnp.where(w[:, None] > 0, x, 0)  # an absent point may hold any value
     mean = jnp.matmul(w, x, precision="highest") / _or_one(jnp.sum(w))
-    x -= jax.lax.stop_gradient(mean)[None, :]  # small numbers round less
+    x -= jax.lax.stop_gradient(mean)[None, :]  # smaller numbers round less
     labels, num_distinct = _search(jax.lax.stop_gradient(x), jax.lax.stop_gradient(w), key, k_max)
     return _choose(labels, jax.vmap(lambda own: inertia(x, w, own, k_max))(labels), num_distinct, w, threshold)
 
@@ -80,7 +80,7 @@ def inertia(x: jax.Array, w: jax.Array, own: jax.Array, k: int) -> jax.Array:
 def _choose(
     labels: jax.Array, inertias: jax.Array, num_distinct: jax.Array, w: jax.Array, threshold: float
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Of the labels (k_max, n) those at the elbow."""
+    """Selects the labels at the elbow from (k_max, n)."""
     inertias = jnp.where(jnp.arange(inertias.shape[0]) < num_distinct, inertias, 0)
     k = elbow(inertias, num_distinct, threshold)
     return jnp.where(w > 0, labels[jnp.maximum(k - 1, 0)], -1), k, inertias
@@ -89,7 +89,7 @@ def _choose(
 def _search(x: jax.Array, w: jax.Array, key: jax.Array, k_max: int) -> tuple[jax.Array, jax.Array]:
     """Labels (k_max, n) for each k, and the K of the elbow, for points around 0; the starts of a k run side by side.
 
-    From here on a point is a column, (d, n): long rows suit vector units.
+    From here on points are columns, (d, n): long rows suit vector units.
     """
     x, w, place = _merge(x, w)
     num_distinct = jnp.minimum(jnp.sum(w > 0, dtype=jnp.int32), k_max)
@@ -116,11 +116,11 @@ def _search(x: jax.Array, w: jax.Array, key: jax.Array, k_max: int) -> tuple[jax
 
 
 def _merge(x: jax.Array, w: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Equal points made one of their joint weight, in as many columns, and the column where each point went.
+    """Merges equal points into one of their joint weight, in as many columns; also returns each point's new column.
 
-    What moves between clusters is then the whole stack of a reward vector, which is what leaves a local optimum. Equal
-    points meet when sorted along one generic direction; others that fall on the same place may part a stack, which
-    costs nothing but that. The absent come last.
+    All copies of a reward vector then move between clusters together, which helps to leave local optima. Equal points
+    become neighbours when sorted along a generic direction; a different point with the same projection may split a
+    stack, which only loses that advantage. Absent points come last.
     """
     direction = jnp.asarray(np.random.default_rng(0).random(x.shape[1]), x.dtype)
     order = jnp.argsort(jnp.where(w > 0, jnp.matmul(x, direction, precision="highest"), jnp.inf))
@@ -138,7 +138,7 @@ def _plus_plus(x: jax.Array, w: jax.Array, uniform: jax.Array) -> jax.Array:
 
     def draw(mass: jax.Array, u: jax.Array) -> jax.Array:
         below = jnp.cumsum(mass)  # by rounding it may also rise, or fall, where there is no mass
-        # With fewer distinct points than clusters nothing is left to draw from: then the first, which is present.
+        # With fewer distinct points than clusters no mass is left: then the first point is drawn, which is present.
         return x[:, jnp.argmax((mass > 0) & (below > u * below[-1]))]
 
     def place(nearest: jax.Array, u: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -151,7 +151,7 @@ def _plus_plus(x: jax.Array, w: jax.Array, uniform: jax.Array) -> jax.Array:
 
 
 def _race(x: jax.Array, mass: jax.Array, centres: jax.Array, used: jax.Array, num_steps: int) -> tuple:
-    """A few of Lloyd's steps: the centres, and what they explain. Distances by the expanded square, in one product."""
+    """Runs a few Lloyd steps; returns the centres and the inertia they explain. Distances use the expanded square."""
 
     def step(_: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         centres = carry[0]
@@ -164,11 +164,12 @@ def _race(x: jax.Array, mass: jax.Array, centres: jax.Array, used: jax.Array, nu
 
 
 def _descend(x: jax.Array, mass: jax.Array, centres: jax.Array, used: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Labels and inertia after moves of points between clusters until none helps (Hartigan 1975).
+    """Moves points between clusters until no move helps (Hartigan 1975); returns labels and inertia.
 
-    To move a point of weight w from a cluster of weight a to one of weight b costs w b / (b + w) times its squared
-    distance there and saves w a / (a - w) times that here. Each step makes all moves that pay or, unless together they
-    do clearly better, the one that pays most. An empty cluster is thereby given the worst served point.
+    Moving a point of weight w from a cluster of weight a to one of weight b costs w b / (b + w) times its squared
+    distance to the new centre and saves w a / (a - w) times that to the old one. Each step makes all moves that pay off
+    or, unless together they do clearly better, the best single move. An empty cluster thus gets the point that is
+    farthest off.
     """
     w, clusters = mass[-1], jnp.arange(used.shape[0])
     rounding = ROUNDING * jnp.finfo(x.dtype).eps
@@ -198,12 +199,12 @@ def _descend(x: jax.Array, mass: jax.Array, centres: jax.Array, used: jax.Array)
 
 
 def _distances(x: jax.Array, centres: jax.Array) -> jax.Array:
-    """(k, n) squared distances; differences first, for the expanded square would cancel."""
+    """(k, n) squared distances, from differences because the expanded square would cancel."""
     return jnp.sum((x[None, :, :] - centres[:, :, None]) ** 2, axis=1)
 
 
 def _tally(mass: jax.Array, own: jax.Array, k: int) -> jax.Array:
-    """Totals (k, d + 1) of the clusters: weighted sums of their points, and their weights."""
+    """Totals (k, d + 1) of the clusters: weighted sums of their points and total weights."""
     return jnp.matmul((own[None, :] == jnp.arange(k)[:, None]).astype(mass.dtype), mass.T, precision="highest")
 
 
@@ -212,7 +213,7 @@ def _means(totals: jax.Array) -> jax.Array:
 
 
 def _explained(totals: jax.Array) -> jax.Array:
-    """Inertia of one cluster minus that of these, for points around 0."""
+    """Inertia of a single cluster minus that of these clusters, for points around 0."""
     return jnp.sum(jnp.sum(totals[:, :-1] ** 2, axis=1) / _or_one(totals[:, -1]))
 
 

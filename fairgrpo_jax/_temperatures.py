@@ -1,4 +1,4 @@
-"""From what has been seen of domains and groups to the weights of prompts: the arithmetic behind ``fairness``."""
+"""The arithmetic behind ``fairness``: from the statistics of domains and groups to the weights of prompts."""
 
 import functools
 from typing import Literal
@@ -26,7 +26,7 @@ def look_up(
     domain_mean: DomainMean,
     sort_vectors: bool,
 ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array], jax.Array]:
-    """Count and mean of each prompt's domain, of its group or cluster, and the label."""
+    """Looks up count and mean of each prompt's domain and of its group or cluster, and the label."""
     label = memory.column(g, state)
     mean_of_domain, mean = state.domain_mean, state.group_mean[d, label]
     count = state.group_count[d, label].astype(mean.dtype)
@@ -59,7 +59,7 @@ def weigh(
     clamp: Clamp,
     levels: Levels,
 ) -> jax.Array:
-    """Weights from counts and means."""
+    """Computes weights from counts and means."""
     t_domain, t_group = (_power(n, size_exponent) * _power(mean, mean_exponent) for n, mean in (of_domain, of_group))
     t_domain = jnp.ones_like(t_domain) if levels == "group" else t_domain
     t_group = jnp.ones_like(t_group) if levels == "domain" else t_group
@@ -86,5 +86,5 @@ def _invert(t_domain: jax.Array, t_group: jax.Array, epsilon: float, *, clamp: C
 
 
 def or_one(x: jax.Array) -> jax.Array:
-    """A denominator that is safe when it is 0."""
+    """``x`` where it is positive, else 1: a safe denominator."""
     return jnp.where(x > 0, x, 1)

@@ -1,23 +1,23 @@
 """Group-relative advantages: rewards (P, G) of P prompts with G rollouts each to advantages (P, G).
 
-One estimator a function, arrays in, arrays out; all of them work under ``jax.jit`` and ``jax.vmap``. They share these
+One function per estimator, arrays in, arrays out; all work under ``jax.jit`` and ``jax.vmap`` and share these
 conventions:
 
-* a NaN reward means *not scored*: it enters no mean and no deviation, and its advantage is 0. Where lengths are asked
-  for, a rollout without a token counts as not scored;
+* a NaN reward means *not scored*: it enters no mean and no deviation, and its advantage is 0. For functions that take
+lengths, a rollout without tokens counts as not scored;
 * a prompt without signal, whose scored rewards are all equal or fewer than two, gets exactly 0 from every estimator
   that compares a prompt with itself: ``grpo``, ``dr_grpo``, ``rloo``, ``gpg``, ``opo``, ``pass_at_k``, and ``gdpo``
   without lengths if it is so in every component. This is decided by equality, because the rounded deviation of equal
   rewards need not be 0, and these zeros have no gradient either;
 * ``reinforce_plus_plus``, ``reinforce_plus_plus_baseline`` and ``gdpo`` with lengths subtract a mean over the tokens of
-  the batch, so there a prompt without signal gets its distance from the others. A batch whose scored rewards are all
-  equal gives exactly 0 from every estimator but ``remax``, which compares with the greedy answer alone;
-* rewards are centred first and squared after, so a constant added to all rewards costs no precision;
-* the statistics are those of the arrays given: hand over the whole batch of the step, not a micro-batch of it;
-* the result is float32, or float64 where float64 is given;
-* nothing is stopped: gradients flow to the rewards. A score-function loss treats advantages as constants.
+the batch, so a prompt without signal gets its distance from the others. A batch whose scored rewards are all equal
+gives exactly 0 from every estimator except ``remax``, which compares only with the greedy answer;
+* rewards are centred before they are squared, so a constant added to all rewards costs no precision;
+* statistics are those of the given arrays: pass the whole batch of the step, not a micro-batch;
+* the result is float32, or float64 for float64 rewards;
+* no gradient is stopped: gradients flow to the rewards. A score-function loss treats advantages as constants.
 
-How a batch of advantages is spread over prompts and groups is measured in ``diagnostics``.
+``diagnostics`` measures how a batch of advantages is spread over prompts and groups.
 """
 
 from typing import Literal
@@ -45,10 +45,10 @@ def grpo(
         rewards: (P, G), any real unit; NaN = not scored.
         epsilon: added to the deviation, in units of reward, >= 0.
         ddof: 1 divides the squares by G - 1 (the convention of most libraries), 0 by G.
-        leave_one_out: mean and deviation are those of the *other* rollouts of the prompt; where these are all equal the
+        leave_one_out: mean and deviation are those of the *other* rollouts of the prompt; if these are all equal, the
             centred reward is not divided.
-        scale: the mean is the prompt's; ``"batch"`` takes the deviation of all scored rewards of the batch around
-            *their* mean, which does not blow up prompts whose rewards hardly differ.
+        scale: ``"batch"`` keeps the mean of the prompt but divides by the deviation of all scored rewards of the batch
+            around *their* mean, which does not inflate prompts whose rewards hardly differ.
 
     Returns:
         (P, G) advantages. Without ``leave_one_out`` each prompt's advantages sum to 0.
@@ -72,8 +72,8 @@ def grpo(
       NeMo-RL                         leave_one_out=True                E[x^2] - E[x]^2 in float32, which cancels
       ==============================  ================================  ======================================
 
-    They divide by the rounded deviation whatever it is (NeMo-RL where it is above 0), so rewards that are all equal can
-    give them something other than 0.
+    They always divide by the rounded deviation (NeMo-RL only where it is above 0), so rewards that are all equal can
+    give them an advantage other than 0.
 
     >>> [[f"{x:.3f}" for x in row] for row in grpo([[1.0, 0.0], [1.0, 1.0]])]
     [['0.707', '-0.707'], ['0.000', '0.000']]
@@ -127,8 +127,8 @@ def rloo(rewards: ArrayLike) -> jax.Array:
         rewards: (P, G), any real unit; NaN = not scored.
 
     Returns:
-        (P, G) advantages in units of reward; each prompt's sum to 0. A single scored rollout has none to compare
-        with: 0 (verl's ``rloo`` returns its raw reward, its ``rloo_vectorized`` 0).
+        (P, G) advantages in units of reward; each prompt's sum to 0. A single scored rollout has no others to compare
+        with and gets 0 (verl's ``rloo`` returns its raw reward, its ``rloo_vectorized`` 0).
 
     Raises:
         ValueError: if rewards are not (P, G).
@@ -144,7 +144,7 @@ def rloo(rewards: ArrayLike) -> jax.Array:
 
 
 def gpg(rewards: ArrayLike, *, correction: Literal["rewards", "signal"] = "rewards") -> jax.Array:
-    """Reward minus the mean of its prompt, enlarged to make up for rollouts that teach nothing.
+    """Reward minus the mean of its prompt, scaled up to compensate for rollouts without signal.
 
     A_i = alpha (r_i - mean(r)),  alpha = n / max(m, 1), with n the scored rollouts of the batch.
 
@@ -152,8 +152,8 @@ def gpg(rewards: ArrayLike, *, correction: Literal["rewards", "signal"] = "rewar
         rewards: (P, G), any real unit; NaN = not scored.
         correction: what m counts. ``"signal"``: scored rollouts of prompts with signal, so that alpha undoes the
             dilution of the batch mean by prompts without. ``"rewards"``: rollouts whose reward is not 0, whatever their
-            prompt; with rewards of 0 and 1 alpha is then one over the accuracy, and a batch of hard prompts is
-            enlarged.
+            prompt; with rewards of 0 and 1 alpha is then one over the accuracy, and a batch of hard prompts is scaled
+            up.
 
     Returns:
         (P, G) advantages in units of reward; each prompt's sum to 0.
@@ -163,8 +163,8 @@ def gpg(rewards: ArrayLike, *, correction: Literal["rewards", "signal"] = "rewar
 
     Source: Chu et al. 2025, GPG (arXiv 2504.02546). ``"signal"`` is the paper's alpha = B / (B - M) with M of the B
     samples in groups without gradient; the authors also resample until a share of the batch has signal (beta_th), which
-    is the sampler's business. ``"rewards"`` is what verl's ``gpg`` computes instead; it ignores the alpha passed in,
-    and returns the raw reward times alpha for a prompt with a single rollout.
+    is left to the sampler. ``"rewards"`` is what verl's ``gpg`` computes instead; it ignores the alpha passed in, and
+    returns the raw reward times alpha for a prompt with a single rollout.
 
     >>> gpg([[1.0, 0.0], [1.0, 1.0]], correction="signal")[0].tolist()
     [1.0, -1.0]
@@ -179,7 +179,7 @@ def gpg(rewards: ArrayLike, *, correction: Literal["rewards", "signal"] = "rewar
 
 
 def reinforce_plus_plus(rewards: ArrayLike, lengths: ArrayLike, *, epsilon: float = 1e-8) -> jax.Array:
-    """Reward, whitened over the tokens of the batch: no comparison within the prompt.
+    """Reward whitened over the tokens of the batch, without a comparison within the prompt.
 
     A_i = (r_i - m) / sqrt(v + epsilon),  m = sum(L r) / sum(L),  v = sum(L (r - m)^2) / (sum(L) - 1),
 
@@ -191,14 +191,14 @@ def reinforce_plus_plus(rewards: ArrayLike, lengths: ArrayLike, *, epsilon: floa
         epsilon: added to the variance, in units of reward squared, >= 0.
 
     Returns:
-        (P, G) advantages, of mean 0 and, but for epsilon, variance 1 over tokens. A prompt without signal gets the
-        distance of its reward from the batch's.
+        (P, G) advantages with mean 0 and, except for epsilon, variance 1 over tokens. A prompt without signal gets the
+        distance of its reward from the batch mean.
 
     Raises:
         ValueError: if shapes do not fit, or lengths are not integers; and, outside of jit, for a negative length.
 
-    Source: Hu 2025, REINFORCE++ (arXiv 2501.03262), without its KL term inside of the reward; subtract that from the
-    rewards beforehand. The whitening is verl's ``masked_whiten``. OpenRLHF's variance divides by sum(L).
+    Source: Hu 2025, REINFORCE++ (arXiv 2501.03262), without its KL term in the reward; subtract that from the rewards
+    beforehand. The whitening is verl's ``masked_whiten``. OpenRLHF's variance divides by sum(L).
 
     >>> [[f"{x:.3f}" for x in row] for row in reinforce_plus_plus([[1.0], [0.0]], [[1], [3]])]
     [['1.500'], ['-0.500']]
@@ -223,8 +223,8 @@ def reinforce_plus_plus_baseline(rewards: ArrayLike, lengths: ArrayLike, *, epsi
     Raises:
         ValueError: as ``reinforce_plus_plus``.
 
-    Source: Hu 2025, REINFORCE++ (arXiv 2501.03262), the variant with a baseline, as verl has it; there a prompt with a
-    single rollout keeps its raw reward as c, here c = 0, and a rollout without a token counts in the prompt's mean.
+    Source: Hu 2025, REINFORCE++ (arXiv 2501.03262), the variant with a baseline, as in verl; there a prompt with a
+    single rollout keeps its raw reward as c (here c = 0), and a rollout without tokens counts in the prompt's mean.
 
     >>> [[f"{x:.3f}" for x in row] for row in reinforce_plus_plus_baseline([[1.0, 0.0], [1.0, 1.0]], [[1, 3], [2, 2]])]
     [['1.768', '-1.061'], ['0.354', '0.354']]
@@ -234,7 +234,7 @@ def reinforce_plus_plus_baseline(rewards: ArrayLike, lengths: ArrayLike, *, epsi
 
 
 def opo(rewards: ArrayLike, lengths: ArrayLike) -> jax.Array:
-    """Reward minus the mean of its prompt in which each rollout counts by its length.
+    """Reward minus the length-weighted mean of its prompt.
 
     A_i = r_i - sum(L r) / sum(L).
 
@@ -249,8 +249,9 @@ def opo(rewards: ArrayLike, lengths: ArrayLike) -> jax.Array:
         ValueError: if shapes do not fit, or lengths are not integers; and, outside of jit, for a negative length.
 
     Source: Hao et al. 2025, On-policy RL with optimal reward baseline (arXiv 2505.23585). The baseline of least
-    variance weighs rewards by the squared norm of their score; the length stands for it, if the gradients of tokens are
-    alike and independent. verl's ``opo`` is the same but for a prompt with a single rollout: there its raw reward.
+    variance weights rewards by the squared norm of their score; the length stands in for it if the gradients of tokens
+    are independent and of equal norm. verl's ``opo`` is the same, except that a prompt with a single rollout gets its
+    raw reward.
 
     >>> opo([[1.0, 0.0]], [[1, 3]]).tolist()
     [[0.75, -0.25]]
@@ -265,13 +266,13 @@ def remax(rewards: ArrayLike, greedy_rewards: ArrayLike) -> jax.Array:
 
     Args:
         rewards: (P, G), any real unit; NaN = not scored.
-        greedy_rewards: (P,), b, in the same unit; NaN = not scored: all of the prompt gets 0.
+        greedy_rewards: (P,), b, in the same unit; NaN = not scored, and the whole prompt gets 0.
 
     Returns:
         (P, G) advantages in units of reward. Equal rewards that differ from b are a signal here.
 
     Raises:
-        ValueError: if rewards are not (P, G), or there is not one greedy reward a prompt.
+        ValueError: if rewards are not (P, G), or there is not one greedy reward per prompt.
 
     Source: Li et al. 2023, ReMax (arXiv 2310.10505). The same as verl's ``remax`` with discount 1 and the reward
     at the last token.
@@ -287,23 +288,23 @@ def remax(rewards: ArrayLike, greedy_rewards: ArrayLike) -> jax.Array:
 
 
 def pass_at_k(rewards: ArrayLike, *, epsilon: float = 1e-6, normalize: bool = True) -> jax.Array:
-    """What the best rollout of a prompt adds to the second best; 0 for all others.
+    """Margin of the best rollout of a prompt over the second best; 0 for all others.
 
     A_best = (r_best - r_second) / (std(r) + epsilon).
 
     Args:
         rewards: (P, G), any real unit; NaN = not scored.
         epsilon: added to the deviation (ddof 1), in units of reward, >= 0.
-        normalize: divide by the deviation; without, A_best = r_best - r_second.
+        normalize: whether to divide by the deviation; otherwise A_best = r_best - r_second.
 
     Returns:
-        (P, G) advantages >= 0, at most one of a prompt's above 0; all 0 where the best rollouts tie.
+        (P, G) advantages >= 0, at most one per prompt above 0; all are 0 if the best rollouts tie.
 
     Raises:
         ValueError: if rewards are not (P, G).
 
     Source: Tang et al. 2025 (arXiv 2503.19595): the gradient of the expected best of k rollouts credits only the best
-    one, with what would be lost without it. The deviation is verl's (``grpo_passk``, which refuses single rollouts).
+    one, by what would be lost without it. The deviation is verl's (``grpo_passk``, which refuses single rollouts).
 
     >>> pass_at_k([[1.0, 0.5, 0.0], [1.0, 1.0, 0.0]], normalize=False).tolist()
     [[0.5, 0.0, 0.0], [0.0, 0.0, 0.0]]
@@ -322,7 +323,7 @@ def pass_at_k(rewards: ArrayLike, *, epsilon: float = 1e-6, normalize: bool = Tr
 def gdpo(
     component_rewards: ArrayLike, weights: ArrayLike, *, epsilon: float = 1e-4, lengths: ArrayLike | None = None
 ) -> jax.Array:
-    """Weighted sum of the z-scores that each component of the reward has in its prompt, normalised over the batch.
+    """Weighted sum of the z-scores of each reward component within its prompt, normalised over the batch.
 
     A_i = s_i / (std of all s + epsilon),  s_i = sum_k w_k (r_ik - mean_k) / (std_k + epsilon),  every deviation ddof 1,
 
@@ -330,20 +331,21 @@ def gdpo(
 
     Args:
         component_rewards: (P, G, K), each component in its own unit; NaN = this component is not scored for this
-            rollout and left out of its sum. A rollout without any scored component is not scored.
-        weights: (K,), w, relative importance; up to epsilon only ratios matter.
+            rollout and is excluded from its sum. A rollout without any scored component is not scored.
+        weights: (K,), w, relative importance; only their ratios matter, up to epsilon.
         epsilon: added to the deviations, in units of reward for the components, without unit for the sum; >= 0.
         lengths: (P, G) int, >= 0, as for ``reinforce_plus_plus``, whose 1e-8 then takes the place of the last epsilon.
 
     Returns:
-        (P, G) advantages. A component that is constant in a prompt adds 0 to all of it.
+        (P, G) advantages. A component that is constant within a prompt contributes 0 to it.
 
     Raises:
         ValueError: if shapes do not fit, or lengths are not integers; and, outside of jit, for a negative length.
 
-    Source: GDPO (arXiv 2601.05242). Without lengths this is TRL's "normalize_then_sum", NaN included; TRL subtracts
-    the batch mean of s besides, which is 0 up to rounding, as every component sums to 0 in its prompt. With lengths
-    and epsilon 1e-6 it is verl's ``gdpo``, which knows no NaN and takes the components of a single rollout raw.
+    Source: GDPO (arXiv 2601.05242). Without lengths this is TRL's "normalize_then_sum", NaN included; TRL also
+    subtracts the batch mean of s, which is 0 up to rounding because every component sums to 0 in its prompt. With
+    lengths and epsilon 1e-6 it is verl's ``gdpo``, which does not support NaN and uses the raw components of a single
+    rollout.
 
     >>> both = [[[1.0, 10.0], [0.0, 10.0]], [[1.0, 30.0], [1.0, 10.0]]]  # each prompt differs in one component
     >>> [[f"{x:.3f}" for x in row] for row in gdpo(both, [1.0, 1.0])]
@@ -364,7 +366,7 @@ def gdpo(
 
 
 def has_signal(rewards: ArrayLike) -> jax.Array:
-    """Whether a prompt's scored rewards differ at all: (P, G) rewards, NaN = not scored, to (P,) bool.
+    """Whether each prompt's scored rewards differ: (P, G) rewards, NaN = not scored, to (P,) bool.
 
     Raises:
         ValueError: if rewards are not (P, G).
@@ -377,7 +379,7 @@ def has_signal(rewards: ArrayLike) -> jax.Array:
 
 
 def _read(rewards: ArrayLike, axes: tuple[str, ...] = ("prompts", "rollouts")) -> tuple[jax.Array, jax.Array]:
-    """Rewards as float32 or wider, NaN kept; and which are scored."""
+    """Rewards as float32 or wider, NaN kept, and a mask of the scored ones."""
     r = jnp.asarray(rewards)
     if r.ndim != len(axes):
         raise ValueError(f"got an array of shape {r.shape}; wanted ({', '.join(axes)})")
@@ -386,13 +388,13 @@ def _read(rewards: ArrayLike, axes: tuple[str, ...] = ("prompts", "rollouts")) -
 
 
 def _read_tokens(rewards: ArrayLike, lengths: ArrayLike) -> tuple[jax.Array, jax.Array]:
-    """Rewards, and the tokens by which each counts: 0 for the unscored."""
+    """Rewards, and the tokens by which each is weighted: 0 for the unscored."""
     r, scored = _read(rewards)
     return r, _tokens(lengths, scored, r.dtype)
 
 
 def _tokens(lengths: ArrayLike, scored: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """Floating, because the tokens of a batch can be more than int32 counts."""
+    """Token counts as floats, because a batch can have more tokens than int32 can count."""
     n = jnp.asarray(lengths)
     if n.shape != scored.shape or not jnp.issubdtype(n.dtype, jnp.integer):
         raise ValueError(
@@ -408,13 +410,13 @@ def _wide(x: jax.Array) -> jax.Array:
 
 
 def _bounds(r: jax.Array, counted: jax.Array, axis: int | None) -> tuple[jax.Array, jax.Array]:
-    """Smallest and largest of what is counted; inf and -inf if nothing is."""
+    """Smallest and largest of the counted rewards; inf and -inf if none is counted."""
     low = jnp.min(jnp.where(counted, r, jnp.inf), axis=axis, keepdims=True, initial=jnp.inf)
     return low, jnp.max(jnp.where(counted, r, -jnp.inf), axis=axis, keepdims=True, initial=-jnp.inf)
 
 
 def _centre(r: jax.Array, weights: jax.Array, axis: int | None = 1) -> jax.Array:
-    """Distance from the weighted mean; exactly 0, with its gradient, where the weight is 0 or all counted are equal."""
+    """Distance from the weighted mean; exactly 0, like its gradient, where the weight is 0 or all counted are equal."""
     low, high = _bounds(r, weights > 0, axis)
     varied = (weights > 0) & (high > low)
     above = jnp.where(varied, r - jax.lax.stop_gradient(low), 0)  # a common offset must not round the mean
@@ -423,7 +425,7 @@ def _centre(r: jax.Array, weights: jax.Array, axis: int | None = 1) -> jax.Array
 
 
 def _variance(centred: jax.Array, weights: jax.Array, axis: int | None = 1, ddof: int = 1) -> jax.Array:
-    """Weighted variance, 1 where it would be 0: safe to divide by, and to differentiate its root."""
+    """Weighted variance, or 1 where it would be 0, so that it is safe to divide by and to differentiate its root."""
     squares = jnp.sum(weights * centred**2, axis=axis, keepdims=True)
     variance = squares / jnp.maximum(_total(weights, axis) - ddof, 1)
     return jnp.where(variance > 0, variance, 1)
@@ -434,13 +436,13 @@ def _total(weights: jax.Array, axis: int | None) -> jax.Array:
 
 
 def _whiten(values: jax.Array, tokens: jax.Array, epsilon: float) -> jax.Array:
-    """Mean 0 and variance 1 over all tokens of the batch, each of which carries the value of its rollout."""
+    """Normalises to mean 0 and variance 1 over all tokens of the batch, each with the value of its rollout."""
     centred = _centre(values, tokens, axis=None)
     return centred * jax.lax.rsqrt(_variance(centred, tokens, axis=None) + epsilon)
 
 
 def _grpo_of_others(r: jax.Array, scored: jax.Array, epsilon: float, ddof: int) -> jax.Array:
-    """Leave-one-out z-score from the (P, G, G) table of others: no difference of squares, so nothing cancels."""
+    """Leave-one-out z-score from the (P, G, G) table of others, without a difference of squares that could cancel."""
     others = scored[:, None, :] & ~jnp.eye(r.shape[1], dtype=bool)[None]
     table = jnp.broadcast_to(r[:, None, :], others.shape)
     low, high = _bounds(table, others, axis=2)

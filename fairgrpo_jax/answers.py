@@ -1,4 +1,4 @@
-"""A policy's answers to records, as rows: what evaluation, report and auditor read."""
+"""A policy's answers to records, as rows for evaluation and report."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NotRequired, TypedDict
@@ -20,16 +20,16 @@ class Answer(TypedDict):
     patient: str
     sex: str | None  # "F" or "M"
     age: float | None  # years
-    answer: str  # of reference
-    prediction: str  # taken from the completion, "" where there is none
+    answer: str  # reference answer
+    prediction: str  # extracted from the completion, "" if there is none
     completion: str
-    reward: float  # as the run pays it
-    exact: float  # 1.0 where the boxed labels are those of the reference, else 0.0
-    attributes: NotRequired[dict[str, str | None]]  # further demographic attributes, where the run has any
+    reward: float  # as the run computes it
+    exact: float  # 1.0 if the boxed labels equal the reference labels, else 0.0
+    attributes: NotRequired[dict[str, str | None]]  # further demographic attributes, if the run has any
 
 
 def sampler(params: Any, sampling: options.Sampling) -> Any:
-    """The copy of the parameters with which a run samples; see ``rollout.sampler_params``."""
+    """The copy of the parameters for sampling; see ``rollout.sampler_params``."""
     return rollout.sampler_params(params, dtype=sampling.dtype, tensor=sampling.weights == "tensor")
 
 
@@ -44,22 +44,22 @@ def answer(
     temperatures: Sequence[float] = (0.0,),
     phases: Callable[[str], Any] | None = None,
 ) -> list[list[Answer]]:
-    """One completion of each record at each temperature, with its extracted answer and its reward.
+    """Samples one completion of each record at each temperature; returns it with its extracted answer and its reward.
 
-    What is drawn for a record depends on the key and the record's place in ``records``, not on ``evaluation.batch``.
+    The sample of a record depends on the key and the record's index in ``records``, not on ``evaluation.batch``.
 
     Args:
-        params: of ``sampler``.
-        records: to be answered; read and encoded a few batches ahead.
-        encode: of the run.
-        config: of the run: sampling, reward, sizes.
+        params: from ``sampler``.
+        records: the records to answer; read and encoded a few batches ahead.
+        encode: the run's encoder.
+        config: options of the run: sampling, reward, sizes.
         devices: the mesh.
         key: random key of this evaluation.
-        temperatures: 0 is greedy; others draw as in training, ``sampling.top_p`` included.
-        phases: takes the time, as ``tracking.Phases``.
+        temperatures: 0 is greedy; others sample as in training, including ``sampling.top_p``.
+        phases: a timer such as ``tracking.Phases``.
 
     Returns:
-        For each temperature the rows, in the order of the records.
+        For each temperature, the rows in the order of the records.
     """
     size, sampling, tokenizer = config.evaluation.batch, config.sampling, encode.processor.tokenizer
     phases = tracking.Phases() if phases is None else phases
@@ -97,14 +97,14 @@ def answer(
 
 @jax.jit
 def record_keys(key: jax.Array, places: jax.Array) -> jax.Array:
-    """(N,) keys, one for each place."""
+    """Returns (N,) keys, one per index."""
     return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.asarray(places))
 
 
 def completed(
     rollouts: rollout.RolloutBatch, texts: Sequence[Sequence[str]], records: Sequence[Record], eos_ids: Sequence[int]
 ) -> rewards.Answers:
-    """The completions of the first rows, one for each record, as rewards look at them."""
+    """The completions of the first rows, one per record, in the form that reward functions take."""
     mask = np.asarray(rollouts.mask)[: len(records)]
     ended = np.any(np.isin(np.asarray(rollouts.tokens)[: len(records)], eos_ids) & mask, axis=-1)
     return rewards.Answers(texts[: len(records)], records, mask.sum(-1), ended)

@@ -1,4 +1,4 @@
-"""From records to what the device is given: prompts decoded, processed and packed, in an order that can be resumed."""
+"""Turns records into batches for the device: decodes, processes and packs prompts in a resumable order."""
 
 import collections
 import dataclasses
@@ -19,7 +19,7 @@ from fairgrpo_jax.data.record import Record, RecordList, conversation, target
 
 @dataclasses.dataclass(frozen=True)
 class PromptBatch:
-    """P prompts of one step: what the device needs, and the records that the rewards and the log need."""
+    """P prompts of one step: arrays for the device, and the records that rewards and log need."""
 
     prompt: models.Prompt  # NumPy leaves with leading axis P
     records: list[Record]
@@ -27,32 +27,32 @@ class PromptBatch:
     groups: np.ndarray  # (P,) int32, -1 unlabelled
 
     def join(self, other: "PromptBatch") -> "PromptBatch":
-        """The prompts of both, these first."""
+        """Concatenates the prompts of both, these first."""
         arrays = [(batch.prompt, batch.domains, batch.groups) for batch in (self, other)]
         prompt, domains, groups = jax.tree.map(lambda x, y: np.concatenate([x, y]), *arrays)
         return PromptBatch(prompt, [*self.records, *other.records], domains, groups)
 
     def take(self, rows: np.ndarray) -> "PromptBatch":
-        """The prompts of some rows, in their order."""
+        """Selects the prompts of ``rows``, in that order."""
         prompt, domains, groups = jax.tree.map(lambda x: x[rows], (self.prompt, self.domains, self.groups))
         return PromptBatch(prompt, [self.records[row] for row in rows], domains, groups)
 
 
 @dataclasses.dataclass(frozen=True)
 class Encoder:
-    """Records to a packed batch. It depends on nothing but its records, so that threads may do it ahead of time."""
+    """Turns records into a packed batch; the result depends only on them, so threads may run it ahead of time."""
 
     settings: options.Data
     architecture: Any  # the family's static config
-    processor: Any  # of the checkpoint, e.g. models.Processor
-    domains: tuple[str, ...]  # names of the datasets; a domain's id is its place
-    vocabulary: grouping.Vocabulary  # the joint demographic cells; a group's id is its place
+    processor: Any  # the checkpoint's, e.g. models.Processor
+    domains: tuple[str, ...]  # names of the datasets; a domain's id is its index
+    vocabulary: grouping.Vocabulary  # the joint demographic cells; a group's id is its index
 
     def __call__(self, records: Sequence[Record]) -> PromptBatch:
-        """P records, their media decoded and their prompts packed.
+        """Decodes the media of P records and packs their prompts.
 
         Raises:
-            ValueError: for media that cannot be decoded, and a prompt that is too long, by the name of its record.
+            ValueError: if media cannot be decoded or a prompt is too long, with the name of the record.
         """
         settings = self.settings
         say = functools.partial(conversation, instruction=settings.instruction, list_choices=settings.list_choices)
@@ -83,10 +83,10 @@ class Encoder:
         )
 
     def targets(self, records: Sequence[Record], *, length: int) -> tuple[PromptBatch, np.ndarray, np.ndarray]:
-        """The batch and its reference completions: tokens (P, 1, T) int32 and mask, end token included.
+        """Returns the batch and its reference completions: tokens (P, 1, T) int32, end token included, and their mask.
 
         Raises:
-            ValueError: as above, and for a completion of more than ``length`` tokens.
+            ValueError: as above, or if a completion has more than ``length`` tokens.
         """
         tokens = np.full((len(records), 1, length), self.architecture.pad_id, np.int32)
         mask = np.zeros(tokens.shape, bool)
@@ -103,7 +103,7 @@ class Encoder:
 
 
 def groups_of(record: Record, settings: options.Data) -> dict[str, str | None]:
-    """The demographic attributes that a record's group is made of."""
+    """The demographic attributes that define a record's group."""
     return demographics.attributes(record, edges=settings.age_edges, names=settings.attributes)
 
 
@@ -117,16 +117,16 @@ def stream(
     start: int = 0,
     balance: grouping.Vocabulary | None = None,
 ) -> Any:
-    """An endless iterator over encoded batches that can be resumed: ``next`` and ``get_state``, as ``mixture.iterate``.
+    """Returns an endless, resumable iterator over encoded batches, as ``mixture.iterate``: ``next``, ``get_state``.
 
     Args:
-        records: of one or several datasets, which are mixed by ``settings.temperature``.
-        encode: an ``Encoder``, or a function like it.
-        size: records of a batch.
-        seed: of the order.
-        settings: of the data.
+        records: records of one or several datasets, which are mixed by ``settings.temperature``.
+        encode: an ``Encoder`` or a function with the same signature.
+        size: number of records per batch.
+        seed: random seed of the order.
+        settings: options of the data.
         start: index of the first batch.
-        balance: repeats the records of each of these groups to the size of the dataset's largest.
+        balance: the groups whose records are repeated up to the size of the dataset's largest group.
     """
     names = sorted({record.dataset for record in records})
     by_domain = [[record for record in records if record.dataset == name] for name in names]
@@ -138,7 +138,7 @@ def stream(
 
 
 def ahead(encode: Callable[[Any], Any], items: Iterable[Any], *, workers: int) -> Iterator[Any]:
-    """``map(encode, items)`` in threads, at most ``workers`` + 1 results ahead of their use."""
+    """Runs ``map(encode, items)`` in threads, at most ``workers`` + 1 results ahead of their use."""
     rest = iter(items)
     with ThreadPoolExecutor(workers) as pool:
         pending = collections.deque(pool.submit(encode, item) for item in itertools.islice(rest, workers + 1))
@@ -151,13 +151,13 @@ def ahead(encode: Callable[[Any], Any], items: Iterable[Any], *, workers: int) -
 def _balanced(
     records: list[Record], vocabulary: grouping.Vocabulary, settings: options.Data, seed: int
 ) -> list[Record]:
-    """The records of a domain, each demographic group repeated to the size of the largest."""
+    """The records of a domain, with each demographic group repeated up to the size of the largest."""
     groups = grouping.explicit_groups([groups_of(record, settings) for record in records], vocabulary)
     return [records[row] for row in grouping.balanced_rows(groups, seed=seed)]
 
 
 def _as_images(messages: list[dict], record: Record, decoded: media.Decoded) -> tuple[list[dict], media.Decoded]:
-    """Every video as its frames, one image each, for families that know no video; MedGemma was trained so."""
+    """Replaces every video by its frames as images, for families without video input; MedGemma was trained this way."""
     clips, images = iter(decoded.videos), iter(decoded.images)
     shown = [next(clips).frames if part.kind == "video" else [next(images)] for part in record.media]
     pictures = [picture for part in shown for picture in part]

@@ -1,8 +1,8 @@
-"""Save and restore a run (Orbax): parameters, the rest of the training state, and what lives on the host.
+"""Save and restore a run (Orbax): parameters, the rest of the training state, and state on the host.
 
-A checkpoint is written beside its final place and renamed, so ``kill -9`` leaves either the old one or the new one.
-Arrays are restored onto the mesh of the resuming run, whatever the mesh of the saving one. Parameters are an item of
-their own: another run, or an export, reads them alone.
+A checkpoint is written beside its final path and then renamed, so ``kill -9`` leaves either the old one or the new one.
+Arrays are restored onto the mesh of the resuming run, whatever the mesh of the saving run. Parameters are a separate
+item, so that another run or an export can read only them.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from orbax.checkpoint import checkpoint_managers
 
 
 def manager(folder: Path, *, keep: int = 2, always: Sequence[int] = ()) -> ocp.CheckpointManager:
-    """The checkpoints of one run: the last ``keep`` of them and the steps in ``always``; others are deleted."""
+    """Manages the checkpoints of one run: keeps the last ``keep`` and the steps in ``always``, deletes others."""
     policy = checkpoint_managers.AnyPreservationPolicy(
         [checkpoint_managers.LatestN(keep), checkpoint_managers.preservation_policy.CustomSteps(always)]
     )
@@ -29,7 +29,7 @@ def manager(folder: Path, *, keep: int = 2, always: Sequence[int] = ()) -> ocp.C
 
 
 def save(checkpoints: ocp.CheckpointManager, step: int, params: Any, training: Any, host: dict) -> None:
-    """Saves two pytrees of arrays and a JSON-able dict as ``step``; a checkpoint of that step is kept as it is."""
+    """Saves two pytrees of arrays and a JSON-able dict as ``step``; an existing checkpoint of that step is kept."""
     if step in checkpoints.all_steps():
         return
     args = ocp.args.Composite(
@@ -39,7 +39,7 @@ def save(checkpoints: ocp.CheckpointManager, step: int, params: Any, training: A
 
 
 def restore(checkpoints: ocp.CheckpointManager, step: int, params: Any, training: Any) -> tuple[Any, Any, dict]:
-    """What was saved as ``step``, with the shapes, types and shardings of the two trees given."""
+    """Restores checkpoint ``step`` with the shapes, dtypes and shardings of the two given trees."""
     args = ocp.args.Composite(
         params=ocp.args.StandardRestore(_abstract(params)),
         training=ocp.args.StandardRestore(_abstract(training)),
@@ -50,13 +50,13 @@ def restore(checkpoints: ocp.CheckpointManager, step: int, params: Any, training
 
 
 def restore_params(checkpoints: ocp.CheckpointManager, step: int, params: Any) -> Any:
-    """The parameters alone of ``step``, with the shapes, types and shardings of the tree given."""
+    """Restores only the parameters of ``step``, with the shapes, dtypes and shardings of the given tree."""
     args = ocp.args.Composite(params=ocp.args.StandardRestore(_abstract(params)))
     return checkpoints.restore(step, args=args)["params"]
 
 
 def saved_params(checkpoints: ocp.CheckpointManager, step: int) -> Any:
-    """The parameters alone of ``step``, as they were saved, in the memory of the host."""
+    """Restores only the parameters of ``step`` as they were saved, in host memory."""
     host = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
     saved = checkpoints.item_metadata(step)["params"].tree
     return restore_params(

@@ -1,6 +1,6 @@
-"""Into how many chunks an update cuts the rollouts of each prompt, so that it fits into the memory of a device.
+"""Chooses the number of chunks of each prompt's rollouts with which an update fits into the memory of a device.
 
-The figures are those of the plan (``plan.footprint``), so that a run and its plan agree.
+The memory estimates are those of the plan (``plan.footprint``), so that a run and its plan agree.
 """
 
 import dataclasses
@@ -13,21 +13,21 @@ from fairgrpo_jax.models import lora
 from fairgrpo_jax.plan import cost, footprint
 
 
-MEMORY = 16 << 30  # bytes of a device that does not say how many it has
-SHARE = 0.9  # of the memory that an update may take by the formulas: the compiler may need more
+MEMORY = 16 << 30  # bytes assumed for a device that does not report its memory
+SHARE = 0.9  # share of the memory that an update may take by the formulas, since the compiler may need more
 
 
 def chunk_count(architecture: Any, tree: Any, layout: footprint.Layout, memory: int) -> int:
-    """The smallest divisor of the rollouts whose update, with all that is held beside it, fits; all of them if none.
+    """The smallest number of chunks, a divisor of G, with which the update and all else held fits; G if none does.
 
     Args:
         architecture: the family's config.
         tree: the parameters, as arrays or shapes.
-        layout: of the run; its ``chunks`` is not looked at.
-        memory: bytes of a device.
+        layout: of the run; its ``chunks`` is ignored.
+        memory: memory of a device in bytes.
 
     Returns:
-        in 1 .. G. An estimate: ``update.chunks`` overrides it.
+        A number in 1 .. G. It is an estimate; ``update.chunks`` overrides it.
     """
     rollouts = layout.sizes.rollouts
     held = sum(footprint.state(tree, layout).values())
@@ -48,18 +48,18 @@ def chunks(
     compute: str | None = None,
     freeze: tuple[str, ...] = (),
 ) -> int:
-    """``update.chunks``, or as many as the memory of this device asks for in an update of ``batch``.
+    """``update.chunks``, or as many chunks as the memory of this device requires for an update on ``batch``.
 
     Args:
-        params: arrays, shapes, or traced.
+        params: arrays, shapes or tracers.
         batch: a ``learner.PolicyBatch``, likewise.
         architecture: the family's config.
-        update: of the run.
-        compute: dtype of the passes; by default that of the parameters.
-        freeze: what is not trained; see ``lora.trainable``.
+        update: options of the update.
+        compute: dtype of the passes; default: that of the parameters.
+        freeze: patterns of parameters that are not trained; see ``lora.trainable``.
 
     Raises:
-        ValueError: if the rollouts of a prompt cannot be cut into ``update.chunks``.
+        ValueError: if ``update.chunks`` does not divide the number of rollouts.
     """
     P, G, T = batch.tokens.shape
     if update.chunks:

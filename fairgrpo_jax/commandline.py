@@ -1,4 +1,4 @@
-"""Helpers of all commands: an optional config name, dotted overrides, ``--list``, readable errors."""
+"""Helpers of all commands: an optional preset name, dotted overrides, ``--list``, readable errors."""
 
 import contextlib
 import dataclasses
@@ -16,17 +16,17 @@ from fairgrpo_jax import config as options, configs, mesh, runs
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """What every command that opens a run takes."""
+    """Options of every command that opens a run."""
 
     config: Annotated[options.Config, tyro.conf.arg(name="")]
     workdir: Path | None = None
-    """Run folder; by default one named after the options, under outputs/. The same command resumes it."""
+    """Run folder; default: a folder under outputs/ named after the options. The same command resumes it."""
 
 
 def run(command: Callable[[options.Config, Path | None], Any], *, prog: str, description: str | None) -> None:
     """Parses the command line, prepares the devices and calls ``command(config, workdir)``.
 
-    ``prog [CONFIG] [--workdir DIR] [--any.option VALUE ...]``; without CONFIG the default preset is taken.
+    ``prog [CONFIG] [--workdir DIR] [--any.option VALUE ...]``; without CONFIG the default preset is used.
     """
     with one_line_errors():
         arguments = parse(sys.argv[1:], prog=prog, description=description)
@@ -35,10 +35,10 @@ def run(command: Callable[[options.Config, Path | None], Any], *, prog: str, des
 
 
 def parse(argv: list[str], *, prog: str, description: str | None, schema: type = Arguments) -> Any:
-    """The arguments of a command: the preset named first (or the default one), and the overrides after it.
+    """Parses the arguments of a command: an optional preset name, then overrides.
 
     Raises:
-        ValueError: for an unknown preset, naming the known ones; for an option that is unknown or has a wrong value.
+        ValueError: if the preset is unknown (naming the known ones), or an option is unknown or has an invalid value.
     """
     if argv[:1] == ["--list"]:
         for name, summary in configs.summaries().items():

@@ -1,4 +1,4 @@
-"""The one schema of every option, with its default, unit and help.
+"""The schema of all options: default, unit and help of each.
 
 Presets live in ``configs/`` as Python; the command line overrides any field by its dotted name
 (``--optim.lr 1e-6``). Every value is checked when the config is made, before any long work starts.
@@ -57,47 +57,48 @@ def _require_pattern(name: str, pattern: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """What to train and evaluate on."""
+    """The data to train and evaluate on."""
 
     name: str = "synthetic"
-    """Dataset by its name in fairgrpo_jax.data, or several joined by commas ("synthetic" is the embedded clinic)."""
+    """Name of the dataset in fairgrpo_jax.data, or several joined by commas ("synthetic" is the embedded clinic)."""
     root: Path | None = None
-    """Folder of the dataset as its owner publishes it; of several, the folder that has one of each name."""
+    """Folder of the dataset as its owner publishes it; for several datasets, a folder with one subfolder per name."""
     options: tuple[str, ...] = ()
-    """Options of the datasets' loaders as KEY=VALUE, of several datasets as NAME.KEY=VALUE; e.g. split_by=article."""
+    """Options of the dataset's loader as KEY=VALUE, e.g. split_by=article; with several datasets, NAME.KEY=VALUE."""
     temperature: float = 1.0
     """Mixing exponent: a dataset of n records is drawn with weight n ** temperature. 1 mixes all records evenly, 0
     mixes datasets evenly."""
     on_broken: Literal["raise", "skip"] = "raise"
-    """Treatment of records whose media cannot be decoded; "skip" decodes everything once before the run."""
+    """What to do with records whose media cannot be decoded; "skip" decodes everything once before the run."""
     num_frames: int = 4
-    """Frames taken uniformly from a video; even, as the vision tower joins two frames to one."""
+    """Frames sampled uniformly from each video; an even number, because the vision tower merges frames in pairs."""
     instruction: str = ""
-    """Sentence added to every question, e.g. how to think and where to put the answer."""
+    """Text added to every question, e.g. how to think and where to put the answer."""
     list_choices: bool = False
     """List the possible answers below the question."""
     prompt_length: int = 48
-    """Tokens to which prompts are padded; a longer prompt is refused, by name."""
+    """Length in tokens to which prompts are padded; a longer prompt is an error that names its record."""
     num_patches: int = 64
-    """Vision patches to which the media of one prompt are padded; more are refused, by name."""
+    """Number of vision patches to which the media of each prompt are padded; more is an error that names the record."""
     min_pixels: int | None = None
-    """Smaller images are enlarged to this many pixels; by default as the checkpoint says (32 x 32 without one)."""
+    """Smaller images are enlarged to this many pixels; default: the checkpoint's value, or 32 x 32 without one."""
     max_pixels: int | None = None
-    """Larger images are reduced to this many pixels; by default as the checkpoint says (32 x 32 without one)."""
+    """Larger images are reduced to this many pixels; default: the checkpoint's value, or 32 x 32 without a
+    checkpoint."""
     attributes: tuple[str, ...] = ("sex", "age")
-    """Attributes that make the demographic groups: sex, age, and others of the dataset (race, skin_type, ...)."""
+    """Attributes that define the demographic groups: sex, age, or others of the dataset (race, skin_type, ...)."""
     age_edges: tuple[int, ...] = (25, 50, 75)
-    """Upper edges, in years and inclusive, of the age groups."""
+    """Upper edges of the age groups in years, inclusive."""
     leakage: Literal["refuse", "report"] = "refuse"
-    """Treatment of patients with both training and held-out records, as in some official splits (VQA-RAD's)."""
+    """What to do if a patient has both training and held-out records, as in some official splits (VQA-RAD's)."""
     resample: bool = False
-    """Repeat training records until every demographic group of a dataset is as large as its largest (GRPO+RS)."""
+    """Repeat training records until all demographic groups of a dataset are as large as the largest one (GRPO+RS)."""
     workers: int = 2
     """Threads that decode and prepare prompts while the device computes."""
 
     @property
     def scheme(self) -> Scheme:
-        """The demographic groups that training, figures and report tell apart."""
+        """The demographic groups that training, metrics and report distinguish."""
         return Scheme(self.attributes, self.age_edges)
 
     def __post_init__(self):
@@ -136,31 +137,33 @@ class Data:
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """The policy: a checkpoint folder, or the Qwen2.5-VL architecture at a size of choice from random weights."""
+    """The policy: a checkpoint folder, or the Qwen2.5-VL architecture at a chosen size with random weights."""
 
     path: Path | None = None
     """Checkpoint folder as Hugging Face publishes it (Qwen2-VL, Qwen2.5-VL, Qwen3-VL, Gemma 3, MedGemma)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Dtype of the trained weights; bfloat16 halves the memory, and loses updates below a 256th of a weight."""
+    """Dtype of the trained weights; bfloat16 halves the memory but loses updates smaller than 1/256 of a weight."""
     compute: Literal["float32", "bfloat16"] | None = None
-    """Dtype of the passes in training, cast once a pass; by default the dtype of the weights. With dtype
-    float32 and compute bfloat16, gradients are summed and updates done in float32."""
+    """Dtype of the forward and backward passes, cast once per pass; default: the dtype of the weights. With dtype
+    float32 and compute bfloat16, gradients are summed and updates applied in float32."""
     lora_rank: int = 0
-    """Rank of low-rank adapters, which alone are then trained; 0 trains the weights themselves."""
+    """Rank of the low-rank adapters; only the adapters are then trained. 0 trains the weights themselves."""
     lora_alpha: float = 32.0
     """The adapters' output is multiplied by lora_alpha / lora_rank."""
     lora_targets: str = r"^layers/.*/(q|k|v|o|gate|up|down)$"
-    """Regular expression searched for in the paths of linear maps; by default all of the text decoder."""
+    """Regular expression searched for in the paths of linear maps, to choose those that get adapters; default: all
+    linear maps of the text decoder."""
     freeze: tuple[str, ...] = ()
-    """Regular expressions searched for in the paths of parameters that are not trained, e.g. ^vision/."""
+    """Regular expressions searched for in parameter paths; parameters that match are not trained, e.g. ^vision/."""
     hidden_size: int = 64
-    """Without a path: width of the text decoder and of its vision tower; a multiple of 16."""
+    """Without a path: width of the text decoder and of the vision tower; a multiple of 16."""
     num_layers: int = 2
-    """Without a path: layers of the text decoder."""
+    """Without a path: number of layers of the text decoder."""
     vision_depth: int = 2
-    """Without a path: blocks of the vision tower; the last one attends globally, the others within windows."""
+    """Without a path: number of blocks of the vision tower; the last one attends globally, the others within
+    windows."""
     tie_word_embeddings: bool = True
-    """Without a path: whether the output head is the embedding table."""
+    """Without a path: whether the output head shares the embedding table."""
 
     def __post_init__(self):
         _require_finite("model.", self)
@@ -180,22 +183,22 @@ class Model:
 
 @dataclasses.dataclass(frozen=True)
 class Optim:
-    """AdamW with a linear warm-up; constant afterwards, or a cosine down to zero."""
+    """AdamW with a linear warm-up, then a constant learning rate or a cosine decay to zero."""
 
     lr: float = 3e-4
     """Peak learning rate."""
     warmup_steps: int = 30
-    """Updates over which the learning rate rises from zero, which is that of the first one (as in transformers)."""
+    """Updates over which the learning rate rises from zero; the first update has rate zero, as in transformers."""
     schedule: Literal["constant", "cosine"] = "cosine"
-    """Course of the learning rate after its warm-up."""
+    """Learning rate schedule after the warm-up."""
     b1: float = 0.9
-    """Decay of the first moment."""
+    """Decay rate of the first moment."""
     b2: float = 0.999
-    """Decay of the second moment."""
+    """Decay rate of the second moment."""
     weight_decay: float = 0.01
-    """Decoupled weight decay, on matrices only."""
+    """Decoupled weight decay, applied to matrices only."""
     max_grad_norm: float = 1.0
-    """Gradients are scaled down to this global norm."""
+    """Gradients with a larger global norm are scaled down to this norm."""
 
     def __post_init__(self):
         _require_finite("optim.", self)
@@ -214,13 +217,13 @@ class Warmup:
     steps: int = 200
     """Supervised updates; 0 starts from the initial weights."""
     split: str = "warmup"
-    """Split of the dataset that this stage learns from."""
+    """Split of the dataset that this stage trains on."""
     run: Path | None = None
-    """Run folder of an earlier `sft` (or `train`) whose supervised weights are taken instead."""
+    """Run folder of an earlier `sft` (or `train`) whose supervised weights are used instead."""
     batch: int = 96
-    """Records in one update."""
+    """Records per update."""
     accumulation: int = 1
-    """Parts of that batch whose gradients are summed before the update; saves memory, changes nothing else."""
+    """Number of parts into which the batch is split, their gradients summed; saves memory, changes nothing else."""
     optim: Optim = Optim(lr=2e-3, warmup_steps=20, schedule="cosine")
     """Optimizer of this stage."""
 
@@ -239,32 +242,32 @@ class Warmup:
 
     @property
     def own_steps(self) -> int:
-        """Supervised updates that a run does itself."""
+        """Number of supervised updates that this run does itself."""
         return 0 if self.run else self.steps
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How completions are drawn from the policy."""
+    """How completions are sampled from the policy."""
 
     max_new_tokens: int = 12
-    """Longest completion, its end token included; longer ones are cut and counted."""
+    """Maximum length of a completion, including its end token; longer ones are truncated and counted."""
     temperature: float = 1.0
-    """Divides the logits, in sampling and in the update alike; evaluation is greedy."""
+    """Divisor of the logits in both sampling and the update; evaluation is greedy."""
     top_p: float = 1.0
-    """Nucleus sampling: only the likeliest tokens that make up this probability."""
+    """Nucleus sampling: sample only from the likeliest tokens whose probabilities add up to this value."""
     dtype: Literal["float32", "bfloat16"] | None = None
-    """Dtype of the weights that sample; by default as they are trained. bfloat16 halves what every token reads."""
+    """Dtype of the weights while sampling; default: the training dtype. bfloat16 halves the memory read per token."""
     weights: Literal["replicated", "tensor"] = "replicated"
-    """Layout of the weights while sampling: whole on every device, or split along the mesh's second axis."""
+    """Layout of the weights while sampling: replicated on every device, or split along the second axis of the mesh."""
     tries: int = 1
-    """Batches of prompts drawn for a step until none is left whose completions all have the same reward (DAPO's
-    dynamic sampling, bounded); 1 takes the first batch as it is."""
+    """Maximum number of prompt batches drawn per step to replace prompts whose completions all have the same reward
+    (DAPO's dynamic sampling, bounded); 1 uses the first batch as it is."""
     truncated: Literal["keep", "mask", "penalise"] = "keep"
-    """Completions cut at max_new_tokens: learned from like others, left out of the loss and of every baseline ("mask"),
-    or, by overlong_buffer, long ones made worse before they are cut."""
+    """Treatment of completions truncated at max_new_tokens: keep them as they are, exclude them from the loss and all
+    baselines ("mask"), or reduce the reward as the length nears the limit ("penalise", see overlong_buffer)."""
     overlong_buffer: int = 4
-    """With truncated "penalise": last tokens over which the reward falls by up to 1."""
+    """With truncated "penalise": number of tokens before the limit over which the reward falls by up to 1."""
 
     def __post_init__(self):
         _require_finite("sampling.", self)
@@ -285,48 +288,50 @@ class Sampling:
 
 @dataclasses.dataclass(frozen=True)
 class Reward:
-    """What a completion is worth."""
+    """The reward of a completion."""
 
     kind: Literal["exact", "set_f1"] = "exact"
-    """1 where the boxed labels are the reference labels, or the F1 of the two sets, for several right labels."""
+    """Reward function: "exact" is 1 if the boxed labels equal the reference labels, else 0; "set_f1" is the F1 of the
+    two sets."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Update:
-    """How one rollout batch becomes updates of the policy."""
+    """How a rollout batch becomes policy updates."""
 
     mini_batches: int = 1
-    """Equal parts of the rollout batch, one update each."""
+    """Number of equal parts of the rollout batch, one update each."""
     passes: int = 1
-    """Times that the rollout batch is gone through."""
+    """Number of passes over the rollout batch."""
     accumulation: int = 1
-    """Parts of a mini-batch whose gradients are summed before the update; saves memory, changes nothing else."""
+    """Number of parts into which a mini-batch is split, their gradients summed; saves memory, changes nothing else."""
     chunks: int = 0
-    """Parts of the rollouts of each prompt, a divisor of them, one backward pass each; saves memory, and time on
-    padding as the short ones go together. 0: as many as the memory of the device asks for."""
+    """Number of chunks, a divisor of rollouts, into which the rollouts of each prompt are split, one backward pass
+    each. Saves memory, and computes less padding because rollouts of similar length share a chunk. 0: as many as the
+    device memory requires."""
     kind: Literal["clip", "gspo", "cispo"] = "clip"
-    """Ratio of single tokens, clipped (PPO, GRPO); of whole completions (GSPO, with clips of about 3e-4); or clipped
-    without stopping the gradient (CISPO)."""
+    """Probability ratio: clipped per token (PPO, GRPO), clipped per completion (GSPO, with clips of about 3e-4), or
+    clipped without stopping the gradient (CISPO)."""
     clip_low: float = 0.2
     """The probability ratio is clipped below at 1 - clip_low."""
     clip_high: float = 0.2
     """The probability ratio is clipped above at 1 + clip_high."""
     dual_clip: float | None = None
-    """Bounds the loss of negative advantages at this multiple (3.0 in verl); none by default."""
+    """Upper bound of the ratio in the loss of negative advantages (3.0 in verl); default: none."""
     aggregation: Literal["token", "sequence", "constant"] = "token"
     """Mean over tokens (DAPO, verl), over sequences (GRPO), or sum over a constant length (Dr.GRPO)."""
     beta: float = 0.0
-    """Weight of the KL divergence to the policy with which reinforcement learning begins (with adapters: to the model
-    without them), e.g. 0.04; 0 needs no reference."""
+    """Weight of the KL divergence to the policy at the start of reinforcement learning (with adapters: to the model
+    without them), e.g. 0.04; 0 needs no reference policy."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
-    """Estimator of that divergence, from the sampled tokens; see fairgrpo_jax.losses.kl."""
+    """Estimator of the KL divergence from the sampled tokens; see fairgrpo_jax.losses.kl."""
     importance: Literal["none", "token", "sequence"] = "none"
-    """Correction for completions sampled by another program (sampling.dtype, say) than the one that learns: weights
-    of tokens, or of whole completions."""
+    """Importance weights, per token or per completion, that correct for differences between the sampler and the learner
+    (e.g. sampling.dtype)."""
     importance_cap: float = 2.0
-    """Largest of those weights."""
+    """Upper bound of the importance weights."""
     remat: bool = True
-    """Recompute each layer's activations in the backward pass: less memory, more compute (on a CPU not more time)."""
+    """Recompute activations in the backward pass: less memory, more compute (on a CPU no more time)."""
 
     def __post_init__(self):
         _require_finite("update.", self)
@@ -353,12 +358,12 @@ class Update:
 
     @property
     def parts(self) -> int:
-        """Micro-batches into which the prompts of a step are cut."""
+        """Number of micro-batches into which the prompts of a step are split."""
         return self.mini_batches * self.accumulation
 
     @property
     def per_step(self) -> int:
-        """Updates of a step."""
+        """Number of updates per step."""
         return self.passes * self.mini_batches
 
 
@@ -367,33 +372,33 @@ class Fairness:
     """The temperatures of FairGRPO; see fairgrpo_jax.fairness for the formula and the sources."""
 
     statistics: Literal["cumulative", "batch", "ema"] = "cumulative"
-    """Group sizes and mean rewards since the start (authors' code), of the batch (paper), or decayed."""
+    """Group sizes and mean rewards: accumulated since the start (authors' code), of the batch (paper), or decayed."""
     decay: float = 0.99
-    """Decay per step where statistics are "ema"."""
+    """Decay per step with statistics "ema"."""
     clamp: Literal["code", "product", "factor"] = "code"
-    """Part of the temperature that is kept from zero: as in the authors' code, the product, or each factor
-    (fair_grpo_nd always keeps each factor)."""
+    """Which part of the temperature is kept above zero: as in the authors' code, the product, or each factor
+    (fair_grpo_nd always uses "factor")."""
     levels: Literal["both", "group", "domain"] = "both"
-    """Temperatures in use: of the domain and of the group in it, or one of them alone."""
+    """Temperatures to use: of the domain and of the group within it, or only one of them."""
     size_exponent: float = 0.5
-    """Power of a group's size in its temperature."""
+    """Exponent of the group size in the temperature."""
     mean_exponent: float = 1.0
-    """Power of a group's mean reward in its temperature."""
+    """Exponent of the group's mean reward in the temperature."""
     max_weight: float | None = None
-    """Bounds a prompt's weight to [1/max_weight, max_weight] times the median; none in the paper."""
+    """Limits each prompt's weight to [1/max_weight, max_weight] times the median weight; no limit in the paper."""
     k_max: int | None = None
-    """Largest number of implicit groups in a domain; by default the algorithm's own, 3, and 10 for drpo."""
+    """Maximum number of implicit groups per domain; default: 10 for drpo, 3 for the other algorithms."""
     sort_vectors: bool = False
-    """Sort a prompt's rewards before clustering, so that only how often it succeeds counts, not which rollout."""
+    """Sort each prompt's rewards before clustering, so that only the number of successes counts, not their order."""
     history: Literal["ring", "binary"] | None = "binary"
-    """Memory of the unlabelled prompts' reward vectors, for clustering: the last ones, an exact table of
-    binary ones, or not at all (then the unlabelled prompts of a domain are one group)."""
+    """Reward vectors of unlabelled prompts kept for clustering: the latest ones ("ring"), an exact table of binary
+    ones, or none (the unlabelled prompts of a domain are then one group)."""
     capacity: int = 8192
-    """Reward vectors kept for each domain where history is "ring"."""
+    """Number of reward vectors kept per domain with history "ring"."""
     shift: float = 0.0
-    """Added to all rewards before means and clusters are taken, for rewards that may be negative."""
+    """Constant added to all rewards before means and clusters are computed, for rewards that may be negative."""
     step_size: float = 0.01
-    """Step size of group_dro's weights; with larger ones a single group that never improves takes all the weight."""
+    """Step size of group_dro's weights; with a larger step, a single group that never improves takes all the weight."""
 
     def __post_init__(self):
         _require_finite("fairness.", self)
@@ -412,7 +417,7 @@ class Fairness:
 
     @property
     def weighing(self) -> dict[str, Any]:
-        """The options of ``fairness.temperatures`` that are set."""
+        """The keyword arguments for ``fairness.temperatures``."""
         apart = ("history", "capacity", "step_size", *(("k_max",) if self.k_max is None else ()))
         return {name: value for name, value in dataclasses.asdict(self).items() if name not in apart}
 
@@ -424,9 +429,9 @@ class Evaluation:
     every: int = 100
     """Steps between evaluations."""
     batch: int = 256
-    """Records in one greedy batch."""
+    """Records per greedy batch."""
     samples: int = 8
-    """Prompts whose completions, images and rewards are kept for the report at every evaluation."""
+    """Number of prompts whose completions, images and rewards are kept for the report at every evaluation."""
 
     def __post_init__(self):
         _require_finite("evaluation.", self)
@@ -443,20 +448,20 @@ class Config:
     """One experiment. A run folder belongs to one config: the same command resumes it, a changed one is refused."""
 
     name: str = "clinic"
-    """Preset from which this config was made."""
+    """Name of the preset that this config was made from."""
     algorithm: Algorithm = "fair_grpo"
     """Advantage estimator; fair_grpo and group_dro use explicit groups, fair_grpo_nd and drpo groups found by
-    clustering. docs/advantages.md says which one when."""
+    clustering. See docs/advantages.md for when to use which."""
     mesh: str = "1x1"
-    """Devices as FSDPxTENSOR, e.g. 4x1; on a CPU they are simulated."""
+    """Shape of the device mesh as FSDPxTENSOR, e.g. 4x1; on a CPU the devices are simulated."""
     seed: int = 0
-    """Seed of weights, data order and sampling."""
+    """Random seed of weights, data order and sampling."""
     steps: int = 300
-    """Steps of reinforcement learning."""
+    """Number of reinforcement learning steps."""
     prompts: int = 64
-    """Prompts of a step; a multiple of the mesh's first axis."""
+    """Number of prompts per step; a multiple of the mesh's first axis."""
     rollouts: int = 8
-    """Completions drawn for each prompt."""
+    """Number of completions sampled per prompt."""
     checkpoint_every: int = 50
     """Steps between checkpoints; one is also written on Ctrl-C, on SIGTERM and at the end."""
     data: Data = Data()
@@ -528,7 +533,7 @@ class Config:
 
     @property
     def split_sizes(self) -> dict[str, int]:
-        """Batches that are split over the first axis of the mesh, by what they are called in messages."""
+        """Sizes of the batches that are split over the first axis of the mesh, by their names in error messages."""
         sizes = {"prompts / (update.mini_batches x update.accumulation)": self.prompts // self.update.parts}
         if self.warmup.own_steps:
             sizes["warmup.batch / warmup.accumulation"] = self.warmup.batch // self.warmup.accumulation
@@ -536,12 +541,12 @@ class Config:
 
 
 def to_dict(config: Any) -> dict:
-    """The config as JSON-able nested dict: paths become strings, tuples lists."""
+    """Converts a config to a nested dict for JSON: paths become strings, tuples become lists."""
     return json.loads(json.dumps(dataclasses.asdict(config), default=str))
 
 
 def from_dict(values: dict, schema: type = Config) -> Any:
-    """The config that ``to_dict`` gave; unknown keys are refused."""
+    """Rebuilds a config from the result of ``to_dict``; unknown keys are an error."""
     hints = typing.get_type_hints(schema)
     unknown = set(values) - set(hints)
     if unknown:
@@ -564,7 +569,7 @@ def _cast(hint: Any, value: Any) -> Any:
 
 
 def flatten(values: dict, prefix: str = "") -> dict[str, Any]:
-    """Nested dict to ``{"optim.lr": 1e-4, ...}``."""
+    """Flattens a nested dict to ``{"optim.lr": 1e-4, ...}``."""
     flat = {}
     for key, value in values.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
@@ -572,7 +577,7 @@ def flatten(values: dict, prefix: str = "") -> dict[str, Any]:
 
 
 def difference(old: dict, new: dict, *, ignore: tuple[str, ...] = ()) -> list[str]:
-    """Lines ``optim.lr: 0.0001 -> 0.001`` for every option in which two configs differ."""
+    """Returns a line such as ``optim.lr: 0.0001 -> 0.001`` for every option that differs between two configs."""
     a, b = flatten(old), flatten(new)
     keys = [key for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key) and key not in ignore]
     return [f"{key}: {a.get(key)} -> {b.get(key)}" for key in keys]

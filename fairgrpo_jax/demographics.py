@@ -1,7 +1,7 @@
-"""Who a patient is, in one set of words: sex, bin of age, any further attribute, and the cell of them all.
+"""One vocabulary for patients: sex, age bin, other attributes, and the joint cell of all of them.
 
-Training, figures, tables and plots name groups with these functions and the ``Scheme`` of the run. Unknown is None, and
-never a guess.
+Training, metrics, tables and plots name groups with these functions and the ``Scheme`` of the run. An unknown value is
+None, never a guess.
 """
 
 import ast
@@ -16,17 +16,17 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 
-EDGES: tuple[float, ...] = (25, 50, 75)  # of the age bins, in years, each belonging to the bin below it
+EDGES: tuple[float, ...] = (25, 50, 75)  # upper edges of the age bins in years, inclusive
 MISSING = "?"  # stands for an unknown attribute inside a cell
 SEPARATOR = ", "  # between the attributes of a cell
-JOINT = "joint"  # the attribute that all attributes make together
+JOINT = "joint"  # name of the combination of all attributes
 UNKNOWN = frozenset(
     {"", "?", "unknown", "unk", "u", "none", "null", "nan", "na", "n/a", "not reported", "prefer not to say"}
 )
 
 _SEX: Mapping[str, Literal["F", "M"]] = {"f": "F", "female": "F", "m": "M", "male": "M"}
 _SEX_OTHER = {"o", "other"}
-# Further spellings in the authors' evaluation files, read by `group` alone: a number means nothing to `sex`.
+# Further spellings in the authors' evaluation files, read only by `group`: `sex` reads no numbers.
 _SEX_CODES: Mapping[str, str] = {"w": "F", "woman": "F", "0": "F", "0.0": "F", "man": "M", "1": "M", "1.0": "M"}
 _SEX_KEYS = {"F": "female", "M": "male"}
 _MISSING_AGE = -99.0
@@ -35,11 +35,11 @@ _PER_YEAR = {"Y": 1.0, "M": 12.0, "W": 365.25 / 7, "D": 365.25}
 
 @dataclasses.dataclass(frozen=True)
 class Scheme:
-    """Which groups a run tells apart: ``config.data.attributes`` and ``config.data.age_edges``.
+    """The groups that a run distinguishes: ``config.data.attributes`` and ``config.data.age_edges``.
 
     Args:
-        attributes: in the order of cells and tables; None = all that the records have, in order of first appearance.
-        age_edges: upper edges of all bins of age but the last, in years, rising.
+        attributes: names in the order of cells and tables; None = all that the records have, in order of appearance.
+        age_edges: increasing upper edges of all age bins but the last, in years.
     """
 
     attributes: tuple[str, ...] | None = None
@@ -50,16 +50,17 @@ DEFAULT = Scheme()
 
 
 def sex(raw: object, *, codes: Mapping[str, Literal["F", "M"] | None] | None = None) -> Literal["F", "M"] | None:
-    """Reads a sex as the owner writes it.
+    """Parses the sex of a patient as datasets write it.
 
     ``F``, ``female``, ``M``, ``male`` in any case; None for empty, ``unknown``, NaN, and for DICOM's ``O`` (other).
 
     Args:
-        raw: what the file holds.
-        codes: a dataset's own codes, such as ``{"0.0": "F", "1.0": "M", "-99": None}``; numbers mean nothing without.
+        raw: the value in the file.
+        codes: a dataset's own codes, such as ``{"0.0": "F", "1.0": "M", "-99": None}``; without them numbers are
+            errors.
 
     Raises:
-        ValueError: anything else, since a code nobody explained must not turn into "unknown".
+        ValueError: for any other value, because an undocumented code must not become "unknown".
 
     Example:
         >>> [sex(raw) for raw in ("FEMALE", "M", "Unknown", None)]
@@ -80,13 +81,13 @@ def sex(raw: object, *, codes: Mapping[str, Literal["F", "M"] | None] | None = N
 
 
 def age(raw: object) -> float | None:
-    """Reads an age as the owner writes it, in years.
+    """Parses an age as datasets write it; returns years.
 
-    A number; a DICOM age string such as ``"053Y"``, ``"006M"``, ``"012D"`` (365.25 days a year); either of them in a
-    list of one, itself or as text. None for empty, ``unknown``, NaN and the code -99. Zero is an age.
+    Accepts a number, a DICOM age string such as ``"053Y"``, ``"006M"``, ``"012D"`` (365.25 days a year), or either of
+    them in a list of one element, also as text. None for empty, ``unknown``, NaN and the code -99. Zero is a valid age.
 
     Raises:
-        ValueError: anything else: another word, several ages, less than 0 or more than 130 years.
+        ValueError: for any other value: another word, several ages, less than 0 or more than 130 years.
 
     Example:
         >>> [age(raw) for raw in (53, "053Y", "['36Y']", "006M", "", -99)]
@@ -104,7 +105,7 @@ def age(raw: object) -> float | None:
 
 
 def age_bins(age: ArrayLike | Sequence[float | None], edges: Sequence[float] = EDGES) -> np.ndarray:
-    """Index of the age bin, upper edge inclusive.
+    """Index of the age bin; upper edges are inclusive.
 
     Args:
         age: (N,) years, fractions allowed, >= 0; None or NaN = unknown.
@@ -116,8 +117,8 @@ def age_bins(age: ArrayLike | Sequence[float | None], edges: Sequence[float] = E
     Raises:
         ValueError: if an age is negative, or the edges do not increase.
 
-    Source: the bins of FairGRPO (arXiv 2510.19893). The authors' code puts an age of NaN in the oldest bin; here it is
-    unknown.
+    Source: the bins of FairGRPO (arXiv 2510.19893). The authors' code puts an age of NaN into the oldest bin; here it
+    is unknown.
 
     Example:
         >>> age_bins([25, 25.5, 80, None]).tolist()
@@ -143,7 +144,7 @@ def age_names(edges: Sequence[float] = EDGES) -> tuple[str, ...]:
 
 
 def age_name(years: float | None, edges: Sequence[float] = EDGES) -> str | None:
-    """The name of the bin that an age belongs to; an edge belongs to the bin below it, and fractions count.
+    """The name of the bin of an age; upper edges are inclusive, and fractions count.
 
     Example:
         >>> [age_name(years) for years in (25, 25.5, 75, 76, None)]
@@ -154,10 +155,10 @@ def age_name(years: float | None, edges: Sequence[float] = EDGES) -> str | None:
 
 
 def group(attribute: str, raw: Any, scheme: Scheme = DEFAULT) -> str | None:
-    """The name of the group that a value of an attribute belongs to, as tables show it; None where unknown.
+    """The group of an attribute's value, as tables name it; None if unknown.
 
-    ``sex`` or ``gender`` becomes ``"F"`` or ``"M"``, or stays another word; ``age`` becomes the name of a bin, from
-    years, from a DICOM age, or from the authors' ``"a2"``; every other attribute keeps its text.
+    ``sex`` or ``gender`` becomes ``"F"`` or ``"M"``, or stays as it is if it is another word; ``age`` becomes the name
+    of a bin, from years, a DICOM age, or the authors' ``"a2"``; every other attribute keeps its text.
 
     Example:
         >>> group("sex", "female"), group("age", "053Y"), group("age", 53, Scheme(age_edges=(40, 65)))
@@ -181,7 +182,7 @@ def group(attribute: str, raw: Any, scheme: Scheme = DEFAULT) -> str | None:
 
 
 def key(attribute: str, name: str, scheme: Scheme = DEFAULT) -> str:
-    """The name that the authors' logs have for a group: ``"female"`` for ``"F"``, ``"a2"`` for the second bin of age.
+    """The name of a group in the authors' logs: ``"female"`` for ``"F"``, ``"a2"`` for the second age bin.
 
     Example:
         >>> key("sex", "F"), key("age", "26–50"), key("race", "Asian")
@@ -194,7 +195,7 @@ def key(attribute: str, name: str, scheme: Scheme = DEFAULT) -> str:
 
 
 def groups(person: Mapping[str, Any], scheme: Scheme = DEFAULT) -> dict[str, str | None]:
-    """A patient's group by attribute of the scheme, or by every attribute told where the scheme names none.
+    """A patient's group by attribute: those of the scheme, or all that ``person`` has if the scheme names none.
 
     Example:
         >>> groups({"sex": "F", "age": 31.0}, Scheme(("race", "age")))
@@ -205,7 +206,7 @@ def groups(person: Mapping[str, Any], scheme: Scheme = DEFAULT) -> dict[str, str
 
 
 def cell(values: Iterable[str | None]) -> str | None:
-    """The joint group of a patient's groups, an unknown one as ``"?"``; None where all are unknown.
+    """The joint group of a patient's groups, with ``"?"`` for an unknown one; None if all are unknown.
 
     Example:
         >>> cell(["F", "26–50"]), cell([None, "26–50"]), cell([None, None])
@@ -216,7 +217,7 @@ def cell(values: Iterable[str | None]) -> str | None:
 
 
 def rank(attribute: str, name: str, scheme: Scheme = DEFAULT) -> tuple[int, str]:
-    """Sorts the groups of one attribute as tables show them: F, M; ages rising; other words by the alphabet, last."""
+    """Sort key of an attribute's groups in tables: F, M; ages ascending; other words alphabetically, last."""
     first = ("F", "M") if attribute in ("sex", "gender") else age_names(scheme.age_edges) if attribute == "age" else ()
     return (first.index(name), "") if name in first else (len(first), name)
 
@@ -224,17 +225,17 @@ def rank(attribute: str, name: str, scheme: Scheme = DEFAULT) -> tuple[int, str]
 def members(
     people: Sequence[Mapping[str, Any]], datasets: Sequence[str], scheme: Scheme = DEFAULT
 ) -> list[tuple[dict[str, str], np.ndarray]]:
-    """Who belongs to which group of which dataset, in the order of tables.
+    """Lists the records of each group of each dataset, in the order of tables.
 
     Args:
-        people: one mapping attribute -> value for each of N records, of the values that ``group`` reads.
+        people: one mapping attribute -> value for each of N records, with values that ``group`` reads.
         datasets: N names.
-        scheme: the groups to tell apart.
+        scheme: the groups to distinguish.
 
     Returns:
-        (head, positions of the records), the head being ``dataset``, ``attribute``, ``group`` (see ``key``) and
-        ``name``. Each dataset begins with attribute and group ``"all"``, goes on with the attributes that some record
-        of it tells, and ends, where these are several, with the joint groups of the records that tell them all.
+        Pairs (head, positions of the records), where the head holds ``dataset``, ``attribute``, ``group`` (see ``key``)
+        and ``name``. Each dataset begins with attribute and group ``"all"``, followed by the attributes known for some
+        of its records and, if there are several, the joint groups of the records for which all are known.
 
     Raises:
         ValueError: if an attribute is called ``joint`` or ``all``.
@@ -268,7 +269,7 @@ def members(
 
 
 def _years(text: str) -> float:
-    """The years of a number or of a DICOM age; infinite for any other text."""
+    """Years from a number or a DICOM age; infinite for any other text."""
     dicom = re.fullmatch(r"(\d+(?:\.\d*)?)([YMWD])", text.upper())
     try:
         return float(dicom[1]) / _PER_YEAR[dicom[2]] if dicom else float(text)
@@ -277,7 +278,7 @@ def _years(text: str) -> float:
 
 
 def _only(raw: object) -> str:
-    """The text of a value, or of the one element of a list, or of a list written as text."""
+    """The text of a value, or of the only element of a list, or of a list written as text."""
     if isinstance(raw, str) and raw.strip().startswith("["):
         try:
             raw = ast.literal_eval(raw.strip())

@@ -1,7 +1,7 @@
 """How a batch of advantages is spread over prompts and groups: what to log beside the reward.
 
-A method that evens out groups can end up learning from three prompts. These functions show it; they work under
-``jax.jit`` and ``jax.vmap``, but for ``ceiling``, which is arithmetic on two numbers.
+A method that balances groups can end up learning from three prompts; these functions reveal it. They work under
+``jax.jit`` and ``jax.vmap``, except ``ceiling``, which is arithmetic on two numbers.
 """
 
 import math
@@ -14,7 +14,7 @@ from fairgrpo_jax.advantages import has_signal
 
 
 def zero_variance_share(rewards: ArrayLike) -> jax.Array:
-    """Share of the P prompts that teach nothing, in [0, 1]: the mean of ``not advantages.has_signal(rewards)``.
+    """Share of the P prompts without signal, in [0, 1]: the mean of ``not advantages.has_signal(rewards)``.
 
     Args:
         rewards: (P, G), NaN = not scored.
@@ -29,7 +29,7 @@ def zero_variance_share(rewards: ArrayLike) -> jax.Array:
 
 
 def effective_sample_size(weights: ArrayLike) -> jax.Array:
-    """How many equally weighted prompts these weights are worth: (sum w)^2 / sum w^2 (Kish), a count in [1, P].
+    """Effective number of equally weighted prompts: (sum w)^2 / sum w^2 (Kish), in [1, P].
 
     Args:
         weights: any shape, >= 0; a weight of 0 is an absent prompt. All zero gives 0.
@@ -68,7 +68,7 @@ def group_share(advantages: ArrayLike, groups: ArrayLike, num_groups: int) -> ja
 
 
 def top_prompt_share(advantages: ArrayLike) -> jax.Array:
-    """Share of the batch's absolute advantage that one prompt holds at most, in [0, 1]; (P, G) to a scalar.
+    """Largest share of the batch's absolute advantage held by one prompt, in [0, 1]; (P, G) to a scalar.
 
     Raises:
         ValueError: if advantages are not (P, G).
@@ -81,14 +81,14 @@ def top_prompt_share(advantages: ArrayLike) -> jax.Array:
 
 
 def ceiling(num_prompts: int, num_rollouts: int) -> float:
-    """The largest |A| a whitened batch can hold: sqrt((P G - 1)(G - 1) / G).
+    """The largest |A| possible in a whitened batch: sqrt((P G - 1)(G - 1) / G).
 
-    It is reached when one rollout of one prompt stands out and no other prompt has any advantage, so a batch whose
-    largest |A| is near it is governed by one prompt. It holds for advantages that sum to 0 in every prompt and are
+    It is reached when one rollout of one prompt differs and no other prompt has any advantage, so a batch whose largest
+    |A| is near this value is dominated by one prompt. It applies to advantages that sum to 0 in every prompt and are
     divided by the deviation (ddof 1) of the whole batch, as in ``fairness.fair_grpo``.
 
     Raises:
-        ValueError: if there is no prompt, or fewer than two rollouts.
+        ValueError: if there are no prompts, or fewer than two rollouts.
 
     >>> round(ceiling(64, 8), 2)
     21.15
@@ -101,7 +101,7 @@ def ceiling(num_prompts: int, num_rollouts: int) -> float:
 
 
 def _mass(advantages: ArrayLike) -> jax.Array:
-    """Sum of |A| of each prompt, in float32 or wider."""
+    """Sum of |A| per prompt, in float32 or wider."""
     a = jnp.asarray(advantages)
     if a.ndim != 2:
         raise ValueError(f"got an array of shape {a.shape}; wanted (prompts, rollouts)")
@@ -109,5 +109,5 @@ def _mass(advantages: ArrayLike) -> jax.Array:
 
 
 def _or_one(x: jax.Array) -> jax.Array:
-    """A denominator that is safe when it is 0."""
+    """``x`` where it is positive, else 1: a safe denominator."""
     return jnp.where(x > 0, x, 1)

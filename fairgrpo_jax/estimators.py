@@ -1,4 +1,4 @@
-"""Which function an algorithm's name stands for: one step's rewards to advantages, what is remembered, what to watch.
+"""Maps an algorithm's name to its function: one step's rewards to advantages, the next memory, and scalars to log.
 
 >>> scored = Scored.of([[1.0, 0.0], [1.0, 1.0]], domains=[0, 0], groups=[0, 1])
 >>> advantages, memory, watched = estimate("rloo", scored, Memory(fairness.init(1, 2, 2)))
@@ -34,15 +34,15 @@ NAMES = (*PLAIN, *OF_TOKENS, *fairness.FAMILY, "group_dro")
 
 
 class Memory(NamedTuple):
-    """All that is learned beside the weights; belongs in the checkpoint."""
+    """Statistics kept beside the weights; part of the checkpoint."""
 
     fairness: FairnessState
 
 
 class Scored(NamedTuple):
-    """All N prompts that were sampled for a step, G completions each, and the P of them that are learned from."""
+    """All N prompts sampled for a step, G completions each, and the P of them that the update learns from."""
 
-    rewards: ArrayLike  # (N, G), NaN = not scored, or not learned from
+    rewards: ArrayLike  # (N, G), NaN = not scored, or excluded from learning
     domains: ArrayLike  # (N,) int32
     groups: ArrayLike  # (N,) int32, -1 = unlabelled
     kept: ArrayLike  # (P,) int32, rows of the N
@@ -52,7 +52,7 @@ class Scored(NamedTuple):
     def of(
         cls, rewards: ArrayLike, domains: ArrayLike, groups: ArrayLike, lengths: ArrayLike | None = None
     ) -> "Scored":
-        """A step that learns from every prompt; of one token each where there are no lengths."""
+        """A step that learns from every prompt; without ``lengths``, every completion has one token."""
         r = np.asarray(rewards)
         ones = np.ones(r.shape, np.int32) if lengths is None else lengths
         return cls(r, np.asarray(domains), np.asarray(groups), np.arange(len(r)), ones)
@@ -61,25 +61,26 @@ class Scored(NamedTuple):
 def estimate(
     name: str, scored: Scored, memory: Memory, *, step_size: float = 0.01, **options: Any
 ) -> tuple[jax.Array, Memory, dict[str, jax.Array]]:
-    """Advantages (P, G) of the prompts that are learned from, what is remembered, and scalars for the log.
+    """Advantages (P, G) of the prompts that the update learns from, the next memory, and scalars for the log.
 
-    What is remembered, and the weights of prompts, are made of all N prompts: where dynamic sampling keeps those that
-    teach, counts and mean rewards are still those of the patients, and Group DRO's q / p weighs against the shares that
-    were drawn. Baselines and deviations are those of the P prompts.
+    The memory and the weights of prompts use all N prompts: when dynamic sampling keeps only prompts with signal,
+    counts and mean rewards are still those of the patients, and Group DRO's q / p uses the shares that were drawn.
+    Baselines and deviations use the P prompts.
 
     Args:
-        name: one of ``NAMES``; each stands for the function of that name in ``advantages`` or ``fairness``.
+        name: one of ``NAMES``, the name of a function in ``advantages`` or ``fairness``.
         scored: the step; see ``Scored``.
-        memory: of the steps before.
-        step_size: of ``fairness.group_dro``.
-        **options: of ``fairness.temperatures``, for its family; what a member fixes is not overridden.
+        memory: from the previous step.
+        step_size: step size of ``fairness.group_dro``.
+        **options: options of ``fairness.temperatures``, for the FairGRPO family; those that a member fixes are ignored.
 
     Returns:
-        advantages; the memory after the step; and ``fairness/effective_sample_size`` of the weights, over prompts with
-        signal, ``advantage/max_abs``, ``advantage/top_prompt_share``, ``reward/zero_variance_share`` of the P prompts.
+        The advantages; the memory after the step; and scalars: ``fairness/effective_sample_size`` of the weights over
+        prompts with signal, ``advantage/max_abs``, ``advantage/top_prompt_share``, and ``reward/zero_variance_share``
+        of the P prompts.
 
     Raises:
-        ValueError: for an unknown name, and from the function that it stands for.
+        ValueError: if the name is unknown, and from the named function.
     """
     if name not in NAMES:
         raise ValueError(f"got algorithm {name!r}; wanted one of {', '.join(NAMES)}")

@@ -1,8 +1,8 @@
-"""Evaluation on held-out patients: one answer a record, scored and reported by group.
+"""Evaluation on held-out patients: one answer per record, scored and reported by group.
 
-Answers are greedy, as the papers evaluate. ``reward`` in the log is their mean reward as the run pays it, ``exact``
-the share that is exactly right; ``reward_sampled`` is the mean reward of answers drawn as in training, the quantity
-that reinforcement learning maximises.
+Answers are greedy, as in the papers' evaluations. In the log, ``reward`` is their mean reward as the run computes it,
+``exact`` the share that is exactly right, and ``reward_sampled`` the mean reward of answers sampled as in training, the
+quantity that reinforcement learning maximises.
 """
 
 import json
@@ -14,11 +14,11 @@ from typing import Any, Literal
 from fairgrpo_jax import answers, demographics, metrics, runs
 
 
-SMALLEST_GROUP = 20  # records; smaller groups are no candidates for the worst or the best
+SMALLEST_GROUP = 20  # records; smaller groups cannot be the worst or the best group
 
 
 def held_out(run: runs.Run, params: Any, step: int) -> dict[str, float]:
-    """Answers every held-out record; writes ``evals/<step>.jsonl`` and a row of the log, and returns its values."""
+    """Answers all held-out records; writes ``evals/<step>.jsonl`` and a row of the log, and returns its values."""
     config = run.config
     rows, drawn = answers.answer(
         answers.sampler(params, config.sampling),
@@ -39,14 +39,14 @@ def held_out(run: runs.Run, params: Any, step: int) -> dict[str, float]:
 
 
 def summary(rows: Sequence[answers.Answer], scheme: demographics.Scheme = demographics.DEFAULT) -> dict[str, float]:
-    """Scalars of the evaluation for the log: held-out reward, and the figures of ``metrics.fairness_report``.
+    """Scalars of an evaluation for the log: held-out reward, and the figures of ``metrics.fairness_report``.
 
-    ``worst_f1`` and ``best_f1`` are taken over the groups of single attributes of at least ``SMALLEST_GROUP`` records,
-    as the F1 of a handful of records says nothing; the report shows every group with its interval.
+    ``worst_f1`` and ``best_f1`` are taken over the groups of single attributes with at least ``SMALLEST_GROUP``
+    records, because the F1 of a few records is not meaningful; the report shows every group with its interval.
 
     Args:
-        rows: of one evaluation, as ``answer`` gives them.
-        scheme: the groups that the run tells apart.
+        rows: of one evaluation, from ``answers.answer``.
+        scheme: the groups that the run distinguishes.
     """
     figures = metrics.figures(
         [row["prediction"] or None for row in rows],
@@ -68,13 +68,13 @@ def summary(rows: Sequence[answers.Answer], scheme: demographics.Scheme = demogr
 
 
 def _mean(rows: Sequence[answers.Answer], name: Literal["reward", "exact"]) -> float:
-    """Of what was scored."""
+    """Mean of ``name`` over the rows that were scored."""
     scored = [row[name] for row in rows if not math.isnan(row[name])]
     return sum(scored) / len(scored) if scored else math.nan
 
 
 def read(folder: Path, step: int) -> list[answers.Answer]:
-    """The rows that ``held_out`` wrote at a step."""
+    """Reads the rows that ``held_out`` wrote at a step."""
     return [json.loads(line) for line in _path(folder, step).read_text().splitlines()]
 
 

@@ -21,26 +21,26 @@ from fairgrpo_jax.models import lora
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """What the export takes."""
+    """Options of the export."""
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Run folder of `train`, `sft` or `study`."""
     out: Path
     """Folder to write; new, or without a model in it."""
     step: int | None = None
-    """Which of the run's checkpoints, by its number under RUN/checkpoints; the last one by default."""
+    """Number of the checkpoint under RUN/checkpoints; default: the last one."""
 
 
 def export(run: Path, out: Path, *, step: int | None = None) -> int:
-    """Writes the policy of a run as a checkpoint folder; returns the number of the checkpoint taken.
+    """Writes the policy of a run as a checkpoint folder; returns the number of the run's checkpoint used.
 
     Args:
-        run: run folder; it may belong to a run that still goes on.
-        out: new folder, or one without a model.
-        step: number of the checkpoint; the last one by default.
+        run: the run folder; the run may still be in progress.
+        out: a new folder, or one without a model.
+        step: number of the checkpoint; default: the last one.
 
     Raises:
-        ValueError: no run folder, no such checkpoint, or a folder that holds a model already.
+        ValueError: if ``run`` is not a run folder, the checkpoint does not exist, or ``out`` already holds a model.
     """
     path = run / "config.json"
     if not path.is_file():
@@ -62,7 +62,7 @@ def export(run: Path, out: Path, *, step: int | None = None) -> int:
 
 
 def main() -> None:
-    """The command line."""
+    """Runs the command line."""
     with commandline.one_line_errors():
         arguments = tyro.cli(Arguments, prog="python -m fairgrpo_jax.export", description=__doc__)
         export(arguments.run, arguments.out, step=arguments.step)

@@ -6,11 +6,11 @@
     >>> print(advantages[:, 0].round(3))
     [0.791 0.791 1.118]
 
-What has been seen so far is an explicit ``FairnessState``: it goes in, comes out, and belongs in the checkpoint. All
-functions are pure and run under one ``jax.jit``, without host callbacks; values are checked only outside of it.
-Rewards are (P, G), NaN = not scored; domains (P,) and groups (P,) are integer ids, group -1 = unlabelled. Results are
-float32, or float64 where float64 rewards are given. Nothing is stopped: gradients flow to the rewards, with the labels
-of clusters taken as fixed (the counts of a binary history have none).
+The history is an explicit ``FairnessState``: functions take and return it, and it belongs in the checkpoint. All
+functions are pure and run under one ``jax.jit`` without host callbacks; values are checked only outside of jit. Rewards
+are (P, G), NaN = not scored; domains (P,) and groups (P,) are integer ids, group -1 = unlabelled. Results are float32,
+or float64 for float64 rewards. No gradient is stopped: gradients flow to the rewards, with cluster labels taken as
+fixed (the counts of a binary history have no gradient).
 """
 
 import dataclasses
@@ -68,11 +68,11 @@ class Options(TypedDict, total=False):
 
 
 class Member(NamedTuple):
-    """What a member of the family fixes; all else is the caller's."""
+    """The options that a member of the family fixes; the caller chooses all others."""
 
     hidden: bool = False  # every prompt is treated as unlabelled
     fixed: dict[str, Any] = {}  # options of ``temperatures`` that belong to the method
-    defaults: dict[str, Any] = {}  # options of ``temperatures`` whose default is another one
+    defaults: dict[str, Any] = {}  # options of ``temperatures`` with a different default
 
 
 FAMILY = {
@@ -105,14 +105,14 @@ def fair_grpo(
 
     A_i = w s_i / (std of all w s + epsilon),  s_i = (r_i - mean(r)) / (std(r) + epsilon),  w = 1 / (T_d T_g).
 
-    Groups of -1 throughout give FairGRPO-ND as the paper's runs had it: no demographics, the plain domain mean.
+    With all groups -1 this is FairGRPO-ND as in the paper's runs: no demographics, the plain domain mean.
 
     Args:
         rewards: (P, G) >= -shift, NaN = not scored; the whole batch of the step, over all processes.
         domains: (P,) int in 0 .. D - 1.
         groups: (P,) int in 0 .. Gr - 1, or -1 = unlabelled.
         state: from ``init`` or the step before.
-        statistics: how the statistics are kept; this option and the following are those of ``temperatures``.
+        statistics: how statistics are kept; this and the following options are those of ``temperatures``.
 
     Returns:
         (P, G) advantages, each prompt's sum to 0, with standard deviation 1 over the batch; and the next state.
@@ -120,7 +120,7 @@ def fair_grpo(
     Raises:
         ValueError: see ``temperatures``.
 
-    Source: FairGRPO (arXiv 2510.19893; v2 "EQPO"), stages 1 to 3, in the reading of the authors' code. The paper also
+    Source: FairGRPO (arXiv 2510.19893; v2 "EQPO"), stages 1 to 3, as read by the authors' code. The paper also
     subtracts the batch mean, which is already 0.
     """
     return _fair(
@@ -134,7 +134,7 @@ def fair_grpo(
 def fair_grpo_nd(
     rewards: ArrayLike, domains: ArrayLike, state: FairnessState, **options: Unpack[Options]
 ) -> tuple[jax.Array, FairnessState]:
-    """FairGRPO without demographics, the dedicated estimator of the authors' later code.
+    """FairGRPO without demographics, a separate estimator in the authors' later code.
 
     As ``fair_grpo`` with every prompt unlabelled, but the domain's mean reward weighs each cluster's mean mu_c by the
     inverse of its size, sum_c(mu_c / n_c) / sum_c(1 / n_c), and T_d and T_g are each kept >= epsilon.
@@ -161,8 +161,8 @@ def drpo(
 
     Args, returns and errors are those of ``fair_grpo``, without groups and clamp.
 
-    Source: QoQ-Med (arXiv 2506.00711), equations 1 to 3. The paper's damping by the KL to the reference is not
-    applied, as it is not in the authors' code.
+    Source: QoQ-Med (arXiv 2506.00711), equations 1 to 3. The paper's damping by the KL to the reference is not applied
+    here, nor in the authors' code.
 
     >>> a, _ = drpo([[1.0, 0.0], [0.0, 1.0]], [0, 0], init(1, 0, 2, history="binary"))
     >>> [[f"{x:.3f}" for x in row] for row in a]
@@ -174,15 +174,15 @@ def drpo(
 def weigh(
     name: str, rewards: ArrayLike, domains: ArrayLike, groups: ArrayLike, state: FairnessState, **options: Any
 ) -> tuple[jax.Array, FairnessState]:
-    """Weights (P,) of a member of the family, and the next state; ``rescale`` makes advantages of them.
+    """Weights (P,) of a member of the family, and the next state; ``rescale`` turns them into advantages.
 
     Args:
         name: a key of ``FAMILY``.
         rewards, domains, groups, state: see ``temperatures``; members without demographics ignore ``groups``.
-        **options: of ``temperatures``; what the member fixes is not overridden.
+        **options: options of ``temperatures``; those that the member fixes are ignored.
 
     Raises:
-        ValueError: for an unknown name, and see ``temperatures``.
+        ValueError: if the name is unknown, and see ``temperatures``.
 
     >>> weights, _ = weigh("fair_grpo", [[1.0, 0.0]] * 3, [0] * 3, [0, 0, 1], init(1, 2, 2, history=None))
     >>> (weights / weights[0]).round(3).tolist()
@@ -224,32 +224,34 @@ def temperatures(
     Statistics: ``"cumulative"``, since the state was empty (the authors' code); ``"batch"``, of this batch alone (the
     paper's text; the state passed in is ignored and the one returned holds this batch); ``"ema"``, lifetime counts with
     means that move by at least 1 - decay each time a group occurs. A ring that has overflowed keeps the clusters of
-    its window and scales their counts up to all unlabelled prompts seen; under ``"ema"`` clusters are not decayed.
+    its window and scales their counts up to all unlabelled prompts seen; with ``"ema"`` clusters are not decayed.
 
     Clamps: ``"code"``, max(T_d, epsilon) T_g, and w = 1 if that is 0; ``"product"``, max(T_d T_g, epsilon) (the paper);
-    ``"factor"``, max(T_d, epsilon) max(T_g, epsilon) (DRPO's paper). They differ only where nothing was ever rewarded.
+    ``"factor"``, max(T_d, epsilon) max(T_g, epsilon) (DRPO's paper). They differ only where no reward was ever
+    positive.
 
     Args:
         rewards: (P, G) >= -shift, NaN = not scored. A prompt without any score is not counted. A vector with a NaN is
-            not kept for clustering; its prompt takes the cluster that is nearest in the scored rollouts.
+            not kept for clustering; its prompt gets the nearest cluster by the scored rollouts.
         domains: (P,) int in 0 .. D - 1.
         groups: (P,) int in 0 .. Gr - 1, or -1 = unlabelled.
         state: from ``init`` or the step before.
         statistics: see above.
-        decay: of ``"ema"``, in [0, 1).
+        decay: decay per step of ``"ema"``, in [0, 1).
         clamp: see above.
-        max_weight: m >= 1 limits w to [1/m, m] times the median w of the prompts with signal; None does not. A hard
-            group with one lucky prompt can otherwise hold nearly the whole batch.
-        epsilon: of the clamps, > 0.
-        k_max: most clusters a domain, >= 1.
+        max_weight: m >= 1 limits w to [1/m, m] times the median w of the prompts with signal; None sets no limit.
+            Without one, a hard group with a single success can hold nearly the whole batch.
+        epsilon: bound of the clamps, > 0.
+        k_max: maximum number of clusters per domain, >= 1.
         clustering: ``"jax"``, or ``"sklearn"`` to repeat the authors' clusters (on the host, not under jit).
-        size_exponent: a >= 0; 0 ignores how many prompts there are.
-        mean_exponent: b >= 0; 0 ignores how well they are answered.
+        size_exponent: a >= 0; 0 ignores the number of prompts.
+        mean_exponent: b >= 0; 0 ignores the mean reward.
         levels: ``"both"``; ``"group"`` sets T_d = 1, ``"domain"`` sets T_g = 1.
-        sort_vectors: cluster the vectors sorted, so that the order of the rollouts, which means nothing, plays no part.
-            A binary history is then clustered exactly, without any start (``grouping.cluster_successes``).
+        sort_vectors: sort the vectors before clustering, so that the order of the rollouts, which is arbitrary, has no
+            effect. A binary history is then clustered exactly, without random starts (``grouping.cluster_successes``).
         shift: >= 0, in units of reward; added to all rewards before means and vectors, for rewards that are bounded
-            below by -shift, such as those with a length penalty. The same in every step; 0 with a binary history.
+            below by -shift, such as those with a length penalty. It must be the same in every step, and 0 with a binary
+            history.
         domain_mean: ``"plain"``, over prompts; ``"inverse_size"``, see ``fair_grpo_nd``, where the domain has clusters.
 
     Returns:
@@ -259,7 +261,7 @@ def temperatures(
     Raises:
         ValueError: if shapes or options do not fit; and, outside of jit, for a reward below -shift, an id out of range,
             or a reward other than 0 and 1 with a binary history. Under jit a mean below 0 counts as 0, so that no
-            advantage turns its sign.
+            advantage changes its sign.
 
     Source: FairGRPO (arXiv 2510.19893), stages 2 and 3; a = 1/2, b = 1, both levels, unsorted and unshifted, there and
     in the authors' code.
@@ -297,12 +299,12 @@ def rescale(rewards: ArrayLike, weights: ArrayLike, *, epsilon: float = 1e-6) ->
     """Z-score within each prompt, times the prompt's weight, divided by the deviation (ddof 1) of the whole batch.
 
     Args:
-        rewards: (P, G), NaN = not scored: left out of the deviation, advantage 0.
+        rewards: (P, G), NaN = not scored: excluded from the deviation, advantage 0.
         weights: (P,) > 0; only their ratios matter.
         epsilon: added to both deviations.
 
     Returns:
-        (P, G). Rewards that are all alike give 0.
+        (P, G). Rewards that are all equal give 0.
 
     Raises:
         ValueError: if the shapes do not fit.
@@ -330,42 +332,41 @@ def group_dro(
     step_size: float = 0.01,
     epsilon: float = 1e-6,
 ) -> tuple[jax.Array, FairnessState]:
-    """Group DRO: the worst served cells weigh most, by exponentiated gradient ascent on their losses.
+    """Group DRO: the cells with the highest losses get the most weight, by exponentiated gradient ascent.
 
     A_i = (q_c / p_c) s_i,  q_c <- q_c exp(step_size l_c) / Z,  l_c = 1 - mean reward of cell c in this batch.
 
-    A cell is a group in a domain; the unlabelled prompts of a domain are one. s is the z-score of ``advantages.grpo``
-    and p_c the cell's share of the scored prompts, so that the mean over the batch is the gradient of -sum_c q_c l_c,
-    but for the division by each prompt's deviation. q moves first and weighs after. A cell that is absent from the
-    batch has l_c = 0: it loses share as the others grow.
+    A cell is a group in a domain; the unlabelled prompts of a domain are one cell. s is the z-score of
+    ``advantages.grpo`` and p_c the cell's share of the scored prompts, so that the mean over the batch is the gradient
+    of -sum_c q_c l_c, except for the division by each prompt's deviation. q is updated before it is used. A cell that
+    is absent from the batch has l_c = 0: it loses share as the others grow.
 
     The state keeps the sum of step_size l_c of each cell, and q = softmax of the sums over the cells that have ever
     occurred. That is the update above from a uniform start q = 1/C: the factors exp(step_size l_c) multiply to the
     exponential of their sum, and 1/C and every Z are the same for all cells and cancel.
 
-    Keep step_size <= 0.01. A cell with errors that cannot be learnt away grows without end: in a study of ours with
-    step_size 0.05 single cells came to 6 to 7 times their even share, |A| to 46, and the worst group lost.
+    Keep step_size <= 0.01. The weight of a cell whose errors cannot be reduced grows without bound: in our study with
+    step_size 0.05, single cells reached 6 to 7 times their even share, |A| reached 46, and the worst group got worse.
 
     Args:
         rewards: (P, G) in [0, 1], NaN = not scored; a prompt without any score is not counted.
         domains: (P,) int in 0 .. D - 1.
         groups: (P,) int in 0 .. Gr - 1, or -1 = unlabelled.
-        state: from ``init`` (``history=None`` will do) or the step before.
-        step_size: of the ascent, per unit of reward, > 0.
+        state: from ``init`` (``history=None`` suffices) or the previous step.
+        step_size: step size of the ascent, per unit of reward, > 0.
         epsilon: added to the deviation of each prompt, > 0.
 
     Returns:
-        (P, G) advantages, each prompt's sum to 0; not divided by the deviation of the batch, so that their scale
-            follows
-        q / p. And the next state, whose counts and means include this batch.
+        (P, G) advantages, each prompt's sum to 0; they are not divided by the deviation of the batch, so their scale
+        follows q / p. Also the next state, whose counts and means include this batch.
 
     Raises:
         ValueError: if shapes or options do not fit; and, outside of jit, for an id or a reward out of range.
 
     Source: Sagawa et al. 2020, Distributionally robust neural networks (arXiv 1911.08731), algorithm 1, in the form of
     the authors' code (all cells of a batch at once, step_size 0.01), without its adjustment for small groups. The loss
-    1 - reward is ours. Their cells are listed beforehand and share q from the start; here a cell has none until it
-    occurs, and one that first occurs late starts behind, as there.
+    1 - reward is ours. Their cells are known beforehand and share q from the start; here a cell has no weight until it
+    occurs. A cell that first occurs late starts behind, as in their code.
 
     >>> rewards = [[1.0, 0.0], [1.0, 1.0], [0.0, 0.0], [1.0, 0.0]]
     >>> advantages, state = group_dro(rewards, [0] * 4, [0, 0, 1, 1], init(1, 2, 2, history=None), step_size=1.0)
@@ -445,7 +446,7 @@ def _read(
     highest: float,
     wanted: str,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Checked rewards, float32 or wider, and int32 ids."""
+    """Checks the arguments; returns rewards, float32 or wider, and int32 ids."""
     r, d, g = jnp.asarray(rewards), jnp.asarray(domains), jnp.asarray(groups)
     if r.ndim != 2 or d.shape != r.shape[:1] or g.shape != r.shape[:1]:
         raise ValueError(f"got rewards {r.shape}, domains {d.shape}, groups {g.shape}; wanted (P, G), (P,) and (P,)")

@@ -1,8 +1,8 @@
-"""Who belongs together: explicit groups from demographics, implicit groups from clusters of reward vectors.
+"""Groups of prompts: explicit ones from demographics, implicit ones from clusters of reward vectors.
 
-Explicit groups are made on the host, once per run: ``vocabulary`` lists the joint cells that occur, ``explicit_groups``
-looks rows up in it. ``cluster`` runs on the device with fixed shapes, or in scikit-learn on the host;
-``cluster_successes`` is exact. Balancing and agreement are for studies, on the host.
+Explicit groups are made on the host, once per run: ``vocabulary`` lists the joint cells that occur, and
+``explicit_groups`` looks rows up in it. ``cluster`` runs on the device with fixed shapes, or in scikit-learn on the
+host; ``cluster_successes`` is exact. Balancing and agreement are for studies, on the host.
 """
 
 import math
@@ -23,9 +23,10 @@ Attributes = Mapping[str, str | None]
 
 
 class Vocabulary(NamedTuple):
-    """The joint demographic cells of a run; a cell's place in ``cells`` is its group id.
+    """The joint demographic cells of a run; a cell's index in ``cells`` is its group id.
 
-    Both fields are tuples of text, so ``vocabulary._asdict()`` goes through JSON and ``Vocabulary(**loaded)`` back.
+    Both fields are tuples of strings: ``vocabulary._asdict()`` can be written as JSON, ``Vocabulary(**loaded)`` reads
+    it.
     """
 
     attributes: Sequence[str]
@@ -36,21 +37,21 @@ def vocabulary(rows: Iterable[Attributes], attributes: Sequence[str] | None = No
     """The joint cells that occur in ``rows``, sorted, so that the order of the rows does not matter.
 
     A cell joins the values of all attributes, as ``"F, ≤50"``; an unknown part is ``"?"``, and such a cell is a group
-    like any other. A row that is wholly unknown belongs to no cell.
+    like any other. A row with no known attribute belongs to no cell.
 
     Args:
-        rows: one mapping attribute -> value a row; None, ``""`` or an absent key = unknown.
-        attributes: which to join, in which order; by default all that occur, by name in order of first appearance.
-            Attributes left out play no part in the groups.
+        rows: one mapping attribute -> value per row; None, ``""`` or an absent key = unknown.
+        attributes: the attributes to join, in this order; default: all that occur, in order of first appearance. Other
+            attributes do not affect the groups.
 
     Returns:
-        the vocabulary; its length in groups is ``len(vocabulary.cells)``.
+        The vocabulary; the number of groups is ``len(vocabulary.cells)``.
 
     Raises:
         ValueError: if a chosen attribute occurs in no row, or a value holds the separator or is itself ``"?"``.
 
-    Source: FairGRPO (arXiv 2510.19893) groups by sex x age inside each dataset. The authors' code treats one missing
-    attribute alike (a cell of its own), but lets ``nan`` and empty text pass as values.
+    Source: FairGRPO (arXiv 2510.19893) groups by sex x age inside each dataset. The authors' code treats a missing
+    attribute in the same way (a cell of its own), but accepts ``nan`` and empty text as values.
 
     >>> vocabulary([{"sex": "M", "age": None}, {"sex": "F", "age": ">75"}, {"sex": None}]).cells
     ('F, >75', 'M, ?')
@@ -68,8 +69,8 @@ def explicit_groups(attributes: Iterable[Attributes], vocabulary: Vocabulary) ->
     """Group id of each row, for ``fairness.fair_grpo``.
 
     Args:
-        attributes: one mapping attribute -> value a row; None, ``""`` or an absent key = unknown.
-        vocabulary: made once per run from all training rows, see ``grouping.vocabulary``.
+        attributes: one mapping attribute -> value per row; None, ``""`` or an absent key = unknown.
+        vocabulary: from ``grouping.vocabulary``, made once per run from all training rows.
 
     Returns:
         (N,) int32 in 0 .. len(vocabulary.cells) - 1, or -1 where every attribute is unknown.
@@ -106,31 +107,31 @@ def cluster(
     With I_k the inertia (weighted sum of squared distances to the nearest of k centres) and K = min(k_max, number of
     distinct points), k is the smallest 2 <= k < K with I_k - I_{k+1} < threshold (I_{k-1} - I_k), else K.
 
-    ``method="jax"`` is jitted, of fixed shape and deterministic in ``key``. Equal points are one point of their joint
-    weight. For each k, 32 k-means++ starts (up to 64 where points are few) make 2, 4 and 8 of Lloyd's steps, the worse
-    half dropping out after each round; the rest move points between clusters until no move lowers the inertia, 100
-    steps at most; the lowest inertia wins.
-    ``method="sklearn"`` runs on the host: ``KMeans(n_init="auto", random_state=0)``.
+    ``method="jax"`` is jitted, of fixed shape and deterministic in ``key``. Equal points are merged into one of their
+    joint weight. For each k, 32 k-means++ starts (up to 64 where points are few) run 2, 4 and 8 Lloyd steps, the worse
+    half dropping out after each round; the rest move points between clusters until no move lowers the inertia, for at
+    most 100 steps; the lowest inertia wins. ``method="sklearn"`` runs on the host: ``KMeans(n_init="auto",
+    random_state=0)``.
 
     Args:
         vectors: (n, d) points, finite where their weight is not 0.
         k_max: most clusters, >= 1.
-        threshold: of the elbow, in [0, 1].
+        threshold: threshold of the elbow, in [0, 1].
         key: a PRNG key; None is ``jax.random.key(0)``. Not used by scikit-learn.
         method: see above.
         weights: (n,) multiplicities >= 0, 0 = absent; None = all 1.
 
     Returns:
-        labels (n,) int32 in 0 .. k - 1, -1 for absent points; k, int32; inertias (k_max,), of which only the first K
-        are fitted and the rest are 0; their gradients are those of fixed labels. All points equal: k = 1. No point:
-        k = 0. With two or more distinct points the elbow never returns 1.
+        Labels (n,) int32 in 0 .. k - 1, -1 for absent points; k, int32; inertias (k_max,), of which only the first K
+        are fitted and the rest are 0, with gradients for fixed labels. If all points are equal, k = 1; without points,
+        k = 0; with two or more distinct points, k >= 2.
 
     Raises:
         ValueError: if the shapes do not fit, k_max < 1, or the method is unknown; and, outside of jit, for a negative
             weight, or a present point that is not finite.
 
     Source: the elbow of QoQ-Med (arXiv 2506.00711) and FairGRPO (arXiv 2510.19893) as in the authors' code, which runs
-    scikit-learn with one start; where the best clustering is ambiguous the two methods may label differently.
+    scikit-learn with one start; if the best clustering is ambiguous, the two methods may label differently.
 
     >>> labels, k, _ = cluster([[0.0, 0.0], [0.0, 0.1], [1.0, 1.0], [1.0, 0.9]], k_max=3, threshold=0.2)
     >>> int(k), bool(labels[0] == labels[1] != labels[2])
@@ -149,27 +150,27 @@ def cluster(
 def cluster_successes(
     counts: ArrayLike, *, k_max: int, threshold: float = 0.1
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The best clusters of binary reward vectors of which only the number of ones matters: exact, without any start.
+    """Exact best clusters of binary reward vectors when only the number of ones matters; needs no random starts.
 
     The vectors of G rollouts are taken as sorted, s ones and then G - s zeros. Two of them are |s - t| apart, squared,
     so the inertia of a cluster is sum_{i < j} w_i w_j |s_i - s_j| / sum_i w_i, the best clusters are runs of s, and a
     dynamic programme over where to cut finds them in O(k_max G^2).
 
     Args:
-        counts: (G + 1,) how many vectors have 0, 1, .., G ones, >= 0.
+        counts: (G + 1,) number of vectors with 0, 1, .., G ones, >= 0.
         k_max: most clusters, >= 1.
-        threshold: of the elbow, in [0, 1], see ``cluster``.
+        threshold: threshold of the elbow, in [0, 1], see ``cluster``.
 
     Returns:
-        labels (G + 1,) int32, rising with s from 0 to k - 1, -1 where the count is 0; k, int32; inertias (k_max,), as
-        ``cluster`` returns them, but each the least there is. Of equally good partitions the last cut is the lowest
-        possible, then the one before it, and so on.
+        Labels (G + 1,) int32, increasing with s from 0 to k - 1, -1 where the count is 0; k, int32; inertias (k_max,),
+        as from ``cluster``, but each the minimum. Among equally good partitions, the last cut is the lowest possible,
+        then the one before it, and so on.
 
     Raises:
         ValueError: if counts are not (G + 1,), or k_max < 1; and, outside of jit, if a count is negative or not finite.
 
-    Source: the clusters of QoQ-Med and FairGRPO, whose authors' code does not sort: there [1, 0] and [0, 1] are as far
-    apart as two vectors that differ in one success, though the order of rollouts means nothing.
+    Source: the clusters of QoQ-Med and FairGRPO, whose authors' code does not sort: there [1, 0] and [0, 1] are
+    different points, although the order of rollouts is arbitrary.
 
     >>> labels, k, inertias = cluster_successes([4, 1, 0, 0, 3], k_max=3, threshold=0.2)
     >>> labels.tolist(), int(k), [round(float(x), 3) for x in inertias]
@@ -186,16 +187,16 @@ def agreement(labels: ArrayLike, attributes: Sequence[Any] | np.ndarray) -> dict
     """How well implicit groups agree with hidden attributes: adjusted Rand index and normalised mutual information.
 
     Args:
-        labels: (N,) int, the clusters; -1 = none. Clusters of several domains need ids that tell domains apart.
-        attributes: (N,) text or ids, say of ``explicit_groups``; None, ``""``, NaN or -1 = unknown.
+        labels: (N,) int cluster ids; -1 = none. Clusters of different domains need different ids.
+        attributes: (N,) text or ids, e.g. from ``explicit_groups``; None, ``""``, NaN or -1 = unknown.
 
     Returns:
-        ``ari`` in [-0.5, 1], 0 = no better than chance; ``nmi`` in [0, 1], by the arithmetic mean of the entropies;
-            both
-        NaN where no row is left; ``n``, the rows compared, and ``left_out``, those without a label or an attribute.
+        A dict of ``ari`` in [-0.5, 1], 0 = no better than chance; ``nmi`` in [0, 1], by the arithmetic mean of the
+        entropies; both NaN if no row is left; ``n``, the rows compared, and ``left_out``, those without a label or an
+        attribute.
 
     Raises:
-        ValueError: if there is not one attribute a label.
+        ValueError: if there is not one attribute per label.
 
     Source: scikit-learn's ``adjusted_rand_score`` and ``normalized_mutual_info_score``, as in the authors' ND code.
 
@@ -218,7 +219,7 @@ def agreement(labels: ArrayLike, attributes: Sequence[Any] | np.ndarray) -> dict
 
 
 def balanced_weights(groups: ArrayLike, domains: ArrayLike | None = None) -> np.ndarray:
-    """Expected copies of each row when every group is brought up to the largest group of its domain.
+    """Expected copies of each row when every group is resampled to the size of the largest group of its domain.
 
     w = max_g(n_{d, g}) / n_{d, g}, with n the rows of domain d and group g.
 
@@ -243,14 +244,14 @@ def balanced_weights(groups: ArrayLike, domains: ArrayLike | None = None) -> np.
 
 
 def balanced_rows(groups: ArrayLike, domains: ArrayLike | None = None, *, seed: int) -> np.ndarray:
-    """Shuffled rows in which all groups of a domain are equally many, none of them less often than it occurs.
+    """Shuffled rows in which all groups of a domain have the same size, each row at least once.
 
     Each row occurs floor(w) times, w = ``balanced_weights``; which rows of a group occur once more is drawn at random.
 
     Args:
         groups: (N,) ids or text; the unlabelled, -1, are a group like any other.
         domains: (N,) ids or text; None = all rows are in one.
-        seed: of the draw and of the order, for NumPy's ``default_rng``.
+        seed: random seed of the draw and of the order, for NumPy's ``default_rng``.
 
     Returns:
         (M,) int64 in 0 .. N - 1, M = sum over domains of groups times the rows of the largest group.
@@ -273,7 +274,7 @@ def balanced_rows(groups: ArrayLike, domains: ArrayLike | None = None, *, seed: 
 
 
 def _read_points(vectors: ArrayLike, weights: ArrayLike | None, k_max: int) -> tuple[jax.Array, jax.Array]:
-    """Checked points and weights, float32 or float64."""
+    """Checks points and weights; returns them as float32 or float64."""
     x = jnp.asarray(vectors)
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     if x.ndim != 2 or k_max < 1:
@@ -302,7 +303,7 @@ def _cluster_sklearn(
     present = w > 0
     labels, inertias = np.full(len(x), -1), np.zeros(k_max)
     num_distinct = min(k_max, len(np.unique(x[present], axis=0)))
-    # Equal weights are not passed on: scikit-learn draws other starts when they are.
+    # Equal weights are not passed on, because scikit-learn draws other starts with them.
     sample_weight = None if np.all(w[present] == 1) else w[present]
     fits = [
         KMeans(n_clusters=k, n_init="auto", random_state=0).fit(x[present], sample_weight=sample_weight)
@@ -316,7 +317,7 @@ def _cluster_sklearn(
 
 
 def _cells(groups: ArrayLike, domains: ArrayLike | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The cell of each row (N,); and the rows of each cell and of the largest cell in its domain (cells,)."""
+    """The cell of each row (N,), and the row counts of each cell and of the largest cell in its domain (cells,)."""
     g = np.asarray(groups)
     d = np.zeros(g.shape, np.int64) if domains is None else np.asarray(domains)
     if g.ndim != 1 or d.shape != g.shape:
@@ -329,7 +330,7 @@ def _cells(groups: ArrayLike, domains: ArrayLike | None) -> tuple[np.ndarray, np
 
 
 def _cell(row: Attributes, names: Sequence[str]) -> str | None:
-    """``"F, ≤50"``; None where nothing is known."""
+    """The cell of a row, such as ``"F, ≤50"``; None if all attributes are unknown."""
     values = [row.get(name) or None for name in names]
     for name, value in zip(names, values, strict=True):
         if value is not None and (SEPARATOR in value or value == MISSING):

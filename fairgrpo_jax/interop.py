@@ -1,4 +1,4 @@
-"""The pure functions for PyTorch and NumPy programs: arrays in, arrays out.
+"""Wraps the pure functions for PyTorch and NumPy programs: arrays in, arrays out.
 
     >>> from fairgrpo_jax import advantages
     >>> grpo = on_numpy(advantages.grpo)
@@ -6,14 +6,14 @@
     'ndarray'
 
 ``on_numpy`` and ``on_torch`` wrap any function of ``advantages``, ``fairness``, ``losses`` or ``normalization``.
-Trainers whose batch is flat, one row a completion, go through ``layout``, ``by_prompt`` and ``by_sample``:
+Trainers with a flat batch, one row per completion, use ``layout``, ``by_prompt`` and ``by_sample``:
 
     >>> rows = layout(["a", "b", "a", "b"])  # which prompt each completion answers
     >>> print(by_sample(grpo(by_prompt([1.0, 0.0, 0.0, 0.0], rows)), rows).round(3))
     [ 0.707  0.    -0.707  0.   ]
 
-The arithmetic runs on the CPU. On a machine with a GPU set ``JAX_PLATFORMS=cpu`` before the first import of JAX, or it
-reserves memory that the other framework wants.
+The arithmetic runs on the CPU. On a machine with a GPU, set ``JAX_PLATFORMS=cpu`` before the first import of JAX;
+otherwise JAX reserves memory that the other framework needs.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ def on_numpy(function: Callable[..., Any]) -> Callable[..., Any]:
         function: takes and returns arrays, alone or in tuples and dicts.
 
     Returns:
-        a function of the same arguments. Its results are copies and can be written to.
+        A function with the same arguments. Its results are copies and can be written to.
     """
 
     @functools.wraps(function)
@@ -51,12 +51,12 @@ def on_torch(function: Callable[..., Any]) -> Callable[..., Any]:
         function: takes and returns arrays, alone or in tuples and dicts.
 
     Returns:
-        a function of the same arguments. Tensors may lie on any device and be of any type (bfloat16 goes through
-        float32). Results lie on the device of the first tensor that was passed, and carry no gradient: advantages are
-        constants of the loss.
+        A function with the same arguments. Tensors may be on any device and of any dtype (bfloat16 is converted through
+        float32). Results are on the device of the first tensor argument and carry no gradient, because advantages are
+        constants in the loss.
 
     Raises:
-        ImportError: without torch.
+        ImportError: if torch is not installed.
     """
     import torch  # pyright: ignore[reportMissingImports]
 
@@ -79,16 +79,16 @@ def on_torch(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def layout(prompt_ids: Sequence[Hashable] | np.ndarray) -> np.ndarray:
-    """Where the rollouts of each prompt stand in a flat batch.
+    """Row numbers of the rollouts of each prompt in a flat batch.
 
     Args:
-        prompt_ids: (N,) ids of any kind, one a completion: verl's ``uid``, or the repeated index of the prompt.
+        prompt_ids: (N,) hashable ids, one per completion: verl's ``uid``, or the repeated index of the prompt.
 
     Returns:
         (P, G) int64 row numbers, prompts and rollouts in order of appearance; -1 where a prompt has fewer than G.
 
     Raises:
-        ValueError: without any completion.
+        ValueError: if there are no completions.
 
     >>> layout([7, 8, 7, 7]).tolist()
     [[0, 2, 3], [1, -1, -1]]
@@ -105,7 +105,7 @@ def layout(prompt_ids: Sequence[Hashable] | np.ndarray) -> np.ndarray:
 
 
 def by_prompt(scores: ArrayLike, rows: np.ndarray) -> np.ndarray:
-    """Flat scores (N,) to rewards (P, G), NaN (not scored) where a prompt has fewer than G rollouts.
+    """Reshapes flat scores (N,) to rewards (P, G), NaN (not scored) where a prompt has fewer than G rollouts.
 
     >>> by_prompt([1.0, 0.0, 0.5], layout(["a", "b", "a"])).tolist()
     [[1.0, 0.5], [0.0, nan]]
@@ -116,7 +116,7 @@ def by_prompt(scores: ArrayLike, rows: np.ndarray) -> np.ndarray:
 
 
 def by_sample(values: ArrayLike, rows: np.ndarray) -> np.ndarray:
-    """Values (P, G), advantages for instance, back to the order (N,) of the flat batch.
+    """Reshapes values (P, G), e.g. advantages, to the order (N,) of the flat batch.
 
     >>> by_sample([[1.0, -1.0], [2.0, 0.0]], layout(["a", "b", "a"])).tolist()
     [1.0, 2.0, -1.0]
@@ -140,5 +140,5 @@ def _on_cpu():
 
 
 def _map_arrays(convert: Callable[[Any], Any], tree: Any) -> Any:
-    """Converts the arrays of a result but leaves states, which belong to JAX, alone."""
+    """Converts the arrays of a result but not the states, which remain JAX arrays."""
     return jax.tree.map(lambda x: convert(x) if isinstance(x, jax.Array) else x, tree, is_leaf=dataclasses.is_dataclass)

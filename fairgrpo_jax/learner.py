@@ -1,4 +1,4 @@
-"""The jitted updates: the supervised step and the policy step.
+"""Jitted updates: the supervised step and the policy step.
 
 Both take their gradients in stages (``fairgrpo_jax.staged``): a prompt runs once, its completions chunk by chunk
 against its keys and values, under one global denominator. AdamW is applied to donated, sharded buffers.
@@ -18,30 +18,30 @@ from fairgrpo_jax.estimators import Memory
 from fairgrpo_jax.models import lora
 
 
-# Leaves that weight decay reaches: linear maps, convolutions, tables of tokens and positions, adapters.
+# Leaves with weight decay: linear maps, convolutions, tables of tokens and positions, adapters.
 DECAYED = ("kernel", "embedding", "position", "lora_a", "lora_b")
 
 
 @struct.dataclass
 class TrainState:
-    """All that training changes; the only owner of the parameters."""
+    """Everything that training changes; the only owner of the parameters."""
 
     params: Any
     moments: Any  # optimizer state
-    step: jax.Array  # () int32, updates of the present stage
-    memory: Memory  # what is learned beside the weights
+    step: jax.Array  # () int32, updates of the current stage
+    memory: Memory  # statistics kept beside the weights
 
 
 @struct.dataclass
 class PolicyBatch:
-    """One rollout batch with its advantages, as the policy step wants it."""
+    """A rollout batch with its advantages, the input of the policy step."""
 
     prompt: models.Prompt  # P prompts
     tokens: jax.Array  # (P, G, T) int32
     mask: jax.Array  # (P, G, T) bool
     sampler_logprobs: jax.Array  # (P, G, T) float32
     advantages: jax.Array  # (P, G) float32
-    old_logprobs: jax.Array | None = None  # (P, G, T) of the learner; None where there is one update per rollout batch
+    old_logprobs: jax.Array | None = None  # (P, G, T) of the learner; None with one update per rollout batch
     reference_logprobs: jax.Array | None = None  # (P, G, T) of the reference; None without a KL term
 
     @property
@@ -54,8 +54,8 @@ class PolicyBatch:
 def optimizer(optim: options.Optim, steps: int) -> optax.GradientTransformation:
     """AdamW with the schedule of ``optim`` over ``steps`` updates; gradient clipping is done in the step itself.
 
-    Moments and updates are float32, whatever the dtype of the parameters: in bfloat16 the second moment would stand
-    still far below the square of the gradient.
+    Moments and updates are float32, whatever the dtype of the parameters: in bfloat16 the second moment would stop
+    growing far below the square of the gradient.
     """
     rise = min(optim.warmup_steps, max(steps - 1, 0))
     if optim.schedule == "cosine":
@@ -74,13 +74,13 @@ def _full(params: Any) -> Any:
 
 
 def _decayed(params: dict) -> dict:
-    """Which leaves weight decay reaches; by name, because the layers' vectors are stacked into matrices."""
+    """Marks the leaves with weight decay; by name, because the layers' vectors are stacked into matrices."""
     return jax.tree.map_with_path(lambda path, _: path[-1].key in DECAYED, params)
 
 
 @functools.partial(jax.jit, static_argnames=("optim", "steps", "freeze"))
 def fresh_moments(params: Any, *, optim: options.Optim, steps: int, freeze: tuple[str, ...] = ()) -> Any:
-    """The optimizer's state before its first update, sharded as the parameters are; see ``lora.trainable``."""
+    """Initial optimizer state, sharded like the parameters; see ``lora.trainable``."""
     return mesh.keep_sharded(optimizer(optim, steps).init(lora.trainable(params, freeze)[0]))
 
 
@@ -116,18 +116,18 @@ def with_logprobs(
     chunks: int = 1,
     policy: Literal["old", "reference"] = "old",
 ) -> PolicyBatch:
-    """The batch with the log-probabilities of its tokens under ``params``, 0 where masked.
+    """Returns the batch with the log-probabilities of its tokens under ``params``, 0 where masked.
 
     Args:
-        params: the learner before its first update, or ``reference`` of it.
+        params: the learner's before its first update, or the ``reference`` made from them.
         batch: P prompts, G rollouts each.
-        architecture: the model.
+        architecture: the model's architecture.
         temperature: of the policy.
-        remat: as in the update; nothing is differentiated here.
+        remat: as in the update; no gradient is computed here.
         compute: see ``cast``.
-        parts: micro-batches of the prompts, a divisor of P.
-        chunks: of the rollouts of each prompt, a divisor of G.
-        policy: whose they are: they become ``old_logprobs`` or ``reference_logprobs``.
+        parts: number of micro-batches of prompts, a divisor of P.
+        chunks: number of chunks of each prompt's rollouts, a divisor of G.
+        policy: which field they become, ``old_logprobs`` or ``reference_logprobs``.
     """
     plan = staged.Plan(architecture, parts, chunks, temperature, remat)
     logprobs = staged.logprobs(cast(params, compute), batch.prompt, batch.rollouts, plan)
@@ -135,16 +135,17 @@ def with_logprobs(
 
 
 def reference(params: dict) -> dict:
-    """The policy that a KL term holds the trained one to: these parameters in bfloat16, sharded alike.
+    """The reference policy of the KL term: a copy of these parameters in bfloat16, with the same sharding.
 
-    Parameters with low-rank adapters are returned without them, and nothing is copied: ask again after an update, which
-    consumes its buffers. If the adapters were trained before reinforcement learning, this is the policy before that.
+    Parameters with low-rank adapters are returned without the adapters and without a copy: call it again after an
+    update, which consumes its buffers. If the adapters were trained before reinforcement learning, this is the policy
+    before that.
 
     Args:
         params: nested dict.
 
     Returns:
-        a nested dict; without adapters a copy that survives the updates.
+        A nested dict; without adapters, a copy that survives the updates.
 
     >>> copy = reference({"norm": jnp.ones(3)})
     >>> copy["norm"].dtype.name
@@ -159,7 +160,7 @@ def _half(params: dict) -> dict:
 
 
 def cast(params: Any, compute: str | None) -> Any:
-    """Parameters in the dtype of a pass ("float32" or "bfloat16"), before any of them is gathered; None: as they are.
+    """Casts the parameters to the dtype of a pass ("float32" or "bfloat16"), before they are gathered; None: unchanged.
 
     >>> cast({"norm": jnp.ones(3)}, "bfloat16")["norm"].dtype.name
     'bfloat16'
@@ -184,9 +185,9 @@ def supervised_step(
     compute: str | None = None,
     parts: int = 1,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One update towards the reference completions ``tokens`` (P, 1, T): mean negative log-likelihood of a token.
+    """One update on the mean negative log-likelihood per token of the reference completions ``tokens`` (P, 1, T).
 
-    ``parts`` micro-batches, a divisor of P, need less memory and change nothing else.
+    More micro-batches (``parts``, a divisor of P) save memory and change nothing else.
     """
     total = mask.sum()
 
@@ -219,15 +220,15 @@ def policy_step(
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One clipped update on mini-batch ``index`` of the rollout batch; returns the state and scalar metrics.
 
-    Low-rank adapters are trained alone where the parameters have any; parameters that match ``freeze`` never are
-    (``lora.trainable``). What is not trained gets no gradient and has no moments. With ``update.beta`` the loss is
-    policy loss + beta * (KL to the reference, aggregated alike). The passes run in the dtype ``compute`` (``cast``);
+    If the parameters have low-rank adapters, only these are trained; parameters that match ``freeze`` never are
+    (``lora.trainable``). Frozen parameters get no gradient and have no moments. With ``update.beta`` the loss is policy
+    loss + beta * (KL to the reference, aggregated in the same way). The passes run in the dtype ``compute`` (``cast``);
     gradients are summed in the dtype of the parameters, or wider, and AdamW runs in float32.
 
     The metrics are those of ``losses.policy_loss``, its ``kl`` named ``kl_old``; ``kl``, the mean KL of a token to the
-    reference, with ``update.beta``; ``mismatch`` of the policy before its first update to the sampler, which
-    ``update.importance`` corrects, and the mean and
-    the capped share of its weights; ``padding_share`` (``staged.gradients``).
+    reference, with ``update.beta``; ``mismatch`` between the policy before its first update and the sampler, which
+    ``update.importance`` corrects, and the mean and the capped share of its weights; ``padding_share``
+    (``staged.gradients``).
 
     Raises:
         ValueError: if ``update.chunks`` does not divide the rollouts, or ``update.beta`` has no reference.
@@ -272,7 +273,7 @@ def policy_step(
 def _descend(
     state: TrainState, grads: dict, metrics: dict, optim: options.Optim, steps: int, freeze: tuple[str, ...]
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One step of AdamW on what is trained."""
+    """Applies one AdamW step to the trained parameters."""
     trained, frozen = lora.trainable(state.params, freeze)
     norm = jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)))
     factor = jnp.minimum(1.0, optim.max_grad_norm / (norm + 1e-6))

@@ -1,7 +1,7 @@
 """Policy losses over tokens: clipped surrogates, their aggregation, importance weights and KL estimators.
 
-Token arrays are (..., T), for instance (P, G, T); per-rollout arrays are (...), for instance (P, G). Whatever stands
-at masked positions, infinities and NaN included, touches neither value nor gradient.
+Token arrays are (..., T), for instance (P, G, T); per-rollout arrays are (...), for instance (P, G). Values at masked
+positions, including infinities and NaN, affect neither value nor gradient.
 """
 
 from typing import Literal
@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 
 Aggregation = Literal["token", "sequence", "constant"]
 Kind = Literal["clip", "gspo", "cispo"]
-MAX_LOG_RATIO = 20.0  # beyond it exp() overflows into a NaN gradient; a ratio of e^20 is long clipped
+MAX_LOG_RATIO = 20.0  # beyond it exp() overflows into a NaN gradient; e^20 is far beyond any clip
 
 
 def policy_loss(
@@ -41,24 +41,24 @@ def policy_loss(
 
     Args:
         logprobs: (..., T) natural log-probabilities of the sampled tokens under the policy being trained.
-        old_logprobs: (..., T) the same under the policy that the ratio starts from; no gradient.
-        advantages: (...) one advantage a rollout; no gradient.
+        old_logprobs: (..., T) the same under the policy in the denominator of the ratio; no gradient.
+        advantages: (...) one advantage per rollout; no gradient.
         mask: (..., T) true or 1 for sampled tokens, the end token included; false or 0 for padding.
-        kind: see above. ``"gspo"`` is meant with aggregation ``"sequence"`` and, because a mean moves less than a
-            token, bounds near clip_low=3e-4, clip_high=4e-4; a rollout's tokens must come in one call.
+        kind: see above. ``"gspo"`` is intended for aggregation ``"sequence"`` and, because a mean moves less than a
+            token, for bounds near clip_low=3e-4, clip_high=4e-4; all tokens of a rollout must be in one call.
         clip_low: in [0, 1]; how far the ratio may fall where A < 0 before the gradient stops. In ``"cispo"`` the lower
-            bound holds for any A; 1 is no lower bound, which is what its authors run.
+            bound applies for any A; 1 means no lower bound, as its authors run it.
         clip_high: >= 0; how far it may rise where A > 0, in ``"cispo"`` for any A.
-        dual_clip: > 1, or None for no bound on the loss of A < 0. Not with ``"cispo"``, whose weight is bounded.
+        dual_clip: > 1, or None for no bound on the loss where A < 0. Not for ``"cispo"``, whose weight is bounded.
         weights: (..., T) or (...) constant factors >= 0, from ``importance_weights``; no gradient. They do not change
-            N, so a weight of 0 still counts.
+            N, so tokens of weight 0 still count.
         aggregation, max_length, normalizer: see ``aggregate``.
 
     Returns:
-        the scalar loss, and metrics over the tokens of this batch: ``clip_low`` and ``clip_high``, the shares of tokens
-        whose gradient (``"cispo"``: weight) that bound limits; ``dual_clip``, the share that it stops; ``ratio_mean``,
-        ``ratio_max``; ``kl``, the k3 estimate of KL(old || new) a token; ``tokens``, their number (weigh by it when
-        averaging micro-batches). Without tokens all are 0.
+        The scalar loss, and metrics over the tokens of this batch: ``clip_low`` and ``clip_high``, the shares of tokens
+        whose gradient (``"cispo"``: weight) that bound limits; ``dual_clip``, the share of tokens that it stops;
+        ``ratio_mean``, ``ratio_max``; ``kl``, the k3 estimate of KL(old || new) per token; ``tokens``, their number
+        (the weight for averaging over micro-batches). Without tokens all are 0.
 
     Raises:
         ValueError: if shapes disagree, or an option is out of range.
@@ -115,33 +115,33 @@ def aggregate(
     max_length: int | None = None,
     normalizer: ArrayLike | None = None,
 ) -> jax.Array:
-    """One number from values of tokens: the mean over tokens, or over rollouts.
+    """Reduces token values to a scalar: a mean over tokens, or over rollouts.
 
     With m the mask and N the ``normalizer``
       ``"token"``     sum of v m / N,                                            N = number of tokens;
       ``"sequence"``  sum over rollouts of (mean of v over its tokens) / N,      N = number of rollouts;
       ``"constant"``  sum of v m / (max_length N),                               N = number of rollouts.
-    Rollouts without a token (padding, ``mask_truncated``) are not counted.
+    Rollouts without tokens (padding, ``mask_truncated``) are not counted.
 
     Args:
         values: (..., T); ignored where the mask is false.
         mask: (..., T) true or 1 for sampled tokens.
         aggregation: see above.
-        max_length: tokens; the constant length of ``"constant"``, and given with no other.
-        normalizer: N of the whole optimizer batch, from ``denominator``. The results of micro-batches that were given
-            the same N add up exactly to that of the whole. None counts this batch alone.
+        max_length: the constant length of ``"constant"``, in tokens; not allowed with the others.
+        normalizer: N of the whole optimizer batch, from ``denominator``. Results of micro-batches with the same N add
+            up exactly to that of the whole batch. None counts only this batch.
 
     Returns:
-        a scalar in the unit of the values; 0 without tokens.
+        A scalar in the unit of the values; 0 without tokens.
 
     Raises:
         ValueError: if shapes disagree, or an option is out of range.
 
     Source: ``"token"`` is DAPO's (arXiv 2503.14476, equation 8), ``"sequence"`` GRPO's (arXiv 2402.03300, equation 3),
     ``"constant"`` Dr. GRPO's (arXiv 2503.20783). verl names them token-mean, seq-mean-token-mean and
-    seq-mean-token-sum-norm; TRL dapo, grpo and dr_grpo, of which the last two count rollouts without a token in N.
+    seq-mean-token-sum-norm; TRL dapo, grpo and dr_grpo, of which the last two count rollouts without tokens in N.
 
-    A KL term gets the denominators of the loss, so that both add up over micro-batches:
+    A KL term uses the same denominators as the loss, so that both add up over micro-batches:
 
     >>> new, reference = jnp.log(jnp.array([[0.5, 0.5, 1.0]])), jnp.log(jnp.array([[0.5, 0.25, 1.0]]))
     >>> advantages, mask, options = jnp.array([1.0]), jnp.array([[1, 1, 0]]), {"aggregation": "sequence"}
@@ -170,7 +170,7 @@ def aggregate(
 
 
 def denominator(mask: ArrayLike, aggregation: Aggregation = "token") -> jax.Array:
-    """What a batch adds to the ``normalizer`` of ``aggregate``: its tokens, or its rollouts that have any.
+    """The contribution of a batch to the ``normalizer`` of ``aggregate``: its tokens, or its rollouts with tokens.
 
     Sum it over all micro-batches (and processes) of an optimizer step. (..., T) mask to a float32 scalar.
 
@@ -196,10 +196,10 @@ def importance_weights(
     level: Literal["token", "sequence"] = "token",
     mode: Literal["truncate", "mask"] = "truncate",
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Weights that correct for tokens having been sampled by another program than the one that learns from them.
+    """Importance weights that correct for tokens sampled by a different program than the learner's.
 
     With d = old_logprobs - sampler_logprobs, w = exp(d) of each token, or at level ``"sequence"`` w = exp(sum of d over
-    the rollout) for all of its tokens (unbiased, but its spread grows with length). Then
+    the rollout) for all of its tokens (unbiased, but its variance grows with length). Then
       ``"truncate"``  min(w, cap);        ``"mask"``  w where w <= cap, 0 beyond.
 
     ==========  ================================================  ===========  ============  ======
@@ -212,17 +212,17 @@ def importance_weights(
     TRL         ... token_truncate, token_mask                    token        the same      3.0
     ==========  ================================================  ===========  ============  ======
 
-    Both know a lower bound too (IcePop's, TRL's ``clip_min``, None by default), which is not offered here.
+    Both also have a lower bound (IcePop's, TRL's ``clip_min``, None by default), which is not supported here.
 
     Args:
         old_logprobs: (..., T) natural log-probabilities of the sampled tokens as the learner computes them before its
             first update, at the temperature of the sampler.
-        sampler_logprobs: (..., T) the same as the sampler reported them.
+        sampler_logprobs: (..., T) the same as reported by the sampler.
         mask: (..., T) true or 1 for sampled tokens.
         cap: >= 1, largest weight.
         level: see above.
-        mode: see above. What is masked gives no gradient but stays in the ``normalizer``; to leave it out of that as
-            well, use ``mask & (weights > 0)`` as the mask.
+        mode: see above. Masked tokens give no gradient but stay in the ``normalizer``; to exclude them from it as well,
+            use ``mask & (weights > 0)`` as the mask.
 
     Returns:
         (..., T) weights >= 0 without gradient, 0 where masked; and metrics, means over tokens: ``weight_mean``;
@@ -233,9 +233,8 @@ def importance_weights(
         ValueError: if shapes disagree, or an option is out of range.
 
     Source: Ionides 2008, Truncated Importance Sampling; for this mismatch: Yao et al. 2025, Your Efficient RL Framework
-    Secretly Brings You Off-Policy RL Training, fengyao.notion.site/off-policy-rl. Log-ratios, also their sums, are
-    limited to +-20 (verl does; TRL does not). TRL gives a token without a sampler value (NaN) the weight 1; here the
-    NaN stays and shows.
+    Secretly Brings You Off-Policy RL Training, fengyao.notion.site/off-policy-rl. Log-ratios and their sums are limited
+    to +-20, as in verl but not TRL. TRL gives a token without a sampler value (NaN) the weight 1; here it stays NaN.
 
     >>> old, sampler = jnp.log(jnp.array([[0.5, 0.6, 1.0]])), jnp.log(jnp.array([[0.5, 0.2, 1.0]]))
     >>> weights, metrics = importance_weights(old, sampler, jnp.array([[1, 1, 0]]))
@@ -268,8 +267,8 @@ def importance_weights(
 def mask_truncated(mask: ArrayLike, finished: ArrayLike) -> jax.Array:
     """The mask without the rollouts that were cut off before their end token.
 
-    Such a rollout teaches nothing and is not counted in the ``normalizer``. Its reward still enters the statistics of
-    its prompt unless it is set to NaN (not scored). The share taken out is ``mean(~finished)``.
+    Such a rollout gives no gradient and is not counted in the ``normalizer``. Its reward still enters the statistics of
+    its prompt unless it is set to NaN (not scored). The share of rollouts removed is ``mean(~finished)``.
 
     Args:
         mask: (..., T) true or 1 for sampled tokens.
@@ -294,18 +293,18 @@ def mask_truncated(mask: ArrayLike, finished: ArrayLike) -> jax.Array:
 
 
 def overlong_penalty(lengths: ArrayLike, *, max_length: int, buffer: int) -> jax.Array:
-    """Soft penalty for completions that come close to the limit, to be added to their reward.
+    """Soft penalty for completions close to the length limit, to be added to their reward.
 
     clip((max_length - buffer - L) / buffer, -1, 0):  0 up to max_length - buffer, then down to -1 at max_length.
 
     Args:
         lengths: L, any shape, tokens.
-        max_length: tokens, the limit.
-        buffer: tokens, in 1 .. max_length; over which the penalty grows.
+        max_length: the limit, in tokens.
+        buffer: number of tokens over which the penalty grows, in 1 .. max_length.
 
     Returns:
-        the shape of the lengths, in [-1, 0]. Rewards with it can be negative: the functions of ``fairness`` then need
-        their ``shift``.
+        An array in [-1, 0] with the shape of the lengths. Rewards with this penalty can be negative: the functions of
+        ``fairness`` then need their ``shift``.
 
     Raises:
         ValueError: if the buffer is not in 1 .. max_length.
@@ -331,15 +330,15 @@ def kl(
 
     With d = logprobs - reference:  k1 = d,  k2 = d^2 / 2,  k3 = exp(-d) - 1 + d.
 
-    k1 and k3 are unbiased as values, k2 is not; k2 and k3 are never negative. As a loss on the policy's own samples
-    only the gradient of k2 is that of KL(policy || reference): the gradient of k1 has mean 0, and that of k3 is the
-    gradient of KL(reference || policy).
+    k1 and k3 are unbiased as values, k2 is not; k2 and k3 are never negative. As a loss on the policy's own samples,
+    only k2 has the gradient of KL(policy || reference): the gradient of k1 has mean 0, and that of k3 is the gradient
+    of KL(reference || policy).
 
     Args:
         logprobs: (..., T) natural log-probabilities under the policy.
         reference: (..., T) the same tokens under the reference; no gradient.
-        estimator: which of the three.
-        mask: (..., T); where it is false the result is 0 and has no gradient, whatever the inputs hold there.
+        estimator: one of the three.
+        mask: (..., T); where it is false the result is 0 without gradient, whatever the inputs are there.
 
     Returns:
         (..., T) in nats.
@@ -348,7 +347,7 @@ def kl(
         ValueError: if shapes disagree or the estimator is unknown.
 
     Source: Schulman 2020, Approximating KL Divergence, joschu.net/blog/kl-approx.html. d is limited to +-20; verl also
-    limits k3 to 10. As a term of the loss: see ``aggregate``.
+    limits k3 to 10. For a KL term in the loss, see ``aggregate``.
 
     >>> print(kl(jnp.log(jnp.array([0.5])), jnp.log(jnp.array([0.25])), estimator="k1").round(4))
     [0.6931]
@@ -392,7 +391,7 @@ def _mean(x: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def _rollout_mean(x: jax.Array, mask: jax.Array) -> jax.Array:
-    """The mean over each rollout's tokens, at every one of them; x is 0 where masked."""
+    """The mean over each rollout's tokens, repeated for each of them; x is 0 where masked."""
     mean = jnp.sum(x, axis=-1, keepdims=True) / jnp.maximum(jnp.sum(mask, axis=-1, keepdims=True), 1)
     return jnp.broadcast_to(mean, x.shape)
 
@@ -402,12 +401,12 @@ def _wide(x: jax.Array) -> jax.Array:
 
 
 def _masked(x: jax.Array, mask: jax.Array) -> jax.Array:
-    """Zero before any arithmetic: 0 * inf is NaN, in the gradient too."""
+    """Sets masked values to zero before any arithmetic: 0 * inf is NaN, in the gradient too."""
     return jnp.where(mask, _wide(x), 0)
 
 
 def _constant(x: jax.Array, mask: jax.Array) -> jax.Array:
-    """(..., T) or (...) as masked (..., T) without gradient."""
+    """Broadcasts (..., T) or (...) to masked (..., T) without gradient."""
     if x.shape == mask.shape[:-1]:
         x = jnp.broadcast_to(x[..., None], mask.shape)
     if x.shape != mask.shape:

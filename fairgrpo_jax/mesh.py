@@ -1,8 +1,8 @@
-"""The device mesh and the sharding rules, one small table.
+"""The device mesh and the table of sharding rules.
 
 A mesh has two axes: ``fsdp`` splits the prompts of a batch and, between uses, the weights; ``tensor`` splits the
-matrices of a layer. ``4x1`` is four devices along ``fsdp``. On a CPU the devices are simulated, so every mesh runs
-anywhere; on GPUs and TPUs they are the real ones.
+matrices of a layer. ``4x1`` is four devices along ``fsdp``. On a CPU the devices are simulated, so any mesh runs
+anywhere; on GPUs and TPUs the mesh uses the real devices.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 
 AXES = ("fsdp", "tensor")
 
-# First match wins; a layer's leading stack axis is never split, and an axis that does not divide stays whole.
+# The first match wins; a layer's leading stack axis is never split, nor an axis that the mesh does not divide.
 RULES = (
     (r"(^|/)(q|k|v|qkv|gate|up|patch|head)/kernel$", P("fsdp", "tensor")),
     (r"(^|/)(o|proj|down|out)/kernel$", P("tensor", "fsdp")),
@@ -31,10 +31,10 @@ RULES = (
 
 
 def parse(spec: str) -> tuple[int, int]:
-    """``"4x1"`` to ``(4, 1)``.
+    """Parses ``"4x1"`` as ``(4, 1)``.
 
     Raises:
-        ValueError: if the text is not two positive integers joined by ``x``.
+        ValueError: if ``spec`` is not two positive integers joined by ``x``.
     """
     match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", spec)
     if not match:
@@ -43,9 +43,9 @@ def parse(spec: str) -> tuple[int, int]:
 
 
 def simulate(spec: str) -> None:
-    """Asks for as many simulated CPU devices as the mesh needs; to be called before JAX starts its backend.
+    """Requests as many simulated CPU devices as the mesh needs; call it before JAX starts its backend.
 
-    GPUs and TPUs are not affected. Once a backend runs (in a notebook, say) the call changes nothing, and ``make``
+    GPUs and TPUs are not affected. Once a backend runs (in a notebook, say) the call has no effect, and ``make``
     reports too few devices.
     """
     fsdp, tensor = parse(spec)
@@ -71,15 +71,15 @@ def make(spec: str) -> Mesh:
 
 
 def unset() -> contextlib.AbstractContextManager:
-    """A context without the mesh of an outer ``jax.set_mesh``: there, programs may run on single devices."""
+    """A context that hides the mesh of an outer ``jax.set_mesh``, so that programs may run on single devices."""
     return jax.set_mesh(Mesh(np.empty((), dtype=object), ()))
 
 
 def require_divisible(sizes: Mapping[str, int], fsdp: int, tensor: int = 1) -> None:
-    """Refuses batches, by name, that the mesh's first axis does not divide; the second may be any.
+    """Checks that the first axis of the mesh divides all batch sizes; the second axis may have any size.
 
     Raises:
-        ValueError: with the option and the nearest larger size that fits.
+        ValueError: naming the option and the nearest larger size that fits.
     """
     for name, count in sizes.items():
         if count % fsdp:
@@ -91,7 +91,7 @@ def require_divisible(sizes: Mapping[str, int], fsdp: int, tensor: int = 1) -> N
 
 
 def whole(mesh: Mesh) -> NamedSharding:
-    """The sharding of what every device holds whole."""
+    """The sharding of an array that every device holds whole."""
     return NamedSharding(mesh, P())
 
 
@@ -105,7 +105,7 @@ def constrain(x: jax.Array) -> jax.Array:
 def gather(tree: Any, *, tensor: bool = False) -> Any:
     """Inside jit: gathers parameters along ``fsdp`` onto every device; without a mesh, returns the tree.
 
-    With ``tensor`` they stay split along that axis by the rules, else every device gets them whole.
+    With ``tensor`` they stay split along that axis by the rules; otherwise every device gets them whole.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
@@ -118,14 +118,14 @@ def gather(tree: Any, *, tensor: bool = False) -> Any:
 
 
 def whole_rows(table: jax.Array) -> jax.Array:
-    """Inside jit: gathers the columns of a table, its rows left as they are split; without a mesh, returns it."""
+    """Inside jit: gathers the columns of a table and leaves its rows split; without a mesh, returns the table."""
     if jax.sharding.get_abstract_mesh().empty:
         return table
     return jax.lax.with_sharding_constraint(table, P(P.UNCONSTRAINED, None))
 
 
 def keep_sharded(tree: Any) -> Any:
-    """Inside jit: holds parameters, or anything shaped like them, to the sharding rules."""
+    """Inside jit: constrains parameters, or a tree shaped like them, to the sharding rules."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return tree
@@ -135,19 +135,19 @@ def keep_sharded(tree: Any) -> Any:
 
 
 def shardings(tree: Any, mesh: Mesh) -> Any:
-    """The ``NamedSharding`` of every leaf of a tree of parameters (or optimizer moments), by the rules."""
+    """The ``NamedSharding`` of every leaf of a tree of parameters or optimizer moments, by the rules."""
     return jax.tree.map_with_path(lambda path, x: NamedSharding(mesh, _spec(path, x.shape, mesh.shape)), tree)
 
 
 def gathered(tree: Any, mesh: Mesh, *, tensor: bool = False) -> Any:
-    """The ``NamedSharding`` of every leaf of what ``gather`` returns."""
+    """The ``NamedSharding`` of every leaf of the result of ``gather``."""
     sizes = dict(mesh.shape) if tensor else {}
     whole = lambda where: NamedSharding(mesh, _without_fsdp(where.spec, sizes))
     return jax.tree.map(whole, shardings(tree, mesh))
 
 
 def put(batch: Any, mesh: Mesh) -> Any:
-    """Host arrays to the devices, axis 0 split along ``fsdp``."""
+    """Moves host arrays to the devices, with axis 0 split along ``fsdp``."""
     return jax.device_put(batch, NamedSharding(mesh, P("fsdp")))
 
 

@@ -1,18 +1,19 @@
-"""For whom does a model work? Per-group figures, gaps between groups, and how sure they are; NumPy only.
+"""Figures of a model by patient group, gaps between groups, and their intervals; in NumPy.
 
-``figures`` gives one row per dataset, attribute and group; ``fairness_report`` the same and the gaps between groups, in
-a flat dict; ``intervals`` one row per group with intervals, ready to print; ``bootstrap`` is what these are made of.
+``figures`` returns one row per dataset, attribute and group; ``fairness_report`` a flat dict of the same figures and
+the gaps between groups; ``intervals`` one row per group with intervals, ready to print; ``bootstrap`` the replicates
+behind these.
 
 Definitions, those of FairGRPO's evaluation (QoQ-Med, arXiv 2506.00711, appendix D, equations 8 to 14):
 
-* Each class is judged one against the rest, TP, FP, FN, TN, over the rows of a subset. precision = TP / (TP + FP),
+* Each class is scored one against the rest (TP, FP, FN, TN) over the rows of a subset. precision = TP / (TP + FP),
   recall = sensitivity = tpr = TP / (TP + FN), specificity = TN / (TN + FP), fpr = FP / (FP + TN), fdr = FP / (TP + FP),
   f1 = 2 TP / (2 TP + FP + FN), accuracy = (TP + TN) / all; 0 / 0 is 0.
-* A subset's figure is the plain mean over the classes that occur in *its* labels (macro). So ``accuracy`` of a task of
-  five classes is high by construction; ``top1`` is the share of rows whose label set is hit exactly, ``similarity`` the
-  mean F1 of the two label sets of a row.
-* Gaps are between the groups of one attribute: ``_diff`` is max - min, ``_std`` the sample deviation (ddof 1). An
-  attribute with a single group has no gap; its gap keys are absent.
+* A subset's figure is the plain mean over the classes that occur in *its* labels (macro). So ``accuracy`` of a task
+with five classes is high by construction; ``top1`` is the share of rows whose label set is predicted exactly,
+``similarity`` the mean F1 of the two label sets of a row.
+* Gaps compare the groups of one attribute: ``_diff`` is max - min, ``_std`` the sample standard deviation (ddof 1). An
+attribute with a single group has no gap, and its gap keys are absent.
 """
 
 import math
@@ -25,12 +26,12 @@ from fairgrpo_jax import demographics as people
 from fairgrpo_jax.demographics import DEFAULT, JOINT, Scheme
 
 
-# Figures compared between groups: our name, the name in keys of averages and gaps.
+# Figures compared between groups: our name, and the name in the keys of averages and gaps.
 COMPARED = {"accuracy": "acc", "f1": "f1", "similarity": "similarity", "tpr": "tpr", "fpr": "fpr", "fdr": "fdr"}
 # The authors' logs put "std" before some names and after others; the keys are kept, so that runs can be compared.
 ATTRIBUTE_STD = {name: f"std_{name}" if name in ("tpr", "fpr", "fdr") else f"{name}_std" for name in COMPARED.values()}
 DATASET_STD = ATTRIBUTE_STD | {"acc": "std_acc"}
-HEAD = ("dataset", "attribute", "group", "name")  # the fields of a row that say whose figures it holds
+HEAD = ("dataset", "attribute", "group", "name")  # the fields of a row that identify its group
 
 LabelSet = frozenset[str | None]
 
@@ -51,7 +52,7 @@ def fairness_report(
     * ``d/<m>`` and ``d/precision|recall|sensitivity|specificity|top1|n``: the whole dataset;
     * ``fairness/d/a/g/<m>|top1|n``: one group; ``fairness/d/a/unknown_n``: rows without the attribute;
     * ``fairness/d/a/<m>``, ``<m>_diff``, and ``<m>_std`` or ``std_<m>`` (tpr, fpr, fdr): mean and gaps over the groups;
-      ``equalized_odds_diff``, the larger of tpr_diff and fpr_diff; ``worst_f1``, ``best_f1`` and the names of these
+      ``equalized_odds_diff``, the larger of tpr_diff and fpr_diff; ``worst_f1``, ``best_f1``, and the names of these
       groups, ``worst_group``, ``best_group``;
     * ``fairness/d/avg_<m>``, ``avg_<m>_diff``, ``<m>_std`` (``std_acc``): means over the attributes;
     * ``fairness/d/joint/...``: the same for the cells of all attributes together, such as ``"female, a3"``, over the
@@ -63,28 +64,27 @@ def fairness_report(
       opportunity, in spite of its name), FPR_Diff = 100 fpr_diff, σF1, ΔF1, σAcc and ΔAcc (x 100), Acc (x 100), F1, and
       the equity-scaled Acc_ES = Acc / (1 + std), F1_ES = F1 / (1 + std).
 
-    Values are floats, but for the names of worst and best groups.
+    Values are floats, except the names of the worst and best groups.
 
     Args:
-        predictions: N answers, taken out of the completions (``rewards.accuracy.extract``): one label or several joined
-            by ``", "``; None = no answer, which matches nothing.
-        labels: N reference answers of the same form; the empty text is the empty set.
-        demographics: N mappings attribute -> value. ``age``: years as a number or text, or as DICOM writes it
-            (``"053Y"``, ``"006M"``), or the name of a group (``"A3"``, ``"51–75"``). ``sex`` or ``gender``: f, female,
-            w, woman, 0, 0.0 are ``female``, m, male, man, 1, 1.0 are ``male``, in any case. Any other attribute, and
-            any other text, is the name of a group. Absent, None, NaN, ``demographics.UNKNOWN``, a negative age:
-            unknown.
-        datasets: N names.
-        scheme: the attributes to look at and the edges of the age groups, which are named a1, a2, ... from the
+        predictions: N answers, extracted from the completions (``rewards.accuracy.extract``): one label or several
+            joined by ``", "``; None = no answer, which matches nothing.
+        labels: N reference answers in the same form; empty text is the empty set.
+        demographics: N mappings attribute -> value. ``age``: years as a number or text, or in DICOM's form (``"053Y"``,
+            ``"006M"``), or the name of a group (``"A3"``, ``"51–75"``). ``sex`` or ``gender``: f, female, w, woman, 0,
+            0.0 are ``female``, m, male, man, 1, 1.0 are ``male``, in any case. Any other attribute, and any other text,
+            is the name of a group. Absent, None, NaN, ``demographics.UNKNOWN``, a negative age: unknown.
+        datasets: N dataset names.
+        scheme: the attributes to compare and the edges of the age groups, which are named a1, a2, ... from the
             youngest.
 
     Raises:
-        ValueError: if there is no row, the lengths differ, a label is None, or an attribute is called ``joint`` or
+        ValueError: if there are no rows, the lengths differ, a label is None, or an attribute is named ``joint`` or
             ``all``.
 
-    Source: FairGRPO (arXiv 2510.19893), table 2, in the reading of the authors' evaluation code, whose keys these are
-    (there the dataset's own figures have the modality in front). Their code names the attribute ``gender`` always;
-    here it is the name it has in ``demographics``. top1, equalized odds, joint cells, worst and best are ours.
+    Source: FairGRPO (arXiv 2510.19893), table 2, as computed by the authors' evaluation code, whose keys these are
+    (there the figures of a whole dataset have the modality as a prefix). Their code always calls the attribute
+    ``gender``; here it keeps its name in ``demographics``. top1, equalized odds, joint cells, worst and best are ours.
 
     >>> report = fairness_report(["A", "B", "A", "A"], ["A", "B", "A", "B"], [{"sex": s} for s in "FFMM"], ["d"] * 4)
     >>> report["fairness/d/sex/female/f1"], round(report["fairness/d/sex/f1_diff"], 4), report["overall/worst_group"]
@@ -123,7 +123,7 @@ def figures(
 
 
 def report_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The flat dict of ``fairness_report``, from the rows of ``figures``."""
+    """Builds the flat dict of ``fairness_report`` from the rows of ``figures``."""
     report: dict[str, Any] = {}
     by_dataset: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
     for row in rows:
@@ -159,19 +159,19 @@ def intervals(
 
     A row holds ``dataset``, ``attribute``, ``group``, ``name`` as in ``figures``, ``n`` (records), ``patients``, and
     for each m of ``top1``, ``accuracy``, ``f1`` the figure ``m`` and its interval ``m_low``, ``m_high``;
-    ``top1_method`` says how the interval of top1 was made.
+    ``top1_method`` names the method of top1's interval.
 
     Intervals are percentiles of a bootstrap over the *patients* of the group (records of one patient are not
-    independent), the group taken as given. Where every patient has one record, top1 is a plain proportion and has
-    Wilson's interval, which holds at 0, at 1 and for few patients, where a bootstrap collapses: with fewer than about
-    ten patients trust no bootstrap interval.
+    independent), with the group taken as fixed. If every patient has one record, top1 is a plain proportion and gets
+    Wilson's interval, which is valid at 0, at 1 and for few patients, where a bootstrap collapses: do not trust a
+    bootstrap interval with fewer than about ten patients.
 
     Args:
         predictions, labels, demographics, datasets: as for ``fairness_report``.
-        patients: N ids, unique within a dataset; None = every record is a patient of its own.
+        patients: N patient ids, unique within a dataset; None = every record is a separate patient.
         level: coverage, in (0, 1).
-        num_resamples: of the bootstrap.
-        seed: same seed, same intervals; a group's interval does not depend on the other groups.
+        num_resamples: number of bootstrap resamples.
+        seed: random seed; a group's interval does not depend on the other groups.
         scheme: as for ``fairness_report``.
 
     Raises:
@@ -205,20 +205,21 @@ def bootstrap(
     num_resamples: int,
     seed: int = 0,
 ) -> dict[str, np.ndarray]:
-    """The figures of some records as observed, and as they come out when the patients are drawn again.
+    """Figures of some records as observed and under resampling of the patients with replacement.
 
-    Equal ``num_patients``, ``num_resamples`` and ``seed`` give the same draws, so that results for several models or
-    groups of one dataset are paired.
+    Equal ``num_patients``, ``num_resamples`` and ``seed`` give the same draws, so results for several models or groups
+    of one dataset are paired.
 
     Args:
         predictions, labels: of N records, as for ``fairness_report``.
-        patients: (N,) whose record each is, in 0 .. num_patients - 1.
-        num_patients: who are drawn, those without a record among these included.
-        num_resamples: draws.
-        seed: of the draws.
+        patients: (N,) the patient of each record, in 0 .. num_patients - 1.
+        num_patients: number of patients to draw from, including those without a record here.
+        num_resamples: number of draws.
+        seed: random seed of the draws.
 
     Returns:
-        ``top1``, ``accuracy``, ``f1``: (1 + num_resamples,), the observed value first; NaN where a draw has no record.
+        A dict of ``top1``, ``accuracy``, ``f1``: (1 + num_resamples,), the observed value first; NaN where a draw has
+        no record.
 
     Source: as ``intervals``.
 
@@ -255,14 +256,14 @@ def _read(
 
 
 def _label_set(answer: str | None) -> LabelSet:
-    """Labels of an answer; no answer is a set that equals no set of labels."""
+    """Labels of an answer; no answer gives a set that equals no set of labels."""
     if answer is None:
         return frozenset([None])
     return frozenset(label.strip() for label in answer.split(", ") if label.strip())
 
 
 def _counts(table: _Table, rows: np.ndarray) -> np.ndarray:
-    """(rows, classes, 3) of TP, FP, FN for the classes that occur in the labels of these rows."""
+    """TP, FP, FN (rows, classes, 3) of the classes that occur in the labels of these rows."""
     classes = sorted(set().union(*(table.labels[i] for i in rows)), key=str)
     truth = np.array([[c in table.labels[i] for c in classes] for i in rows], bool).reshape(len(rows), len(classes))
     guess = np.array([[c in table.predictions[i] for c in classes] for i in rows], bool).reshape(truth.shape)
@@ -270,7 +271,7 @@ def _counts(table: _Table, rows: np.ndarray) -> np.ndarray:
 
 
 def _macro(counts: np.ndarray, n: np.ndarray | float) -> dict[str, np.ndarray]:
-    """Figures from summed counts (..., classes, 3) of n (...) rows; classes without a label are left out."""
+    """Figures from summed counts (..., classes, 3) of n (...) rows; classes that occur in no label are excluded."""
     tp, fp, fn = np.moveaxis(counts, -1, 0)
     total = np.broadcast_to(np.asarray(n, np.float64)[..., None], tp.shape)
     tn = total - tp - fp - fn
@@ -330,7 +331,7 @@ def _extremes(f1: dict[str, float]) -> dict[str, Any]:
 
 
 def _averages(report: Mapping[str, Any], dataset: str, attributes: list[str]) -> dict[str, float]:
-    """Means over the attributes of a dataset, of those that have the figure."""
+    """Means over those attributes of a dataset that have the figure."""
     found = {}
     for short in COMPARED.values():
         names = {f"avg_{short}": short, f"avg_{short}_diff": f"{short}_diff", DATASET_STD[short]: ATTRIBUTE_STD[short]}
@@ -343,7 +344,7 @@ def _averages(report: Mapping[str, Any], dataset: str, attributes: list[str]) ->
 
 
 def _overall(report: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Means over datasets, each of the same weight."""
+    """Means over datasets with equal weights."""
     sources = {"top1": "{d}/top1", "equalized_odds_diff": "fairness/{d}/avg_equalized_odds_diff"}
     for name, short in COMPARED.items():
         sources[short] = f"{{d}}/{name}"
@@ -368,7 +369,7 @@ def _mean(report: Mapping[str, Any], keys: list[str]) -> float:
 
 
 def _paper(report: Mapping[str, Any]) -> dict[str, float]:
-    """The paper's columns; those of gaps only where some dataset has two groups."""
+    """The paper's columns; those of gaps only if some dataset has two groups."""
     get: Callable[[str], float] = lambda name: float(report[f"overall/{name}"])
     columns = {"Acc": 100 * get("acc"), "F1": get("f1")}
     if "overall/f1_std" in report:
@@ -417,7 +418,7 @@ def _row(
 def _sums(
     table: _Table, rows: np.ndarray, patient: np.ndarray, num_patients: int
 ) -> tuple[np.ndarray, tuple[int, ...]]:
-    """One line a patient: records, hits, counts (shape as returned); all that the figures are made of adds up."""
+    """One row per patient of records, hits and counts (shape as returned); figures need only sums of these."""
     counts = _counts(table, rows)
     hits = np.array([table.predictions[i] == table.labels[i] for i in rows], np.float64)
     sums = np.zeros((num_patients, 2 + counts[0].size))

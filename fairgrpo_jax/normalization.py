@@ -1,4 +1,4 @@
-"""Rewards of different datasets and tasks on one scale: a logistic function of the percentiles of each.
+"""Rewards of different datasets and tasks on one scale, by a logistic function of the percentiles of each.
 
     >>> easy, hard = ("CoPESD", "STG", "iou"), ("EgoSurgery", "STG", "iou")
     >>> table = PercentileTable.fit({easy: [0.4, 0.5, 0.6], hard: [0.0, 0.1, 0.2]})
@@ -8,8 +8,8 @@
     [['0.500', '0.953'], ['0.500', '0.953']]
 
 The percentiles are either fixed before the run (``PercentileTable``) or follow it (``RunningQuantiles``). NaN rewards
-are not scored: they count in no percentile and stay NaN. Normalised rewards no longer show progress once the
-percentiles follow the run, so log the raw ones.
+are not scored: they enter no percentile and stay NaN. Once the percentiles follow the run, normalised rewards no longer
+show progress, so log the raw rewards.
 """
 
 import dataclasses
@@ -36,30 +36,31 @@ def logistic(
     f(r) = 1 / (1 + exp(-k (r - p50) / max(p75 - p25, min_iqr))).
 
     It is 0.5 at the median, where its slope k / (4 IQR) is largest; with quartiles symmetric around the median and
-    k = 3 these map to 0.18 and 0.82. In float32 it is exactly 1 from 6 IQR above the median on: such rewards tie.
+    k = 3 these map to 0.18 and 0.82. In float32 it is exactly 1 for rewards at least 6 IQR above the median, so such
+    rewards tie.
 
-    What it does depends on the advantage. Under the z-score (``advantages.grpo``) any affine rescaling of a prompt's
-    rewards cancels, so of this function only the curvature is left: the saturation of outliers, and the common scale
-    when components are added. Where the advantage is not divided by the deviation (``advantages.dr_grpo``) or only by
-    that of the batch, it balances the datasets. It brings every dataset's mean reward near 0.5, so that ``fairness``
-    sees little difference in difficulty between domains. A reward of 0 becomes positive: multiply by gates afterwards.
+    Its effect depends on the advantage. With the z-score (``advantages.grpo``) any affine rescaling of a prompt's
+    rewards cancels, so only the curvature of this function has an effect: outliers saturate, and components are added
+    on a common scale. If the advantage is not divided by the deviation (``advantages.dr_grpo``), or only by that of the
+    batch, it balances the datasets. It moves every dataset's mean reward close to 0.5, so that ``fairness`` sees little
+    difference in difficulty between domains. A reward of 0 becomes positive: multiply by gates afterwards.
 
     Args:
         rewards: any shape, any real unit; NaN = not scored, stays NaN.
-        p25, p50, p75: percentiles in the unit of the rewards; scalars, or of as many dimensions as the rewards and
-            broadcastable to them, (P, 1) for (P, G).
+        p25, p50, p75: percentiles in the unit of the rewards; scalars, or arrays with as many dimensions as the rewards
+            and broadcastable to them, (P, 1) for (P, G).
         k: steepness, > 0.
         min_iqr: smallest interquartile range, > 0, in the unit of the rewards. Below it the gradient with respect to
             p25 and p75 is 0.
 
     Returns:
-        the shape of the rewards, in [0, 1]; differentiable in rewards and percentiles.
+        An array in [0, 1] with the shape of the rewards; differentiable in rewards and percentiles.
 
     Raises:
         ValueError: if a shape does not fit or an option is not positive; and, outside of jit, unless p25 <= p50 <= p75.
 
     Source: MedGRPO (arXiv 2512.06581), cross-dataset reward normalisation, k = 3 with the percentiles of the supervised
-    model on each dataset and task. What is done where the range is 0 is not published; ``min_iqr`` is ours.
+    model on each dataset and task. Their treatment of a zero range is not published; ``min_iqr`` is ours.
 
     >>> [f"{x:.4f}" for x in logistic([0.25, 0.5, 0.6, jnp.nan], 0.4, 0.5, 0.6)]
     ['0.0230', '0.5000', '0.8176', 'nan']
@@ -84,7 +85,7 @@ class PercentileTable:
     """Percentiles of the scores of each (dataset, task, component), fixed before the run.
 
     Args:
-        stats: for each key its p25, p50, p75, and n, the number of scores they come from.
+        stats: for each key p25, p50, p75, and n, the number of scores they come from.
 
     Raises:
         ValueError: if a key is not three strings free of "|", or percentiles are not finite and in order.
@@ -110,10 +111,10 @@ class PercentileTable:
 
     @classmethod
     def fit(cls, scores: Mapping[Key, ArrayLike]) -> "PercentileTable":
-        """Percentiles, with linear interpolation, of the scores of each key: arrays of any shape, NaN left out.
+        """Percentiles, with linear interpolation, of the scores of each key: arrays of any shape, NaN excluded.
 
         Raises:
-            ValueError: if a key has no score or an infinite one; and as for the table.
+            ValueError: if a key has no scores or an infinite one, and as for the table.
         """
         stats = {}
         for key, values in scores.items():
@@ -133,14 +134,14 @@ class PercentileTable:
         """The percentiles of each of N keys.
 
         Args:
-            keys: N keys, repeated or not.
-            fallback: p25, p50, p75 of keys that the table lacks.
+            keys: N keys; they may repeat.
+            fallback: p25, p50, p75 for keys that are not in the table.
 
         Returns:
             p25, p50, p75, each (N,) float32.
 
         Raises:
-            ValueError: naming all keys that the table lacks, without a fallback.
+            ValueError: if keys are missing (all are named) and there is no fallback.
         """
         keys = list(keys)
         missing = sorted({key for key in keys if key not in self.stats}, key=str)
@@ -151,16 +152,16 @@ class PercentileTable:
         return p25, p50, p75
 
     def to_json(self) -> str:
-        """Text for a file: ``{"version": 1, "stats": {"dataset|task|component": {"p25": ..., "n": ...}}}``."""
+        """JSON text: ``{"version": 1, "stats": {"dataset|task|component": {"p25": ..., "n": ...}}}``."""
         stats = {"|".join(key): dict(zip(FIELDS, self.stats[key], strict=True)) for key in sorted(self.stats)}
         return json.dumps({"version": 1, "stats": stats}, indent=1) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "PercentileTable":
-        """The table that ``to_json`` wrote; every number comes back exactly.
+        """Reads the table that ``to_json`` wrote; all numbers are restored exactly.
 
         Raises:
-            ValueError: if the text is no such table.
+            ValueError: if the text is not such a table.
         """
         try:
             content = json.loads(text)
@@ -178,11 +179,11 @@ class PercentileTable:
 class RunningQuantiles:
     """The last ``capacity`` scores of each of K keys: percentiles that follow the policy.
 
-    Fixed percentiles age: once the policy is better than the one they come from, most rewards saturate.
+    Fixed percentiles become outdated: once the policy is better than the one they come from, most rewards saturate.
     """
 
     window: jax.Array  # (K, capacity) float32, NaN = empty slot
-    cursor: jax.Array  # (K,) int32, the slot that is written next
+    cursor: jax.Array  # (K,) int32, the next slot to write
 
 
 def init_quantiles(num_keys: int, *, capacity: int = 1024) -> RunningQuantiles:
@@ -201,15 +202,15 @@ def init_quantiles(num_keys: int, *, capacity: int = 1024) -> RunningQuantiles:
 
 
 def observe(state: RunningQuantiles, rewards: ArrayLike, keys: ArrayLike) -> RunningQuantiles:
-    """The state after N more scores, in the order in which they stand.
+    """The state after N more scores, in the given order.
 
     Args:
-        state: from ``init_quantiles`` or the step before.
+        state: from ``init_quantiles`` or the previous step.
         rewards: (N,) in any real unit; NaN = not scored, not kept.
         keys: (N,) int in 0 .. K - 1; under jit an id out of range is not kept.
 
     Returns:
-        the next state. Of a key with more than ``capacity`` scores in this batch the last ones are kept.
+        The next state. If a key has more than ``capacity`` scores in this batch, the last ones are kept.
 
     Raises:
         ValueError: if shapes or types do not fit; and, outside of jit, for an id out of range or an infinite reward.
@@ -234,13 +235,14 @@ def observe(state: RunningQuantiles, rewards: ArrayLike, keys: ArrayLike) -> Run
 def quantiles(
     state: RunningQuantiles, *, prior: Sequence[ArrayLike] | None = None, min_count: int = 32
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Percentiles of each key's window, with linear interpolation as NumPy's.
+    """Percentiles of each key's window, with linear interpolation as in NumPy.
 
     Args:
-        state: the window.
-        prior: p25, p50, p75, each (K,), of keys that have fewer than ``min_count`` scores: those of the supervised
-            model, ``table.lookup(keys)``. None takes such keys' few scores, and 0.25, 0.5, 0.75 for a key without any.
-        min_count: scores, in 1 .. capacity; without a prior unused.
+        state: the state with the windows.
+        prior: p25, p50, p75, each (K,), for keys with fewer than ``min_count`` scores, e.g. those of the supervised
+            model, ``table.lookup(keys)``. None uses the few scores of such keys, and 0.25, 0.5, 0.75 for a key without
+            scores.
+        min_count: number of scores, in 1 .. capacity; unused without a prior.
 
     Returns:
         p25, p50, p75, each (K,) float32, never NaN.
@@ -271,8 +273,8 @@ def _observe(state: RunningQuantiles, r: jax.Array, ids: jax.Array) -> RunningQu
     num_keys, capacity = state.window.shape
     arrivals = (ids[:, None] == jnp.arange(num_keys)[None, :]) & ~jnp.isnan(r)[:, None]
     total = jnp.sum(arrivals, axis=0)
-    turn = jnp.sum(jnp.where(arrivals, jnp.cumsum(arrivals, axis=0), 0), axis=1) - 1  # which of its key's, from 0
-    kept = (turn >= 0) & (turn >= total[ids] - capacity)  # so that no slot is written twice, in undefined order
+    turn = jnp.sum(jnp.where(arrivals, jnp.cumsum(arrivals, axis=0), 0), axis=1) - 1  # index within its key, from 0
+    kept = (turn >= 0) & (turn >= total[ids] - capacity)  # so that no slot is written twice in undefined order
     slot = jnp.where(kept, (state.cursor[ids] + turn) % capacity, capacity)  # one past the end: dropped
     window = state.window.at[ids, slot].set(r, mode="drop")
     return RunningQuantiles(window, ((state.cursor + total) % capacity).astype(jnp.int32))

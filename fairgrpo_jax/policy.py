@@ -1,4 +1,4 @@
-"""The policy of a run, from its options: what it is, what feeds it, and its first parameters."""
+"""The policy of a run, from its options: architecture, processor and initial parameters."""
 
 import contextlib
 import dataclasses
@@ -17,10 +17,10 @@ from fairgrpo_jax.models.tiny.tokenizer import tiny_tokenizer
 
 
 def describe(model: options.Model, settings: options.Data) -> tuple[Any, Any]:
-    """Architecture, with the scale of its adapters, and processor; of a checkpoint only the small files are read.
+    """Returns the architecture, including the scale of its adapters, and the processor; reads no weights.
 
     Raises:
-        ValueError: for a folder that is no checkpoint of a family known here, or has no tokenizer.
+        ValueError: if the folder is not a checkpoint of a supported family, or has no tokenizer.
     """
     budget = dict(min_pixels=settings.min_pixels, max_pixels=settings.max_pixels)
     if model.path is None:
@@ -39,7 +39,7 @@ def describe(model: options.Model, settings: options.Data) -> tuple[Any, Any]:
 
 
 def small(model: options.Model) -> qwen2_5_vl.Config:
-    """The Qwen2.5-VL architecture at the size of ``model``: heads of a quarter of the width, patches of 4 pixels."""
+    """The Qwen2.5-VL architecture at the size of ``model``: heads a quarter of the width, patches of 4 pixels."""
     tiny, half = qwen2_5_vl.tiny(), model.hidden_size // 8
     vision = dataclasses.replace(
         tiny.vision,
@@ -62,10 +62,11 @@ def small(model: options.Model) -> qwen2_5_vl.Config:
 
 
 def shapes(model: options.Model, architecture: Any) -> dict:
-    """The parameters as ``jax.ShapeDtypeStruct``, adapters included; costs no memory.
+    """The parameters as ``jax.ShapeDtypeStruct``, adapters included; allocates no memory.
 
     Raises:
-        ValueError: for adapters that match nothing, or frozen parameters that match nothing or everything.
+        ValueError: if the pattern of adapters matches nothing, or those of frozen parameters match nothing or
+            everything.
     """
     tree = jax.eval_shape(
         lambda key: _adapted(models.family(architecture).init(architecture, key, jnp.dtype(model.dtype)), model, key),
@@ -76,7 +77,7 @@ def shapes(model: options.Model, architecture: Any) -> dict:
 
 
 def initial(model: options.Model, architecture: Any, key: jax.Array, *, mesh: jax.sharding.Mesh) -> dict:
-    """The first parameters on the mesh: of the checkpoint folder, or random; with fresh adapters where wanted."""
+    """The initial parameters on the mesh: from the checkpoint folder or random, with new adapters if configured."""
     if model.path is None:
         params = _random(key, architecture=architecture, dtype=model.dtype)
     else:
@@ -85,10 +86,10 @@ def initial(model: options.Model, architecture: Any, key: jax.Array, *, mesh: ja
 
 
 def supervised(folder: Path, model: options.Model, architecture: Any, key: jax.Array, *, mesh: Any) -> dict:
-    """The parameters at the end of the supervised stage of another run folder, adapters added if it trained none.
+    """The parameters after the supervised stage of another run folder, with adapters added if it trained none.
 
     Raises:
-        ValueError: if the folder has no such checkpoint, or its policy is another one.
+        ValueError: if the folder has no such checkpoint, or its policy differs.
     """
     path = folder / "config.json"
     if not path.exists():

@@ -1,9 +1,9 @@
 """Sampling: a prompt runs once, images included, and its rollouts are decoded against its shared keys and values.
 
 ``sample`` is one jitted program: prompt pass, then a loop that decodes one token of every rollout until all have ended.
-Weights are gathered once, before the loop, or by ``sampler_params`` once for several batches. The randomness of a token
-depends on (key, row, position) alone, so neither the mesh nor the other rows of a batch change what a row samples.
-Rows that have ended are carried along until all have: whether leaving them out pays is not yet measured on a GPU.
+Weights are gathered once before the loop, or once for several batches by ``sampler_params``. The randomness of a token
+depends only on (key, row, position), so neither the mesh nor the other rows of a batch change what a row samples. Rows
+that have ended stay in the batch until all have ended; whether removing them pays off has not been measured on a GPU.
 """
 
 import functools
@@ -21,7 +21,7 @@ from fairgrpo_jax.models import decoder
 
 @struct.dataclass
 class RolloutBatch:
-    """G sampled completions for each of P prompts, T tokens at most."""
+    """G sampled completions for each of P prompts, of at most T tokens."""
 
     tokens: jax.Array  # (P, G, T) int32; the padding token after the end
     mask: jax.Array  # (P, G, T) bool; True up to and including the end token
@@ -41,20 +41,20 @@ def generate(
     """Samples ``num_rollouts`` completions for every prompt of a processor's ``inputs``.
 
     Args:
-        vlm: the policy.
-        inputs: arrays as a Hugging Face processor returns them, padded on either side.
-        num_rollouts: completions of each prompt, G.
-        max_new_tokens: longest completion T, its end token included.
+        vlm: the policy, a vision-language model.
+        inputs: arrays as a Hugging Face processor returns them, padded on the left or the right.
+        num_rollouts: number of completions per prompt, G.
+        max_new_tokens: maximum length T of a completion, including its end token.
         temperature: divides the logits; 0 is greedy.
-        top_p: samples among the likeliest tokens that make up this probability; log-probabilities stay those of the
-            untruncated distribution, as the learner computes them.
-        key: random key; ``None`` only when greedy.
+        top_p: samples only from the likeliest tokens whose probabilities add up to this value; log-probabilities remain
+            those of the untruncated distribution, as the learner computes them.
+        key: random key; may be ``None`` only when greedy.
 
     Returns:
         A ``RolloutBatch`` with leaves of shape (P, G, T).
 
     Raises:
-        ValueError: without a key when not greedy, or for a value out of range.
+        ValueError: if the key is missing and sampling is not greedy, or a value is out of range.
     """
     if temperature < 0 or not 0 < top_p <= 1 or num_rollouts < 1 or max_new_tokens < 1:
         raise ValueError(
@@ -79,15 +79,15 @@ def generate(
 
 
 def sampler_params(params: Any, *, dtype: str | None = None, tensor: bool = False) -> Any:
-    """The copy of the parameters that samples: gathered along ``fsdp``, once for all batches of a rollout phase.
+    """Copies the parameters for sampling: gathered along ``fsdp``, once for all batches of a rollout phase.
 
     Args:
-        params: as the learner holds them.
-        dtype: of the copy; by default theirs. Adapters are cast too.
-        tensor: leave them split along ``tensor``, else every device holds them whole.
+        params: the learner's parameters.
+        dtype: of the copy, adapters included; default: that of the parameters.
+        tensor: whether to keep them split along ``tensor``; otherwise every device holds a full copy.
 
     Returns:
-        The copy; ``params`` themselves where nothing would change.
+        The copy; ``params`` themselves if nothing would change.
     """
     mesh_ = jax.sharding.get_abstract_mesh()
     split = not mesh_.empty and (mesh_.shape["fsdp"] > 1 or (mesh_.shape["tensor"] > 1 and not tensor))
@@ -98,7 +98,7 @@ def sampler_params(params: Any, *, dtype: str | None = None, tensor: bool = Fals
 
 @functools.partial(jax.jit, static_argnames=("dtype", "tensor"))
 def copy(params: Any, *, dtype: str | None, tensor: bool) -> Any:
-    """The program of ``sampler_params``."""
+    """Jitted body of ``sampler_params``: casts and gathers the parameters."""
     cast = jax.tree.map(lambda leaf: leaf if dtype is None else leaf.astype(dtype), params)
     return mesh.gather(cast, tensor=tensor)
 
@@ -118,9 +118,9 @@ def sample(
     top_p: float = 1.0,
     tensor: bool = False,
 ) -> RolloutBatch:
-    """``generate`` on packed prompts; the loop ends as soon as every row has ended.
+    """Like ``generate`` for packed prompts; the loop ends as soon as every row has ended.
 
-    ``key`` is one for all, or (P,) keys: then what a prompt samples does not depend on its place. ``tensor``: see
+    ``key`` is a single key, or (P,) keys, with which a prompt's samples do not depend on its row. For ``tensor`` see
     ``sampler_params``.
     """
     params = mesh.gather(params, tensor=tensor)
@@ -133,7 +133,7 @@ def sample(
     end_ids = jnp.asarray(architecture.eos_ids, jnp.int32)
 
     def choose(hidden, t, done):
-        """Hidden states (P, G, d) to the tokens at position t, their log-probabilities, and who has ended."""
+        """Maps hidden states (P, G, d) to the tokens at position t, their log-probabilities and which rows ended."""
         logits = decoder.policy_logits(params, architecture, hidden, temperature or 1.0)
         if temperature:
             keys = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (0, None))(row_keys, t)
@@ -170,7 +170,7 @@ def sample(
 
 
 def _nucleus(logits: jax.Array, top_p: float) -> jax.Array:
-    """Bans all but the likeliest tokens whose probabilities make up ``top_p``; the likeliest always stays."""
+    """Masks all but the likeliest tokens whose probabilities add up to ``top_p``; the likeliest always stays."""
     if top_p == 1.0:
         return logits
     ordered = jnp.sort(jax.nn.softmax(logits), axis=-1, descending=True)

@@ -1,11 +1,10 @@
-"""From a config to a live run: folder, mesh, data, model, state; resume and signals.
+"""Opens a run from its config: folder, mesh, data, model, state; resuming and signals.
 
-A run folder is the identity of a run. It holds ``config.json``, ``metrics.jsonl``, ``checkpoints/``, ``evals/``,
-``samples/`` and ``report.html``. Opening it with the same config continues where its last checkpoint stands; opening
-it with another one is refused with the difference. The mesh may change between two sittings.
+A run is identified by its folder, which holds ``config.json``, ``metrics.jsonl``, ``checkpoints/``, ``evals/``,
+``samples/`` and ``report.html``. Opening it with the same config resumes from the last checkpoint; opening it with a
+different config is an error that lists the differences. The mesh may change when a run is resumed.
 
-Checkpoints are numbered by all updates since the start: the supervised ones first, then the steps of reinforcement
-learning.
+A checkpoint's number counts from the start of the run: supervised updates first, then reinforcement learning steps.
 """
 
 import contextlib
@@ -42,7 +41,7 @@ from fairgrpo_jax.models import lora
 
 @dataclasses.dataclass
 class Run:
-    """Everything a command needs of one run; made by ``open_run``."""
+    """An open run: everything that the commands use; made by ``open_run``."""
 
     config: options.Config
     folder: Path
@@ -61,11 +60,11 @@ class Run:
 
     @property
     def warmup_steps(self) -> int:
-        """Supervised updates that this run does itself."""
+        """Number of supervised updates that this run does itself."""
         return self.config.warmup.own_steps
 
     def stream(self, split: str, size: int, encode: Any, start: int) -> Any:
-        """An endless, resumable iterator over encoded batches of a split."""
+        """Returns an endless, resumable iterator over the encoded batches of a split."""
         balance = self.encoder.vocabulary if split == "train" and self.config.data.resample else None
         return batches.stream(
             self.sources[split].records,
@@ -78,12 +77,12 @@ class Run:
         )
 
     def key(self, name: str, step: int) -> jax.Array:
-        """The random key of a purpose at a step; two steps, and two purposes, never share one."""
+        """Returns the random key for a purpose at a step; no two steps and no two purposes share one."""
         word = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
         return jax.random.fold_in(jax.random.fold_in(jax.random.key(self.config.seed), word), step)
 
     def with_moments(self, params: Any, optim: options.Optim, steps: int) -> learner.TrainState:
-        """A state at the beginning of a stage: the parameters given, everything else fresh."""
+        """The state at the beginning of a stage: the given parameters, everything else freshly initialised."""
         moments = learner.fresh_moments(params, optim=optim, steps=steps, freeze=self.config.model.freeze)
         statistics = fairness.init(
             len(self.encoder.domains),
@@ -96,14 +95,14 @@ class Run:
         return learner.TrainState(params=params, moments=moments, step=step, memory=memory)
 
     def initial_params(self) -> Any:
-        """The checkpoint's weights, random ones from the seed, or the supervised ones of ``warmup.run``."""
+        """The checkpoint's weights, random weights from the seed, or the supervised weights of ``warmup.run``."""
         model, key, earlier = self.config.model, self.key("init", 0), self.config.warmup.run
         if earlier is not None:
             return policy.supervised(earlier, model, self.encoder.architecture, key, mesh=self.mesh)
         return policy.initial(model, self.encoder.architecture, key, mesh=self.mesh)
 
     def blank(self, optim: options.Optim, steps: int) -> learner.TrainState:
-        """What ``with_moments`` returns, as shapes with their places on the mesh, for ``restore`` to fill."""
+        """The result of ``with_moments`` as shapes with shardings, for ``restore`` to fill."""
         params = policy.shapes(self.config.model, self.encoder.architecture)
         state = jax.eval_shape(functools.partial(self.with_moments, optim=optim, steps=steps), params)
         places = jax.tree.map(lambda _: mesh.whole(self.mesh), state)
@@ -115,10 +114,9 @@ class Run:
         )
 
     def reference(self, params: Any) -> Any:
-        """The reference policy of ``update.beta``, see ``learner.reference``.
+        """The reference policy of the KL term (``update.beta``); see ``learner.reference``.
 
-        That of the checkpoint with which reinforcement learning begins, read once; with adapters, ``params`` without
-        them.
+        It is the checkpoint at the start of reinforcement learning, read once; with adapters, ``params`` without them.
         """
         return learner.reference(params) if lora.has(params) else self._first_policy
 
@@ -130,12 +128,12 @@ class Run:
         return checkpoint.restore_params(self.checkpoints, self.warmup_steps, like)
 
     def save(self, done: int, state: learner.TrainState, iterator: Any) -> None:
-        """Writes checkpoint ``done``: the state and the place in the data."""
+        """Writes checkpoint ``done``: the state and the position in the data."""
         host = {"data": iterator.get_state(), "domains": self.encoder.domains, "groups": self.encoder.vocabulary.cells}
         checkpoint.save(self.checkpoints, done, state.params, _training(state), json.loads(json.dumps(host)))
 
     def restore(self, done: int, like: learner.TrainState) -> tuple[learner.TrainState, dict]:
-        """Checkpoint ``done`` as a state, and the place in the data; later rows of the log are removed."""
+        """Reads checkpoint ``done``: the state and the position in the data; later rows of the log are removed."""
         params, training, host = checkpoint.restore(self.checkpoints, done, like.params, _training(like))
         domains, cells = self.encoder.domains, self.encoder.vocabulary.cells
         if (host["domains"], host["groups"]) != ([*domains], [*cells]):
@@ -158,8 +156,8 @@ def open_run(config: options.Config, workdir: Path | None) -> Iterator[Run]:
     """Checks everything that can be checked, then opens or resumes the run; closes log and checkpoints at the end.
 
     Raises:
-        ValueError: for a mesh that does not fit or divide, a folder of another config or that cannot be written, and
-            whatever the dataset finds wrong.
+        ValueError: if the mesh does not fit the devices or divide the batches, if the folder belongs to another config
+            or cannot be written, or from loading the datasets.
     """
     devices = mesh.make(config.mesh)
     mesh.require_divisible(config.split_sizes, *mesh.parse(config.mesh))
@@ -205,7 +203,7 @@ def default_workdir(config: options.Config) -> Path:
 
 
 def open_folder(config: options.Config, workdir: Path | None) -> Path:
-    """The run folder, made or recognised.
+    """Creates the run folder, or opens an existing one.
 
     Raises:
         ValueError: if it cannot be written, or belongs to another config.
@@ -222,7 +220,7 @@ def open_folder(config: options.Config, workdir: Path | None) -> Path:
         ) from error
     path = folder / "config.json"
     if path.exists():
-        begun = options.to_dict(options.from_dict(json.loads(path.read_text())))  # options newer than it: defaults
+        begun = options.to_dict(options.from_dict(json.loads(path.read_text())))  # newer options: defaults
         lines = options.difference(begun, wanted, ignore=("mesh",))
         if lines:
             raise ValueError(
@@ -234,7 +232,7 @@ def open_folder(config: options.Config, workdir: Path | None) -> Path:
 
 
 class Stop:
-    """Notes Ctrl-C and SIGTERM, so that the loop saves before it ends; a second Ctrl-C ends at once."""
+    """Records Ctrl-C and SIGTERM so that the loop can save before it ends; a second Ctrl-C ends the program at once."""
 
     def __init__(self):
         self.signal: int | None = None
@@ -260,7 +258,7 @@ class Stop:
 
 
 class Interrupted(SystemExit):
-    """A run that was stopped by a signal and has saved; exits as the shell expects (130 for Ctrl-C)."""
+    """Raised when a run has saved after a signal; exits with the status that shells expect (130 for Ctrl-C)."""
 
     def __init__(self, run: Run, done: int):
         self.message = f"stopped after saving update {done} in {run.folder}; the same command resumes"
@@ -268,10 +266,10 @@ class Interrupted(SystemExit):
 
 
 def require_finite(step: int, stage: str, metrics: dict[str, float]) -> None:
-    """Stops a run whose loss or gradient is no longer a number.
+    """Stops a run if its loss or gradient is not finite.
 
     Raises:
-        FloatingPointError: naming the metric and the step.
+        FloatingPointError: with the name of the metric and the step.
     """
     for name in ("loss", "optim/grad_norm"):
         if not np.isfinite(metrics[name]):

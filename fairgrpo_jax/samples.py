@@ -1,4 +1,4 @@
-"""A few prompts of a step, kept for the report: images, completions, rewards and advantages."""
+"""Keeps a few prompts of a step for the report: images, completions, rewards and advantages."""
 
 import json
 from collections.abc import Sequence
@@ -22,12 +22,12 @@ def save(
     """Writes ``samples/<step>.json`` and its images into a run folder.
 
     Args:
-        folder: of the run.
-        step: of reinforcement learning.
-        records: the prompts to keep, N.
-        texts: of at least N prompts, G completions each.
-        rewards: likewise, (P, G).
-        advantages: likewise, (P, G).
+        folder: the run folder.
+        step: reinforcement learning step.
+        records: the N prompts to keep.
+        texts: G completions of each of P >= N prompts.
+        rewards: (P, G).
+        advantages: (P, G).
     """
     (folder / "samples").mkdir(exist_ok=True)
     rows = []

@@ -1,8 +1,8 @@
 r"""Supervised warm-up: teach the policy to answer at all, before reinforcement learning.
 
-Each record's reference completion, ``<think>finding</think>\boxed{answer}``, is made likelier. The command runs this
-stage alone; its folder can start several runs (``--warmup.run DIR``), or be continued by ``fairgrpo_jax.train`` with
-the same options.
+The policy is trained on each record's reference completion, ``<think>finding</think>\boxed{answer}``. The command runs
+only this stage; several runs can start from its folder (``--warmup.run DIR``), or ``fairgrpo_jax.train`` can continue
+it with the same options.
 
 Example:
     python -m fairgrpo_jax.sft clinic --workdir outputs/warmup
@@ -25,7 +25,7 @@ def sft(config: options.Config, workdir: Path | None = None) -> dict[str, float]
 
 
 def begin(run: runs.Run) -> tuple[learner.TrainState, int, Any]:
-    """The state, step and data with which reinforcement learning begins or continues, after the supervised stage."""
+    """Runs the supervised stage; returns the state, step and data from which reinforcement learning starts."""
     config = run.config
     updates = config.steps * config.update.per_step
     done = run.checkpoints.latest_step()
@@ -40,7 +40,7 @@ def begin(run: runs.Run) -> tuple[learner.TrainState, int, Any]:
 
 
 def warm_up(run: runs.Run) -> Any:
-    """Runs, or resumes, the supervised updates; returns the parameters."""
+    """Runs or resumes the supervised updates; returns the parameters."""
     config, spec = run.config, run.config.warmup
     start, place = run.checkpoints.latest_step() or 0, {"next_index": 0}
     if start:
@@ -83,7 +83,7 @@ def warm_up(run: runs.Run) -> Any:
 
 
 def main() -> None:
-    """The command."""
+    """Runs the command line."""
     commandline.run(sft, prog="python -m fairgrpo_jax.sft", description=__doc__)
 
 

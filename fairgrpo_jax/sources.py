@@ -1,4 +1,4 @@
-"""The records of a run by their use, from the datasets that its options name."""
+"""Loads the records of a run, by use, from the datasets that its options name."""
 
 import inspect
 from collections.abc import Sequence
@@ -10,13 +10,13 @@ from fairgrpo_jax.data.record import Record, RecordList, Source
 
 
 def load(config: options.Config) -> dict[str, Source]:
-    """The records by use: "train", "warmup" and "test", of all datasets; what their loaders left out is printed.
+    """Loads the records of all datasets by use: "train", "warmup" and "test"; prints what the loaders left out.
 
-    Training takes the first of a dataset's splits, evaluation the last, the supervised stage ``warmup.split`` where
-    the dataset has it.
+    Training uses the first of a dataset's splits, evaluation the last, and the supervised stage ``warmup.split`` if the
+    dataset has it.
 
     Raises:
-        ValueError: from ``data.load``; several datasets without the folder that holds them.
+        ValueError: from ``data.load``, or if several datasets come without the folder that holds them.
     """
     settings = config.data
     names, root = settings.name.split(","), settings.root
@@ -47,7 +47,7 @@ def load(config: options.Config) -> dict[str, Source]:
 
 
 def loader_options(settings: options.Data, names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """``data.options`` by dataset."""
+    """Parses ``data.options`` by dataset."""
     found: dict[str, dict[str, Any]] = {name: {} for name in names}
     for text in settings.options:
         name, dot, rest = text.partition(".")
@@ -60,10 +60,10 @@ def loader_options(settings: options.Data, names: Sequence[str]) -> dict[str, di
 
 
 def check_leakage(one: Source, other: Source, settings: options.Data) -> None:
-    """Refuses, or reports by ``data.leakage``, a patient who is in both.
+    """Checks that no patient is in both sources; raises or prints according to ``data.leakage``.
 
     Raises:
-        ValueError: naming patients.
+        ValueError: with names of such patients.
     """
     try:
         splits.check_leakage(one.records, other.records)

@@ -1,14 +1,15 @@
-"""Gradients in stages: every prompt once, its rollouts in chunks of like length, and the prompt backward once.
+"""Gradients in stages: each prompt forward once, its rollouts in chunks of similar length, the prompt backward once.
 
     ends, back = vjp(prompt pass)                       ends: the last hidden state, keys and values of all layers
     for each chunk of the rollouts:
         sums += d loss / d (parameters, ends)           a forward and a backward pass of this chunk alone
     sums += back(d loss / d ends)
 
-By the chain rule this is the gradient of the whole, while the activations of one chunk exist at a time. The rollouts
-of each prompt are sorted by length, so that chunk j holds the j-th shortest of every prompt, and a chunk is run at the
-shortest of a few lengths (``ladder``) that holds its longest completion. All lengths are part of one compiled program.
-The form is that of prefill and decoding; AReaL-DTA (arXiv 2602.00482) sums the gradients of keys and values alike.
+By the chain rule this is the gradient of the whole, while only the activations of one chunk exist at a time. The
+rollouts of each prompt are sorted by length, so that chunk j holds the j-th shortest of every prompt, and a chunk is
+run at the shortest of a few lengths (``ladder``) that holds its longest completion. All lengths are part of one
+compiled program. The form is that of prefill and decoding; AReaL-DTA (arXiv 2602.00482) sums the gradients of keys and
+values alike.
 """
 
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from fairgrpo_jax import mesh, models
 from fairgrpo_jax.models import decoder, lora
 
 
-STEP = 64  # tokens; lengths of the ladder are multiples of it, and so short completions have one length
+STEP = 64  # tokens; lengths of the ladder are multiples of it, so short completions share one length
 
 Ends = tuple[jax.Array, tuple[jax.Array, jax.Array]]  # last hidden (P, d); keys and values, each (L, P, Tp, K, H)
 Rollouts = dict[str, jax.Array]  # "tokens" and "mask" (P, G, T), and whatever else the loss needs, (P, G) or (P, G, T)
@@ -29,20 +30,20 @@ Loss = Callable[[jax.Array, Rollouts], tuple[jax.Array, dict[str, jax.Array]]]
 
 
 class Plan(NamedTuple):
-    """How the passes over a batch are run; static."""
+    """How the passes over a batch are run; static under jit."""
 
     architecture: Any  # the model
     parts: int = 1  # micro-batches of prompts
-    chunks: int = 1  # of the rollouts of each prompt
+    chunks: int = 1  # number of chunks of each prompt's rollouts
     temperature: float = 1.0
     remat: bool = False
 
 
 def ladder(length: int) -> tuple[int, ...]:
-    """The lengths at which completions of up to ``length`` tokens are run: a quarter, half, three quarters and all.
+    """The lengths at which completions of up to ``length`` tokens are run: 1/4, 1/2, 3/4 and all of it.
 
-    Each is rounded up to a multiple of 64, and none is longer than ``length``. Each is compiled: an eighth besides
-    would cost a quarter more of that time and, where all lengths are as likely, save 3 % of the tokens.
+    Each is rounded up to a multiple of 64, and none is longer than ``length``. Each is compiled: adding an eighth would
+    take a quarter more compile time and, with all lengths equally likely, save 3 % of the tokens.
 
     >>> ladder(256), ladder(100), ladder(12)
     ((64, 128, 192, 256), (64, 100), (12,))
@@ -51,13 +52,13 @@ def ladder(length: int) -> tuple[int, ...]:
 
 
 def prompt_ends(params: dict, prompt: models.Prompt, plan: Plan) -> Ends:
-    """What the completions need of their prompts, each of which runs once."""
+    """Runs each prompt once; returns what its completions need."""
     hidden, kv = decoder.prompt_pass(params, plan.architecture, prompt, remat=plan.remat)
     return decoder.last_hidden(prompt, hidden), kv
 
 
 def completion_logprobs(params: dict, prompt: models.Prompt, ends: Ends, tokens: jax.Array, plan: Plan) -> jax.Array:
-    """Log-probabilities (P, G, T) of the tokens of completions, from the ends of their prompts.
+    """Log-probabilities (P, G, T) of the completions' tokens, from the ends of their prompts.
 
     The first token is predicted by the prompt's last valid position, token t by token t - 1.
     """
@@ -76,18 +77,18 @@ def gradients(
     """Gradient of a loss over all parts and chunks, and its metrics.
 
     Args:
-        loss: from the log-probabilities (p, g, t) of a piece of the batch, and that piece of ``rollouts``, to its
-            summand of the loss (divided by totals of the whole batch) and to metrics: ``tokens``, their number, and
-            means over them; ``ratio_max`` is a maximum. A piece has the length of its chunk.
-        trained: parameters that get a gradient.
-        frozen: the others; ``lora.join`` puts both together.
+        loss: maps the log-probabilities (p, g, t) of a piece of the batch and that piece of ``rollouts`` to its term of
+            the loss (divided by totals of the whole batch) and metrics: ``tokens``, their number, and means over them;
+            ``ratio_max`` is a maximum. A piece has the length of its chunk.
+        trained: the parameters that get a gradient.
+        frozen: the other parameters; ``lora.join`` merges both.
         prompt: P prompts.
-        rollouts: arrays (P, G) and (P, G, T), ``tokens`` and ``mask`` among them.
-        plan: P is a multiple of ``parts``, G of ``chunks``.
+        rollouts: arrays (P, G) and (P, G, T), including ``tokens`` and ``mask``.
+        plan: ``parts`` divides P, ``chunks`` divides G.
 
     Returns:
-        float32 gradients of ``trained``; ``loss``, the metrics, and ``padding_share``, the share of padding among the
-        completion tokens that were computed.
+        The float32 gradients of ``trained``, and a dict of ``loss``, the metrics, and ``padding_share``, the share of
+        padding among the completion tokens that were computed.
     """
 
     def part(sums, piece):
@@ -118,7 +119,7 @@ def gradients(
 
 
 def logprobs(params: dict, prompt: models.Prompt, rollouts: Rollouts, plan: Plan) -> jax.Array:
-    """Log-probabilities (P, G, T) of ``rollouts["tokens"]``, part by part and chunk by chunk; 0 where masked."""
+    """Log-probabilities (P, G, T) of ``rollouts["tokens"]``, computed by part and chunk; 0 where masked."""
 
     def part(piece):
         prompt, rollouts = piece
@@ -141,12 +142,12 @@ def logprobs(params: dict, prompt: models.Prompt, rollouts: Rollouts, plan: Plan
 
 
 def strided(x: jax.Array, parts: int) -> jax.Array:
-    """(P, ...) to (parts, P / parts, ...), part j holding rows j, j + parts, ...: every prompt stays on its device."""
+    """Splits (P, ...) into (parts, P / parts, ...); part j holds rows j, j + parts, ...: prompts keep their device."""
     return _prompts_second(jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0))
 
 
 def _chunks(rollouts: Rollouts, chunks: int) -> tuple[Rollouts, jax.Array]:
-    """Arrays (P, G, ...) as (chunks, P, G / chunks, ...), the shortest first; and the order (P, G) of each prompt."""
+    """Splits arrays (P, G, ...) into (chunks, P, G / chunks, ...), shortest first; also returns the order (P, G)."""
     mask = rollouts["mask"]
     order = jnp.argsort(_lengths(mask), axis=1)
 
@@ -158,17 +159,17 @@ def _chunks(rollouts: Rollouts, chunks: int) -> tuple[Rollouts, jax.Array]:
 
 
 def _reorder(x: jax.Array, order: jax.Array) -> jax.Array:
-    """Each prompt's rollouts of (P, G, ...) in the order (P, G)."""
+    """Reorders each prompt's rollouts in (P, G, ...) by ``order`` (P, G)."""
     return jnp.take_along_axis(x, order.reshape(order.shape + (1,) * (x.ndim - 2)), axis=1)
 
 
 def _lengths(mask: jax.Array) -> jax.Array:
-    """Tokens up to the last that is not masked."""
+    """Number of tokens up to the last one that is not masked."""
     return jnp.max(jnp.where(mask, jnp.arange(1, mask.shape[-1] + 1).reshape(1, 1, -1), 0), axis=-1)
 
 
 def _at_its_length(run: Callable[[int], Any], mask: jax.Array) -> Any:
-    """``run`` at the shortest length of the ladder that holds all tokens of the mask (P, g, T)."""
+    """Calls ``run`` with the shortest length of the ladder that holds all tokens of the mask (P, g, T)."""
     sizes = ladder(mask.shape[-1])
     index = jnp.searchsorted(jnp.array(sizes), _lengths(mask).max())
     return jax.lax.switch(index, [lambda size=size: run(size) for size in sizes])
@@ -199,7 +200,7 @@ def _prompts_second(x: jax.Array) -> jax.Array:
 
 
 def _combined(metrics: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """Metrics (parts, chunks) of the pieces as those of the whole."""
+    """Combines the metrics (parts, chunks) of the pieces into those of the whole batch."""
     sums = {name: metrics.pop(name).sum() for name in ("loss", "computed")}
     tokens = metrics.pop("tokens")
     share = tokens / jnp.maximum(tokens.sum(), 1)

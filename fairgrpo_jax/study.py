@@ -1,8 +1,8 @@
-"""Compare advantage estimators: one warm-up, then each algorithm on the same data, and one report for all.
+"""Compare advantage estimators: one warm-up, then each algorithm on the same data, and one report on all.
 
 For every seed the supervised stage runs once; each algorithm starts from its weights and sees the same prompts in the
-same order. ``report.html`` sets the runs of a seed side by side, group by group, with intervals. Several seeds end in
-a table of the differences to the first algorithm.
+same order. ``report.html`` shows the runs of a seed side by side, by group, with intervals. With several seeds, a table
+shows the differences from the first algorithm.
 
 Example::
 
@@ -21,7 +21,7 @@ from rich.table import Table
 from fairgrpo_jax import commandline, config as options, mesh, report, sft, train
 
 
-# Metric of an evaluation and its heading: held-out reward of greedy and of sampled answers, F1 and its spread.
+# Metrics and their headings: held-out reward of greedy and of sampled answers, F1 and its spread.
 WATCHED = {
     "reward": "greedy",
     "reward_sampled": "sampled",
@@ -34,7 +34,7 @@ WATCHED = {
 
 @dataclasses.dataclass(frozen=True)
 class Arguments(commandline.Arguments):
-    """What the study takes beside the options of a run."""
+    """Options of the study, in addition to those of a run."""
 
     algorithms: tuple[options.Algorithm, ...] = ("grpo", "fair_grpo")
     """Algorithms to compare; the first one is the reference."""
@@ -45,9 +45,9 @@ class Arguments(commandline.Arguments):
 def study(
     config: options.Config, workdir: Path, *, algorithms: Sequence[options.Algorithm], seeds: Sequence[int]
 ) -> dict[tuple[str, int], dict[str, float]]:
-    """Runs every algorithm with every seed; returns the last held-out metrics by (algorithm, seed).
+    """Runs every algorithm with every seed; returns the final held-out metrics by (algorithm, seed).
 
-    The metrics after the warm-up stand under the name ``"warm-up"``.
+    The metrics after the warm-up have the algorithm name ``"warm-up"``.
     """
     results = {}
     for seed in seeds:
@@ -68,7 +68,7 @@ def study(
 
 
 def table(results: dict[tuple[str, int], dict[str, float]]) -> Table:
-    """Mean over seeds of the held-out metrics, a row for each algorithm; several seeds with standard deviation."""
+    """Held-out metrics averaged over seeds, one row per algorithm; several seeds add standard deviations."""
     seeds = sorted({seed for _, seed in results})
     caption = f"mean ± standard deviation of {len(seeds)} seeds" if len(seeds) > 1 else "one seed"
     drawn = Table(title=f"Held-out patients, {caption}", title_justify="left")
@@ -84,7 +84,7 @@ def table(results: dict[tuple[str, int], dict[str, float]]) -> Table:
 
 
 def main() -> None:
-    """The command."""
+    """Runs the command line."""
     with commandline.one_line_errors():
         prog = "python -m fairgrpo_jax.study"
         arguments = commandline.parse(sys.argv[1:], prog=prog, description=__doc__, schema=Arguments)

@@ -1,4 +1,4 @@
-"""Train a medical vision-language model by reinforcement learning, and see for whom it gets better.
+"""Train a medical vision-language model by reinforcement learning and report the results by patient group.
 
 One step, as data:
 
@@ -8,9 +8,9 @@ One step, as data:
     rewards      -> advantages     (P, G), on the whole rollout batch; FairGRPO weighs prompts by their group
     advantages   -> policy         one or several clipped updates
 
-Before it stands a supervised warm-up (``fairgrpo_jax.sft``); before, during and after it the policy is evaluated
-greedily on held-out patients. The run folder gets ``metrics.jsonl``, checkpoints and ``report.html``; the same command
-resumes it.
+A supervised warm-up (``fairgrpo_jax.sft``) comes first. The policy is evaluated greedily on held-out patients before,
+during and after reinforcement learning. The run folder holds ``metrics.jsonl``, checkpoints and ``report.html``; the
+same command resumes the run.
 
 Examples:
     python -m fairgrpo_jax.train --mesh 4x1
@@ -54,7 +54,7 @@ from fairgrpo_jax.report import tables
 
 
 def train(config: options.Config, workdir: Path | None = None) -> dict[str, float]:
-    """Trains to the end, resuming what the run folder holds; returns the metrics of the last evaluation.
+    """Trains to the end, resuming from the run folder; returns the metrics of the last evaluation.
 
     Args:
         config: the experiment.
@@ -77,7 +77,7 @@ def train(config: options.Config, workdir: Path | None = None) -> dict[str, floa
 
 
 def reinforce(run: runs.Run, state: learner.TrainState, start: int, prompts: Any) -> dict[str, float]:
-    """THE loop: ``config.steps`` steps of reinforcement learning from step ``start`` on."""
+    """The training loop: runs reinforcement learning from step ``start`` to ``config.steps``."""
     config, phases, architecture = run.config, run.phases, run.encoder.architecture
     with tracking.Progress(max(config.steps, 1), config.algorithm, start=start) as progress:
         progress.note("the first evaluation and the first step compile their programs")
@@ -106,7 +106,7 @@ def reinforce(run: runs.Run, state: learner.TrainState, start: int, prompts: Any
                 if drawn["rollout/zero_variance"] == 0:
                     break
             assert kept is not None
-            del copy  # its memory is the update's
+            del copy  # frees its memory for the update
             with phases("advantage"):
                 advantage, memory, watched = jax.block_until_ready(estimate(kept, seen, state.memory, config, run.mesh))
             progress.phase("update")
@@ -141,22 +141,22 @@ class Sampled:
     rollouts: rollout.RolloutBatch  # NumPy leaves (P, G, T)
     texts: list[list[str]]
     rewards: np.ndarray  # (P, G) float32, NaN = not scored
-    finished: np.ndarray  # (P, G) bool, whether the completion ended by itself, not at the longest length
+    finished: np.ndarray  # (P, G) bool, whether the completion ended by itself, not at the length limit
     learned: np.ndarray  # (P, G, T) bool, the loss mask: every sampled token, or only those of completions that ended
 
     @property
     def compared(self) -> np.ndarray:
-        """The rewards (P, G) that advantages are made of: NaN also where nothing is learned from the completion."""
+        """Rewards (P, G) for the advantages: also NaN where the completion is excluded from learning."""
         return np.where(self.learned.any(-1), self.rewards, np.float32(np.nan))
 
     def join(self, other: "Sampled") -> "Sampled":
-        """The prompts of both, these first."""
+        """Concatenates the prompts of both, these first."""
         pairs = self._arrays(), other._arrays()
         rollouts, rewards, finished, learned = jax.tree.map(lambda x, y: np.concatenate([x, y]), *pairs)
         return Sampled(self.batch.join(other.batch), rollouts, [*self.texts, *other.texts], rewards, finished, learned)
 
     def take(self, rows: np.ndarray) -> "Sampled":
-        """The prompts of some rows, in their order."""
+        """Selects the prompts of ``rows``, in that order."""
         rollouts, rewards, finished, learned = jax.tree.map(lambda x: x[rows], self._arrays())
         return Sampled(self.batch.take(rows), rollouts, [self.texts[row] for row in rows], rewards, finished, learned)
 
@@ -168,11 +168,11 @@ class Sampled:
 class Kept(Sampled):
     """The P prompts that a step learns from."""
 
-    rows: np.ndarray  # (P,) int, their places among all prompts that were sampled for the step
+    rows: np.ndarray  # (P,) int, their indices among all prompts sampled for the step
 
 
 def sample(params: Any, prompt: Any, key: jax.Array, config: options.Config, architecture: Any) -> rollout.RolloutBatch:
-    """G completions of each prompt, by one device program, fetched in one transfer."""
+    """Samples G completions of each prompt in one device program and fetches them in one transfer."""
     rollouts = rollout.sample(
         params,
         prompt,
@@ -194,7 +194,7 @@ def score(
     config: options.Config,
     architecture: Any,
 ) -> Sampled:
-    """The completions with their rewards, and the tokens of them that are learned from."""
+    """Computes the rewards of the completions and the loss mask."""
     given = answers.completed(rollouts, texts, batch.records, architecture.eos_ids)
     learned = np.asarray(rollouts.mask)
     if config.sampling.truncated == "mask":
@@ -204,17 +204,19 @@ def score(
 
 
 def refill(kept: Kept | None, seen: list[Sampled]) -> tuple[Kept, dict[str, int]]:
-    """Dynamic sampling: of the prompts kept so far and the newest, those first whose rewards differ; P in all.
+    """Dynamic sampling: chooses P of the prompts kept so far and the newest, preferring those whose rewards differ.
 
-    A prompt whose rewards are all equal teaches nothing. If fewer than P teach, the oldest others fill the batch.
-    Source: Yu et al. 2025, DAPO (arXiv 2503.14476), equation 11, which tries without bound.
+    A prompt whose rewards are all equal has no signal. If fewer than P prompts have a signal, the oldest of the others
+    fill the batch.
+    Source: Yu et al. 2025, DAPO (arXiv 2503.14476), equation 11, which has no limit on the tries.
 
     Args:
-        kept: from the call before, in the same step.
-        seen: every batch of the step, the newest last.
+        kept: result of the previous call in the same step.
+        seen: all batches of the step, the newest last.
 
     Returns:
-        The P prompts, and counts for the log: ``rollout/zero_variance`` prompts among them, ``rollout/replaced`` ones.
+        The P prompts, and two counts for the log: ``rollout/zero_variance``, prompts without signal among them, and
+        ``rollout/replaced``, prompts replaced.
     """
     new = seen[-1]
     count = len(new.rewards)
@@ -232,8 +234,8 @@ def refill(kept: Kept | None, seen: list[Sampled]) -> tuple[Kept, dict[str, int]
 def estimate(
     kept: Kept, seen: list[Sampled], memory: estimators.Memory, config: options.Config, devices: jax.sharding.Mesh
 ) -> tuple[jax.Array, estimators.Memory, dict[str, jax.Array]]:
-    """Advantages (P, G) of the whole rollout batch, the new memory, and the diagnostics of the weights."""
-    room = (config.sampling.tries - len(seen)) * len(kept.rows)  # one shape, one program: NaN counts nowhere
+    """Computes advantages (P, G) of the whole rollout batch, the next memory, and diagnostics of the weights."""
+    room = (config.sampling.tries - len(seen)) * len(kept.rows)  # pads to one shape, one program; NaN is not counted
     compared, domains, groups = (
         np.concatenate([*parts, np.full((room, *parts[0].shape[1:]), fill, parts[0].dtype)])
         for parts, fill in (
@@ -255,7 +257,7 @@ def _estimate(scored: estimators.Scored, memory: estimators.Memory, *, algorithm
 
 
 def policy_batch(sampled: Sampled, advantage: jax.Array, devices: jax.sharding.Mesh) -> learner.PolicyBatch:
-    """What the update wants, on the devices."""
+    """The input of the update, on the devices."""
     arrays = sampled.batch.prompt, sampled.rollouts.tokens, sampled.learned, sampled.rollouts.logprobs
     return learner.PolicyBatch(*mesh.put(arrays, devices), advantages=mesh.put(advantage, devices))
 
@@ -267,14 +269,14 @@ def update(
     architecture: Any,
     reference: Callable[[Any], Any],
 ) -> tuple[learner.TrainState, dict[str, np.floating]]:
-    """``passes`` times over ``mini_batches`` clipped updates; returns the state and the mean metrics.
+    """Runs ``passes`` x ``mini_batches`` clipped updates; returns the state and the mean metrics.
 
     Args:
         state: donated.
         batch: the whole rollout batch.
-        config: of the run.
-        architecture: of the model.
-        reference: parameters to those of the policy that ``update.beta`` holds them to.
+        config: options of the run.
+        architecture: the model's architecture.
+        reference: function from the parameters to those of the reference policy of the KL term (``update.beta``).
     """
     spec = config.update
     shared: dict = dict(
@@ -313,9 +315,9 @@ def update(
 def step_metrics(
     kept: Sampled, seen: list[Sampled], advantage: np.ndarray, encoder: batches.Encoder
 ) -> dict[str, np.floating | float]:
-    """The step's rewards and lengths, and of every group its mean reward and its share of |advantage|.
+    """Rewards and lengths of the step, and for each group its mean reward and its share of |advantage|.
 
-    Rewards are means over all prompts that were sampled, ``reward/kept_mean`` over those that are learned from.
+    Rewards are means over all sampled prompts; ``reward/kept_mean`` is the mean over the prompts learned from.
     """
     rewards, domains, groups, lengths, finished = (
         np.concatenate(parts)
@@ -343,7 +345,7 @@ def step_metrics(
 
 
 def _mean(rewards: np.ndarray) -> np.floating | float:
-    """Of the scored ones; NaN if there is none."""
+    """Mean of the scored rewards; NaN if there are none."""
     scored = rewards[~np.isnan(rewards)]
     return scored.mean() if scored.size else np.nan
 
@@ -356,7 +358,7 @@ def speed(
     architecture: Any,
     devices: jax.sharding.Mesh,
 ) -> dict[str, float]:
-    """Tokens sampled per second, and the update's utilisation where the peak of the device is known."""
+    """Tokens sampled per second, and the utilisation of the update if the peak rate of the device is known."""
     tokens = sum(int(part.rollouts.mask.sum()) for part in seen)
     rates = {"speed/rollout_tokens_per_s": tokens / max(values["time/rollout"], 1e-9)}
     prompt = kept.batch.prompt
@@ -375,7 +377,7 @@ def speed(
 
 
 def main() -> None:
-    """The command."""
+    """Runs the command line."""
     commandline.run(train, prog="python -m fairgrpo_jax.train", description=__doc__)
 
 

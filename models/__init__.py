@@ -29,13 +29,13 @@ from fairgrpo_jax.models.processing import Processor as Processor
 
 @dataclasses.dataclass(frozen=True)
 class VLM:
-    """A model: what it is, its parameters, and the processor that feeds it.
+    """A vision-language model: its config, parameters, and processor.
 
     Attributes:
-        config: static description, e.g. ``qwen2_5_vl.Config``.
+        config: the architecture, e.g. ``qwen2_5_vl.Config``.
         params: nested dict of arrays.
-        processor: messages, images and videos to inputs; None when the caller has one.
-        source: the checkpoint folder that the model came from, if it came from one.
+        processor: converts messages, images and videos to inputs; None if the caller has one.
+        source: the checkpoint folder that the model was loaded from, if any.
     """
 
     config: Any
@@ -47,7 +47,7 @@ class VLM:
         """Next-token logits (B, T, V) float32 in the layout of the inputs; 0 at padding.
 
         Args:
-            inputs: what a Hugging Face processor returns, padded on either side; see ``inputs.pack``.
+            inputs: the arrays of a Hugging Face processor, padded on the left or the right; see ``inputs.pack``.
 
         Raises:
             ValueError: from ``inputs.pack``.
@@ -64,12 +64,12 @@ class VLM:
 
 
 def init(config: Any, key: jax.Array, *, processor: Any = None) -> VLM:
-    """A freshly initialised model.
+    """Initialises a model with random weights.
 
     Args:
-        config: of the family, e.g. ``qwen2_5_vl.tiny()``.
+        config: the family's config, e.g. ``qwen2_5_vl.tiny()``.
         key: PRNG key.
-        processor: kept beside the model.
+        processor: stored with the model.
 
     Example:
         >>> from fairgrpo_jax.models import qwen2_5_vl
@@ -81,17 +81,17 @@ def init(config: Any, key: jax.Array, *, processor: Any = None) -> VLM:
 
 
 def load(checkpoint_dir: str | Path, *, mesh: jax.sharding.Mesh | str | None = None, dtype: Any = "bfloat16") -> VLM:
-    """The model of a checkpoint folder as Hugging Face publishes it.
+    """Loads a model from a checkpoint folder as Hugging Face publishes it.
 
     Args:
-        checkpoint_dir: with ``config.json`` and safetensors files; where tokenizer and image settings stand there too,
-            the model gets its processor.
-        mesh: on which the parameters are sharded, or its description such as ``"4x1"``; the first device without one.
-        dtype: of the parameters, whatever that of the files: bfloat16, float16 or float32.
+        checkpoint_dir: folder with ``config.json`` and safetensors files; if it also has a tokenizer and image
+            settings, the model gets its processor.
+        mesh: mesh over which the parameters are sharded, or its shape such as ``"4x1"``; None: the first device.
+        dtype: dtype of the parameters, independent of the files: bfloat16, float16 or float32.
 
     Raises:
-        ValueError: a folder without config or safetensors, of an unknown family, with broken files, or with tensors
-            that do not fit its config (all of them are named); before any weight is read.
+        ValueError: if the folder has no config or safetensors, is of an unknown family, or has broken files or tensors
+            that do not fit its config (all are named); before any weight is read.
     """
     folder = Path(checkpoint_dir)
     config, processor = store.describe(folder)

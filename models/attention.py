@@ -1,11 +1,10 @@
-"""Attention of the text decoder and of the vision tower: one function, four ways to compute it.
+"""Attention of the text decoder and the vision tower: one function with four implementations.
 
-:func:`attend` is the only place where attention is computed. What it computes is one softmax over the keys of a prompt
-that all its rollouts share and over a rollout's own keys; how, it decides from platform, shapes and dtype while the
-program is traced:
+All attention is computed by :func:`attend`: one softmax over the keys of a prompt, shared by all its rollouts, and a
+rollout's own keys. It chooses the implementation from platform, shapes and dtype at trace time:
 
-* ``plain``: matrix products and one softmax; everywhere, and the truth that the others are tested against;
-* ``mapped``: plain, one rollout (or block of queries) after the other, where the scores are large;
+* ``plain``: matrix products and one softmax; runs everywhere and is the reference for testing the others;
+* ``mapped``: plain, for one rollout (or block of queries) at a time, for large scores;
 * ``cudnn``: two flash kernels on NVIDIA GPUs, merged;
 * ``splash``: one block-sparse flash kernel on TPUs.
 """
@@ -21,13 +20,13 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 
-MASKED = -1e30  # finite, so that a row with no allowed key stays finite too
+MASKED = -1e30  # finite, so that a row without allowed keys also stays finite
 
 # Bytes of float32 scores a device above which they are not held at once. For its gradient plain attention holds about
 # four arrays of the size of the scores, here 256 MB, as much as the activations of one layer at such shapes; below it a
 # kernel or a loop saves no memory that matters and may cost time.
 LARGE = 64 * 2**20
-LEAST_QUERIES = 128  # in a block of queries: with fewer rows a matrix product is bound by reading the keys
+LEAST_QUERIES = 128  # least size of a block of queries: with fewer rows a matrix product is bound by reading the keys
 
 KeyValue = tuple[jax.Array, jax.Array]
 
@@ -35,14 +34,15 @@ log = logging.getLogger(__name__)
 
 
 class Masks(NamedTuple):
-    """Which keys a query sees: the masks, and their structure where they have one.
+    """The keys that a query sees: the masks, and their structure if they have one.
 
     Attributes:
-        own: bool (T, S), or (P, T, S), of the own keys; None where all are seen.
-        prompt: bool (P, T or 1, Tp) of the prompt's keys; None without a prompt.
-        lengths: (P,) int32, tokens in every prompt, or None. Given, it promises that the masks say no more than this:
-            T = S, own keys are seen causally, and of the prompt the keys 0 to length - 1. A window that ends inside
-            the sequence or an image read in both directions is more. What a query at padding sees is not promised.
+        own: bool (T, S) or (P, T, S) for the own keys; None if all are seen.
+        prompt: bool (P, T or 1, Tp) for the prompt's keys; None without a prompt.
+        lengths: (P,) int32, tokens in every prompt, or None. If given, it guarantees that the masks mean exactly this:
+            T = S, own keys are seen causally, and of the prompt the keys 0 to length - 1. A window that ends inside the
+            sequence or an image read in both directions is not of this form. Nothing is guaranteed for queries at
+            padding.
     """
 
     own: jax.Array | None = None
@@ -59,7 +59,7 @@ def attend(
     scale: float | None = None,
     implementation: str | None = None,
 ) -> jax.Array:
-    """Attention of G rollouts to the prompt they share and to their own tokens: one softmax over two score blocks.
+    """Attention of G rollouts to their shared prompt and to their own tokens: one softmax over two blocks of scores.
 
     ``softmax(scale [q k_promptᵀ, q k_ownᵀ]) [v_prompt, v_own]``, where the prompt's keys and values are never
     repeated G times. All implementations have this value and its gradient; they differ in rounding, and at padding.
@@ -70,13 +70,13 @@ def attend(
         own_kv: keys and values (P, G, S, K, H).
         masks: which keys a query sees.
         scale: default ``1 / sqrt(H)``.
-        implementation: "plain", "mapped", "cudnn" or "splash"; None chooses by platform and shape.
+        implementation: "plain", "mapped", "cudnn" or "splash"; None chooses by platform and shapes.
 
     Returns:
-        (P, G, T, N * H) in the dtype of ``q``. A query that may look nowhere gets a finite mean of the values.
+        (P, G, T, N * H) in the dtype of ``q``. A query that sees no keys gets a finite mean of the values.
 
     Raises:
-        ValueError: if ``implementation`` is none of these, or cannot compute these shapes, this dtype or these masks.
+        ValueError: if ``implementation`` is unknown, or cannot compute these shapes, this dtype or these masks.
 
     Example:
         >>> q = jnp.ones((1, 2, 1, 2, 4))
@@ -100,7 +100,7 @@ def attend(
 
 
 def choose(q: jax.Array, prompt_kv: KeyValue | None, own_kv: KeyValue, masks: Masks) -> str:
-    """The implementation that :func:`attend` takes: plain while the scores are small, else a kernel or the loop.
+    """The implementation that :func:`attend` chooses: plain while the scores are small, otherwise a kernel or the loop.
 
     One token at a time (decoding) is always plain: its scores are small against the keys and values that it reads.
     """
@@ -113,13 +113,13 @@ def choose(q: jax.Array, prompt_kv: KeyValue | None, own_kv: KeyValue, masks: Ma
 
 
 def _platform() -> str:
-    """The platform a program is traced for: that of the mesh, which need not be at hand, or the default."""
+    """The platform that a program is traced for: that of the mesh, which this machine need not have, or the default."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return device.platform if device is not None else jax.default_backend()
 
 
 def _score_bytes(q: jax.Array, prompt_kv: KeyValue | None, own_kv: KeyValue) -> int:
-    """Bytes of float32 scores a device, of a mesh that splits them evenly."""
+    """Bytes of float32 scores per device, for a mesh that splits them evenly."""
     P, G, T, N, _ = q.shape
     keys = own_kv[0].shape[2] + (0 if prompt_kv is None else prompt_kv[0].shape[1])
     mesh = jax.sharding.get_abstract_mesh()
@@ -127,7 +127,7 @@ def _score_bytes(q: jax.Array, prompt_kv: KeyValue | None, own_kv: KeyValue) -> 
 
 
 def _refusal(kernel: str, q: jax.Array, own_kv: KeyValue, masks: Masks) -> str:
-    """Why the kernel cannot compute this, as "x; wanted y"; empty where it can."""
+    """The reason why the kernel cannot compute this, as "x; wanted y"; empty if it can."""
     mesh, (P, _, _, _, H) = jax.sharding.get_abstract_mesh(), q.shape
     if masks.lengths is None:
         return "masks without lengths; wanted masks that are no more than causality and the lengths of prompts"
@@ -151,8 +151,8 @@ def _refusal(kernel: str, q: jax.Array, own_kv: KeyValue, masks: Masks) -> str:
 def _plain(q: jax.Array, prompt_kv: KeyValue | None, own_kv: KeyValue, masks: Masks, scale: float) -> jax.Array:
     """One softmax over two score blocks, (P, G, T, N, H).
 
-    The G·T queries of a prompt are the rows of one matrix product. The two blocks share maximum and normaliser, so
-    that the result and its gradient are those of one softmax; nothing is merged by log-sum-exp.
+    The G·T queries of a prompt are the rows of one matrix product. The two blocks share maximum and normaliser, so the
+    result and its gradient are those of one softmax, without merging by log-sum-exp.
     """
     P, G, T, N, H = q.shape
     K = own_kv[0].shape[-2]
@@ -180,9 +180,10 @@ def _plain(q: jax.Array, prompt_kv: KeyValue | None, own_kv: KeyValue, masks: Ma
 
 
 def _mapped(q: jax.Array, prompt_kv: KeyValue | None, own_kv: KeyValue, masks: Masks, scale: float) -> jax.Array:
-    """:func:`_plain` one rollout after the other, and inside a rollout in blocks of queries, each recomputed.
+    """:func:`_plain` for one rollout at a time, and within a rollout for blocks of queries, each recomputed.
 
-    Never holds the scores of more than one rollout or block, for one more forward pass in the backward pass.
+    It never holds the scores of more than one rollout or block, at the cost of one more forward pass in the backward
+    pass.
     """
     if q.shape[1] == 1:
         return _in_blocks(q, prompt_kv, own_kv, masks, scale)
@@ -220,7 +221,7 @@ def _in_blocks(q: jax.Array, prompt_kv: KeyValue | None, own_kv: KeyValue, masks
 
 
 def _cut(x: jax.Array, axis: int, size: int) -> jax.Array:
-    """Blocks of ``size`` along an axis, stacked in front; the last is filled up with zeros."""
+    """Splits an axis into blocks of ``size``, stacked in front; the last block is padded with zeros."""
     count = -(-x.shape[axis] // size)
     widths = [(0, 0)] * x.ndim
     widths[axis] = (0, count * size - x.shape[axis])
@@ -228,7 +229,7 @@ def _cut(x: jax.Array, axis: int, size: int) -> jax.Array:
 
 
 def _widen(tree: Any) -> Any:
-    """What all turns of a loop read, in float32: its gradient is summed over the turns in the dtype it has outside."""
+    """Casts the inputs shared by all iterations of a loop to float32, so that their gradients are summed in float32."""
     return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
 
 
@@ -242,7 +243,7 @@ def _narrow(tree: Any, dtype: Any) -> Any:
 def _per_device(
     run: Callable[..., jax.Array], q: jax.Array, prompt_kv: KeyValue | None, own_kv: KeyValue, lengths: jax.Array | None
 ) -> jax.Array:
-    """Runs a kernel, which no partitioner can split, on every device's own prompts and heads."""
+    """Runs a kernel, which XLA's partitioner cannot split, on each device's own prompts and heads."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return run(q, prompt_kv, own_kv, lengths)
@@ -253,14 +254,14 @@ def _per_device(
 
 
 class Flash(NamedTuple):
-    """A flash kernel on one block of keys, its forward and its backward pass apart.
+    """A flash kernel for one block of keys, with separate forward and backward passes.
 
     Attributes:
-        forward: of q (B, T, N, H), k and v (B, S, K, H), lengths and scale: the output (B, T, N, H) and the log of the
-            softmax's denominator (B, N, T) in float32. ``lengths`` (B,) int32 of the keys, all of which are seen;
-            None: S = T, and keys are seen causally.
-        backward: of the same, and of denominator, output and its gradient: the gradients of q, k and v, as if the keys
-            of this block were some of those that the denominator and the output belong to.
+        forward: maps q (B, T, N, H), k and v (B, S, K, H), lengths and scale to the output (B, T, N, H) and the log of
+            the softmax's denominator (B, N, T) in float32. ``lengths`` (B,) int32 is the number of keys, all of which
+            are seen; None: S = T, and keys are seen causally.
+        backward: maps the same, the denominator, the output and its gradient to the gradients of q, k and v, where
+            denominator and output may belong to a softmax over more keys than this block's.
     """
 
     forward: Callable[..., tuple[jax.Array, jax.Array]]
@@ -271,28 +272,28 @@ class Flash(NamedTuple):
 def merged(
     q: jax.Array, prompt_kv: KeyValue | None, own_kv: KeyValue, lengths: jax.Array | None, scale: float, flash: Flash
 ) -> jax.Array:
-    """Attention to both blocks from a kernel that knows only one, (P, G, T, N, H).
+    """Attention to both blocks by a kernel for single blocks, (P, G, T, N, H).
 
     Forward, with outputs o and log denominators l of the blocks: ``l = log(exp(l1) + exp(l2))`` and
-    ``o = o1 exp(l1 - l) + o2 exp(l2 - l)`` in float32. Backward, a kernel computes the weights of its block anew as
-    ``p = exp(scale q kᵀ - l)`` and their gradient as ``p (do vᵀ - rowsum(do o))``. With the l and o of the whole
-    softmax these are the block's part of the whole gradient: those of k and v are complete, that of q is the sum of
-    both, and no gradient of a denominator is needed. With a block's own l and o they would be wrong. (Ring attention,
-    arXiv:2310.01889, splits its backward pass in this way.)
+    ``o = o1 exp(l1 - l) + o2 exp(l2 - l)`` in float32. Backward, a kernel recomputes the weights of its block as ``p =
+    exp(scale q kᵀ - l)`` and their gradient as ``p (do vᵀ - rowsum(do o))``. With the l and o of the whole softmax
+    these are the block's part of the whole gradient: the gradients of k and v are complete, that of q is the sum over
+    both blocks, and no gradient of a denominator is needed. With a block's own l and o they would be wrong. (Ring
+    attention, arXiv:2310.01889, splits its backward pass in this way.)
 
     Args:
         q: (P, G, T, N, H).
         prompt_kv: (P, Tp, K, H) each, or None.
         own_kv: (P, G, T, K, H) each, seen causally.
-        lengths: (P,) int32, at least 1: keys of the prompt that are seen.
-        scale: of the scores.
+        lengths: (P,) int32, >= 1, number of visible keys of the prompt.
+        scale: factor of the scores.
         flash: the kernel.
     """
     return _merged_forward(q, prompt_kv, own_kv, lengths, scale, flash)[0]
 
 
 def _key_blocks(q: jax.Array, prompt_kv: KeyValue | None, own_kv: KeyValue, lengths: jax.Array | None) -> list:
-    """What a kernel sees of each block: batch size, keys and values, lengths; all rollouts query a prompt as one."""
+    """The kernel's view of each block: batch size, keys and values, lengths; all rollouts query a prompt as one row."""
     rows = q.shape[0] * q.shape[1]
     k, v = (part.reshape(rows, *part.shape[2:]) for part in own_kv)
     own = rows, (k, v), None
@@ -328,7 +329,7 @@ merged.defvjp(_merged_forward, _merged_backward)
 
 @functools.cache
 def _cudnn() -> Any:
-    """JAX's cuDNN attention, whose passes are private functions; None, and one warning, where they have moved."""
+    """JAX's cuDNN attention, whose passes are private functions; None, with one warning, if they are not found."""
     try:
         from jax._src.cudnn import fused_attention_stablehlo as functions
 
@@ -342,7 +343,7 @@ def _cudnn() -> Any:
 
 
 def _cudnn_runs(head_dim: int) -> bool:
-    """Whether the GPU at hand has cuDNN and is an Ampere (heads up to 128) or newer (up to 256)."""
+    """Whether this machine's GPU has cuDNN and is an Ampere (heads up to 128) or newer (up to 256)."""
     functions = _cudnn()
     try:
         functions.check_cudnn_version()
@@ -371,13 +372,13 @@ def _cudnn_backward(q, k, v, lengths, scale, log_total, out, d_out):
         *(q, k, v, unused, queries, keys, unused, unused, unused, unused, log_total, out, d_out),
         **mask,
         scale=float(scale),
-        seed=42,  # of dropout, of which there is none
+        seed=42,  # of dropout, which is not used
         dropout_rate=0.0,
-        variadic_args=(False, False),  # no bias, no gradient of one
+        variadic_args=(False, False),  # no bias, no gradient of a bias
         layout=functions.AttentionLayout.BTNH.value,
         sliding_window_length=None,
     )
-    if lengths is not None:  # whatever the kernel leaves behind a prompt's end
+    if lengths is not None:  # the kernel's values after a prompt's end are undefined
         inside = (jnp.arange(k.shape[1])[None, :] < lengths[:, None])[..., None, None]
         dk, dv = jnp.where(inside, dk, 0), jnp.where(inside, dv, 0)
     return dq, dk, dv
@@ -388,9 +389,9 @@ def _splash(
 ) -> jax.Array:
     """JAX's block-sparse TPU kernel on the tree of a prompt and its rollouts, (P, G, T, N, H).
 
-    The G·T queries of a prompt meet ``[prompt, own keys of all rollouts]`` under one static mask: all of the prompt,
-    and of the rest what came before in the same rollout. Blocks where nothing is seen are never computed. Padding of
-    prompts differs by row and is cut off by segment ids; both parts are filled up to whole tiles of 128.
+    The G·T queries of a prompt attend to ``[prompt, own keys of all rollouts]`` under one static mask: all of the
+    prompt, and earlier tokens of the same rollout. Blocks without visible keys are never computed. Padding of prompts
+    differs by row and is masked by segment ids; both parts are padded to whole tiles of 128.
     """
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
 
@@ -417,14 +418,14 @@ def _splash(
 
 
 def _tree_mask(front: int, rows: int, steps: int, heads: int) -> Any:
-    """Splash's mask (heads, rows, front + rows): all of the prompt; of the rest, what came before in the same rollout.
+    """Splash's mask (heads, rows, front + rows): all of the prompt, and earlier tokens of the same rollout.
 
-    Rollouts are ``steps`` rows each; rows that only fill up a tile go on like another rollout.
+    Each rollout has ``steps`` rows; rows that only pad a tile are treated as another rollout.
     """
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
     class Tree(masks.NumpyMask):
-        """Known by its identity: hashing the bytes of 75 MB for every head took half a minute."""
+        """Hashed by identity, because hashing 75 MB for every head took half a minute."""
 
         def __eq__(self, other):
             return self is other
@@ -444,12 +445,12 @@ def _up(size: int) -> int:
 
 
 def _tile(size: int) -> int:
-    """The largest block of the kernel, up to 512, that divides a multiple of 128."""
+    """The largest block size of the kernel, up to 512, that divides ``size``, a multiple of 128."""
     return next(tile for tile in (512, 256, 128) if size % tile == 0)
 
 
 def _fill(x: jax.Array, size: int) -> jax.Array:
-    """Axis 1 filled up with zeros."""
+    """Pads axis 1 with zeros to ``size``."""
     return jnp.pad(x, [(0, 0), (0, size - x.shape[1]), (0, 0), (0, 0)])
 
 

@@ -1,8 +1,8 @@
-"""The text decoder of all families, and two passes over it.
+"""The text decoder of all families, with its passes over prompts and completions.
 
 ``prompt_pass`` runs every prompt once, images included, and keeps the keys and values of its layers. The G completions
-of a prompt attend to them: ``completion_pass`` runs whole completions (the update), ``decode_step`` one more token (the
-sampler). All of them are pure functions of a plain nested dict of parameters, to be called under ``jax.jit``.
+of a prompt attend to them: ``completion_pass`` runs whole completions (for the update), ``decode_step`` one more token
+(for the sampler). All are pure functions of a nested dict of parameters, to be called under ``jax.jit``.
 
     hidden, kv = prompt_pass(params, config, prompt)
     first = policy_logits(params, config, last_hidden(prompt, hidden))      # of completion token 0
@@ -25,14 +25,14 @@ from fairgrpo_jax.models.layers import DecoderLayer, bind, maybe_remat, rms_norm
 from fairgrpo_jax.models.vision import VisionConfig
 
 
-LOGITS = 512 << 20  # bytes of a device's logits, beyond which fewer time steps are taken at once
+LOGITS = 512 << 20  # bytes of logits per device, above which fewer time steps are computed at once
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TextConfig:
-    """Everything static about a decoder; hashable, so it may be a static argument of ``jax.jit``.
+    """The static configuration of a decoder; hashable, so it can be a static argument of ``jax.jit``.
 
-    The ``Config`` of every family is one of these with values of its own.
+    The ``Config`` of each family is a subclass with its own defaults.
     """
 
     model_type: str  # as in the published ``config.json``
@@ -46,8 +46,8 @@ class TextConfig:
     tie_word_embeddings: bool
     eos_ids: tuple[int, ...]
     pad_id: int
-    banned_ids: tuple[int, ...] = ()  # never sampled, and of probability 0 in the policy
-    num_tokens: int | None = None  # ids the tokenizer knows; those from here on are banned too; None: all are known
+    banned_ids: tuple[int, ...] = ()  # never sampled; probability 0 in the policy
+    num_tokens: int | None = None  # number of ids that the tokenizer has; those from here on are banned too; None: all
     vision: VisionConfig | None
     image_id: int | None = None
     video_id: int | None = None
@@ -56,22 +56,22 @@ class TextConfig:
     qkv_bias: bool = False
     qk_norm: bool = False
     offset_norm: bool = False  # norm weights are stored less 1 and multiplied in float32
-    sandwich_norms: bool = False  # norms after attention and MLP too
+    sandwich_norms: bool = False  # also norms after attention and MLP
     activation: str = "silu"
-    attention_scale: float | None = None  # of the scores; None: 1 / sqrt(head_dim)
+    attention_scale: float | None = None  # factor of the scores; None: 1 / sqrt(head_dim)
     embedding_scale: float = 1.0
     rope_theta: float = 10_000.0
     rope_factor: float = 1.0  # positions are divided by it
-    mrope_section: tuple[int, ...] = ()  # rotary frequencies that turn with time, row and column; (): one position
-    mrope_interleaved: bool = False  # these frequencies alternate, rather than stand in three chunks
-    window: int = 0  # keys a token of a local layer sees, itself included
-    local: tuple[bool, ...] = ()  # by layer: attends inside the window; (): none does
+    mrope_section: tuple[int, ...] = ()  # numbers of rotary frequencies for time, row and column; (): one position
+    mrope_interleaved: bool = False  # these frequencies alternate instead of forming three chunks
+    window: int = 0  # keys that a token of a local layer sees, including itself
+    local: tuple[bool, ...] = ()  # by layer: whether it attends inside the window; (): none does
     local_rope_theta: float | None = None  # of local layers, whose positions are never divided; None: as the others
     rms_eps: float = 1e-6
     initializer_range: float = 0.02
-    lora_scale: float = 1.0  # alpha / rank of low-rank adapters, where the parameters have any
+    lora_scale: float = 1.0  # alpha / rank of low-rank adapters, if the parameters have any
 
-    gated = True  # of the MLP
+    gated = True  # whether the MLP has a gate
 
     def __post_init__(self):
         if self.num_heads % self.num_kv_heads or self.head_dim % 2:
@@ -102,7 +102,7 @@ class TextConfig:
 
 
 def init(config: TextConfig, key: jax.Array, dtype: Any = jnp.float32) -> dict:
-    """Fresh parameters: N(0, ``initializer_range``²) weights, norms that change nothing, biases 0.
+    """Initial parameters: N(0, ``initializer_range``²) weights, norms as the identity, biases 0.
 
     The projections that write into the residual stream are divided by sqrt(2 * layers), as in GPT-2, so that a model
     trained from scratch starts near the identity.
@@ -164,16 +164,16 @@ def completion_pass(
 ) -> jax.Array:
     """Runs whole completions against the keys and values of their prompts.
 
-    Token t of a completion stands at order n + t, with n the length of its prompt, and at rotary position
-    ``prompt.following + t`` in all three rows, whatever the padding. It sees its whole prompt and tokens 0..t of its
-    own rollout; in a local layer, those of them inside the window.
+    Token t of a completion has order n + t, with n the length of its prompt, and rotary position ``prompt.following +
+    t`` in all three rows, independent of padding. It sees its whole prompt and tokens 0..t of its own rollout; in a
+    local layer, only those inside the window.
 
     Args:
         params: parameters.
         config: the model.
         prompt: the P prompts that ``prompt_kv`` comes from.
         prompt_kv: keys and values of :func:`prompt_pass`, each (L, P, Tp, K, H).
-        tokens: (P, G, T) int32 completions, padded on the right with anything.
+        tokens: (P, G, T) int32 completions, padded on the right with any values.
         remat: recompute the layers in the backward pass.
 
     Returns:
@@ -197,14 +197,14 @@ def completion_pass(
 
 
 def unstack(params: dict, prompt_kv: KeyValue) -> tuple[dict, tuple[KeyValue, ...]]:
-    """Splits weights and prompt keys and values by layer, as :func:`decode_step` wants them; once, before the loop."""
+    """Splits weights and prompt keys and values by layer for :func:`decode_step`; called once, before the loop."""
     return {**params, "layers": layers.unstack(params["layers"])}, layers.unstack(prompt_kv)
 
 
 def init_caches(
     config: TextConfig, num_prompts: int, num_rollouts: int, size: int, dtype: Any = jnp.float32
 ) -> tuple[KeyValue, ...]:
-    """Empty own keys and values of every layer, each (P, G, S, K, H), for completions of up to ``size`` tokens."""
+    """Empty keys and values of every layer, each (P, G, S, K, H), for completions of up to ``size`` tokens."""
     shape = (num_prompts, num_rollouts, size, config.num_kv_heads, config.head_dim)
     return tuple((jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(config.num_layers))
 
@@ -225,9 +225,9 @@ def decode_step(
         config: the model.
         prompt: the P prompts.
         prompt_kv: the prompts' keys and values split by :func:`unstack`.
-        caches: own keys and values of tokens 0..t-1, from :func:`init_caches` or the step before.
+        caches: own keys and values of tokens 0..t-1, from :func:`init_caches` or the previous step.
         tokens: (P, G) int32, token t of every completion.
-        t: position in the completion, may be traced.
+        t: position in the completion; may be traced.
 
     Returns:
         hidden (P, G, d) after the final norm, which predicts token t + 1; the caches with token t.
@@ -243,13 +243,13 @@ def decode_step(
 
 
 def last_hidden(prompt: Prompt, hidden: jax.Array) -> jax.Array:
-    """The hidden state (P, d) of every prompt's last token, which predicts the first token of its completions."""
+    """The hidden state (P, d) of each prompt's last token, which predicts the first token of its completions."""
     last = jnp.argmax(prompt.order, axis=1)
     return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
 
 
 def head(params: dict, config: TextConfig, hidden: jax.Array) -> jax.Array:
-    """Logits (..., V) in float32 of hidden states (..., d), as the checkpoint defines them."""
+    """Logits (..., V) in float32 of hidden states (..., d), as defined by the checkpoint."""
     kernel = params["embedding"].T if config.tie_word_embeddings else params["head"]["kernel"]
     return jnp.matmul(constrain(hidden), kernel, preferred_element_type=jnp.float32)
 
@@ -257,11 +257,10 @@ def head(params: dict, config: TextConfig, hidden: jax.Array) -> jax.Array:
 def policy_logits(
     params: dict, config: TextConfig, hidden: jax.Array, temperature: float | jax.Array = 1.0
 ) -> jax.Array:
-    """Logits (..., V) in float32 of the distribution that is sampled from and trained.
+    """Logits (..., V) in float32 of the policy's distribution, in sampling and training.
 
-    ``head(hidden) / temperature``, with the ids of ``config.banned_ids`` and those from ``config.num_tokens`` on at
-    -1e30: images and rows that stand for no token are never sampled, and what is never sampled has probability 0 in
-    the update as well.
+    ``head(hidden) / temperature``, with -1e30 for the ids in ``config.banned_ids`` and those from ``config.num_tokens``
+    on: image tokens and rows without a token are never sampled, and have probability 0 in the update as well.
     """
     logits = head(params, config, hidden) / temperature
     ids = np.arange(config.vocab_size)
@@ -272,9 +271,9 @@ def policy_logits(
 
 
 def logit_steps(rows: int, vocab_size: int) -> int:
-    """Time steps whose logits a device holds at once, for so many rows of completions.
+    """Number of time steps whose logits a device holds at once, for this number of completion rows.
 
-    The largest power of two c from 8 to 128 with 4 rows c V <= 512 MiB; 8 where even that is more.
+    The largest power of two c from 8 to 128 with 4 rows c V <= 512 MiB; 8 if none fits.
 
     Example:
         >>> [logit_steps(rows, 152_064) for rows in (4, 16, 32, 512)], logit_steps(512, 512)
@@ -292,16 +291,16 @@ def log_probs(
     temperature: float | jax.Array = 1.0,
     chunk: int | None = None,
 ) -> jax.Array:
-    """Log-probabilities of targets under :func:`policy_logits`, never holding the logits of more than ``chunk`` steps.
+    """Log-probabilities of targets under :func:`policy_logits`, holding the logits of at most ``chunk`` steps.
 
     Args:
         params: parameters.
         config: the model.
         hidden: (..., T, d); row t predicts ``targets[..., t]``.
         targets: (..., T) int32.
-        temperature: of the policy, above 0.
-        chunk: time steps whose logits (..., chunk, V) exist at once; they are recomputed in the backward pass. By
-            default :func:`logit_steps` of the rows of a device, (...) being split along ``fsdp``.
+        temperature: temperature of the policy, > 0.
+        chunk: number of time steps whose logits (..., chunk, V) exist at once; they are recomputed in the backward
+            pass. Default: :func:`logit_steps` of the rows per device, with (...) split along ``fsdp``.
 
     Returns:
         (..., T) float32.
@@ -332,14 +331,14 @@ def log_probs(
 
 def _embed(params: dict, config: TextConfig, tokens: jax.Array) -> jax.Array:
     """Token embeddings (..., d), times ``embedding_scale`` in their own dtype."""
-    x = constrain(whole_rows(params["embedding"])[tokens])  # else the columns of every token are exchanged
+    x = constrain(whole_rows(params["embedding"])[tokens])  # otherwise the columns of every token are exchanged
     return x * jnp.asarray(config.embedding_scale, x.dtype) if config.embedding_scale != 1 else x
 
 
 def _embed_prompt(params: dict, config: TextConfig, prompt: Prompt, remat: bool) -> tuple[jax.Array, list[jax.Array]]:
-    """Embeddings (P, T, d), vision features in the places of their placeholders; what DeepStack adds, alike."""
+    """Embeddings (P, T, d) with vision features in place of their placeholders, and DeepStack's features likewise."""
     is_image = prompt.feature >= 0
-    x = _embed(params, config, jnp.where(is_image, 0, prompt.tokens))  # an image's token may lie beyond the vocabulary
+    x = _embed(params, config, jnp.where(is_image, 0, prompt.tokens))  # an image token may be outside the vocabulary
     if prompt.vision is None or config.vision is None:
         return x, []
     features, deep = vision.encode(params, config.vision, prompt.vision, remat=remat)
@@ -353,28 +352,28 @@ def _embed_prompt(params: dict, config: TextConfig, prompt: Prompt, remat: bool)
 
 
 class _View(NamedTuple):
-    """What a layer sees: its rotation, and which keys."""
+    """The rotation and the visible keys of a layer."""
 
     rotation: KeyValue
     masks: Masks
 
 
 def _choose(views: dict[bool, _View], local: jax.Array) -> _View:
-    """The view of local layers where the flag is set, that of global layers elsewhere."""
+    """The view of local layers if the flag is set, otherwise that of global layers."""
     if len(views) == 1:
         return next(iter(views.values()))
     return jax.tree.map(lambda a, b: jnp.where(local, a, b), views[True], views[False])
 
 
 def _windows_end(config: TextConfig, size: int) -> bool:
-    """Whether a window ends inside a sequence of ``size`` tokens, in any layer."""
+    """Whether a window ends inside a sequence of ``size`` tokens in any layer."""
     return any(config.local_layers) and size > config.window
 
 
 def _prompt_views(config: TextConfig, prompt: Prompt) -> dict[bool, _View]:
-    """What prompts see of themselves in global and in local layers, as far as the model has such layers.
+    """The views of prompts on themselves in global and local layers, as far as the model has such layers.
 
-    A window ends the view backward; an image block opens it forward, but not beyond the window.
+    A window limits the view backward; an image block extends it forward, but not beyond the window.
     """
     distance = prompt.order[:, :, None] - prompt.order[:, None, :]
     seen = distance >= 0
@@ -391,7 +390,7 @@ def _prompt_views(config: TextConfig, prompt: Prompt) -> dict[bool, _View]:
 
 
 def _completion_views(config: TextConfig, prompt: Prompt, steps: jax.Array, keys: jax.Array) -> dict[bool, _View]:
-    """What completion tokens ``steps`` (T,) see of their prompts and of own tokens ``keys`` (S,)."""
+    """The views of completion tokens ``steps`` (T,) on their prompts and on their own tokens ``keys`` (S,)."""
     positions = (prompt.following[:, None] + steps[None, :])[:, None, :, None]
     positions = jnp.broadcast_to(positions, (*positions.shape[:-1], 3))
     kinds = set(config.local_layers)
@@ -410,12 +409,12 @@ def _completion_views(config: TextConfig, prompt: Prompt, steps: jax.Array, keys
 
 
 def _lengths(prompt: Prompt) -> jax.Array:
-    """Tokens (P,) of every prompt, which stand first in their rows."""
+    """Number of tokens (P,) of each prompt, which are at the start of their rows."""
     return prompt.valid.sum(axis=1, dtype=jnp.int32)
 
 
 def _rotation(config: TextConfig, positions: jax.Array, local: bool) -> KeyValue:
-    """Cosine and sine (..., H/2) of rotary positions (..., 3): each frequency turns with one of the three axes."""
+    """Cosine and sine (..., H/2) of rotary positions (..., 3): each frequency uses one of the three axes."""
     half = config.head_dim // 2
     theta, factor = config.rope_theta, config.rope_factor
     if local and config.local_rope_theta is not None:
@@ -426,7 +425,7 @@ def _rotation(config: TextConfig, positions: jax.Array, local: bool) -> KeyValue
 
 
 def _rope_axes(config: TextConfig) -> np.ndarray:
-    """Which of time, row and column each of the H/2 frequencies turns with."""
+    """The axis (time, row or column) of each of the H/2 frequencies."""
     if not config.mrope_interleaved:
         return np.repeat(np.arange(3), config.mrope_section or (config.head_dim // 2, 0, 0))
     axes = np.zeros(config.head_dim // 2, np.int64)

@@ -1,4 +1,4 @@
-"""The families of models: which module computes what a published config names."""
+"""The model families: maps a published config to the module that implements it."""
 
 import sys
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from typing import Any
 from fairgrpo_jax.models import decoder, gemma3, qwen2_5_vl, qwen2_vl, qwen3_vl, text
 
 
-# By the ``model_type`` of a published config.
+# Modules by the ``model_type`` of a published config.
 FAMILIES: dict[str, ModuleType] = {
     "qwen2_vl": qwen2_vl,
     "qwen2_5_vl": qwen2_5_vl,
@@ -18,18 +18,18 @@ FAMILIES: dict[str, ModuleType] = {
 
 
 def family(config: decoder.TextConfig) -> ModuleType:
-    """The module of a config's class."""
+    """The module that defines a config's class."""
     return sys.modules[type(config).__module__]
 
 
 def read_config(config: Any) -> Any:
-    """The ``Config`` of the family that a published config names.
+    """Converts a published config to the ``Config`` of its family.
 
     Args:
-        config: the dict of a ``config.json``, or a transformers config.
+        config: dict of a ``config.json``, or a transformers config.
 
     Raises:
-        ValueError: the family is not one of ``FAMILIES``, or the checkpoint wants something it does not compute.
+        ValueError: if the family is not in ``FAMILIES``, or the checkpoint uses options that it does not implement.
 
     Example:
         >>> read_config({"model_type": "qwen3", "num_hidden_layers": 28}).num_layers

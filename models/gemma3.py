@@ -1,6 +1,7 @@
-"""Gemma 3 and MedGemma: local and global layers, images read in both directions; SigLIP and a pooled projector.
+"""Gemma 3 and MedGemma: local and global layers, bidirectional attention in images; SigLIP and a pooled projector.
 
-Images have one size. In the text model an image's tokens see all tokens of that image, inside the window of a layer.
+All images have the same size. In the text model an image's tokens see all tokens of that image within the layer's
+window.
 """
 
 import dataclasses
@@ -29,19 +30,19 @@ TOWER: dict[str, Any] = dict(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(TextConfig):
-    """Everything static about a Gemma 3 with vision."""
+    """The static configuration of a Gemma 3 with vision."""
 
     vision: VisionConfig
 
     @classmethod
     def from_hugging_face(cls, config: Any) -> "Config":
-        """The config of a checkpoint.
+        """Converts the config of a checkpoint.
 
         Args:
             config: the dict of a ``config.json``, or a ``transformers.Gemma3Config``.
 
         Raises:
-            ValueError: the checkpoint wants something this model does not compute.
+            ValueError: if the checkpoint uses options that this model does not implement.
         """
         config = hub.read(config, "gemma3")
         text, tower = config.text_config, config.vision_config
@@ -100,7 +101,7 @@ def _require_known(text: Any, tower: Any) -> None:
 
 
 def tiny(**changes: Any) -> Config:
-    """A model of about 190,000 parameters with every mechanism of the large one, for the tiny tokenizer.
+    """A model of about 190,000 parameters with all mechanisms of the large one, for the tiny tokenizer.
 
     Args:
         **changes: fields of :class:`Config` to replace.

@@ -1,4 +1,4 @@
-"""Reads published configs for every family; ``transformers`` knows all their spellings, and torch is not needed."""
+"""Reads published configs of all families through ``transformers``, which knows all their spellings; needs no torch."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,10 +7,10 @@ from fairgrpo_jax.models.tiny.tokenizer import quiet_transformers
 
 
 def read(config: Any, *model_types: str) -> Any:
-    """A ``transformers`` config from itself, or from the dict of a ``config.json``, flat or nested.
+    """Returns a ``transformers`` config, given itself or the dict of a ``config.json``, flat or nested.
 
     Raises:
-        ValueError: its ``model_type`` is none of those wanted.
+        ValueError: if its ``model_type`` is not one of ``model_types``.
     """
     quiet_transformers()
     from transformers import AutoConfig
@@ -25,10 +25,10 @@ def read(config: Any, *model_types: str) -> Any:
 
 
 def require(what: str, got: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Refuses a checkpoint that wants something the model does not compute.
+    """Checks that a checkpoint uses only options that the model implements.
 
     Raises:
-        ValueError: naming every difference.
+        ValueError: naming all differences.
     """
     wrong = {name: got[name] for name in wanted if got[name] != wanted[name]}
     if wrong:
@@ -37,11 +37,11 @@ def require(what: str, got: Mapping[str, Any], wanted: Mapping[str, Any]) -> Non
 
 
 def text_fields(config: Any, rope: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The fields of a ``TextConfig`` that every published config spells alike.
+    """The fields of a ``TextConfig`` that all published configs spell in the same way.
 
     Args:
         config: of the whole model.
-        rope: rotary parameters of the global layers, where the config has others for local ones.
+        rope: rotary parameters of the global layers, if the config has others for local ones.
     """
     text = config.get_text_config()
     rope = rope or dict(text.rope_parameters)
@@ -69,7 +69,7 @@ def text_fields(config: Any, rope: Mapping[str, Any] | None = None) -> dict[str,
 
 
 def _window_fields(text: Any) -> dict[str, Any]:
-    """``window`` and ``local``; nothing where no layer attends in a window."""
+    """The fields ``window`` and ``local``; empty if no layer attends in a window."""
     window, kinds = getattr(text, "sliding_window", None), getattr(text, "layer_types", None)
     kinds = kinds or ["sliding_attention" if window else "full_attention"] * text.num_hidden_layers
     local = tuple(kind == "sliding_attention" for kind in kinds)
@@ -81,7 +81,7 @@ def media_fields(config: Any, mrope_section: tuple[int, ...]) -> dict[str, Any]:
 
     Args:
         config: of the whole model.
-        mrope_section: where the config says none.
+        mrope_section: default for configs without it.
     """
     markers = (config.vision_start_token_id, config.vision_end_token_id, getattr(config, "vision_token_id", None))
     banned = {config.image_token_id, config.video_token_id, *markers} - {None}
@@ -96,7 +96,7 @@ def media_fields(config: Any, mrope_section: tuple[int, ...]) -> dict[str, Any]:
 
 
 def tower_fields(tower: Any) -> dict[str, Any]:
-    """The fields of a ``VisionConfig`` that all Qwens spell alike."""
+    """The fields of a ``VisionConfig`` that all Qwen families spell in the same way."""
     return dict(
         depth=tower.depth,
         num_heads=tower.num_heads,
@@ -110,6 +110,6 @@ def tower_fields(tower: Any) -> dict[str, Any]:
 
 
 def _ids(config: Any, name: str) -> tuple[int, ...]:
-    """A config's token id, or several of them, or none."""
+    """The token ids in a config's entry, which holds one, several or none."""
     value = getattr(config, name, None)
     return () if value is None else tuple(value) if isinstance(value, list | tuple) else (value,)

@@ -1,8 +1,8 @@
-"""From what a Hugging Face processor returns to static, right-padded arrays.
+"""Packs the output of a Hugging Face processor into static, right-padded arrays.
 
 Everything that depends on image grids is integer arithmetic on the host: rotary positions, the row of the vision
-features that replaces a token, the segment every patch attends in, and the learned positions it lies between. The
-device sees arrays only.
+features that replaces a token, the segment in which each patch attends, and the learned positions around it. The device
+sees only arrays.
 """
 
 import functools
@@ -15,15 +15,15 @@ import numpy as np
 
 @flax.struct.dataclass
 class Vision:
-    """The patches of every prompt, all its media in order of appearance, padded to a common length S.
+    """The patches of each prompt, with all its media in order of appearance, padded to a common length S.
 
     Attributes:
         patches: (P, S, C * tp * p * p) float32, S a multiple of merge².
         position: (P, S, 2) int32, row and column of the patch in its frame.
-        frame: (P, S) int32, the segment a full-attention block attends in; -1 is padding.
-        window: (P, S) int32, the segment a window block attends in; -1 is padding; None in a tower without windows.
-        taps: (P, S, 4) int32, the learned positions around the patch; None in a tower that learned none.
-        weights: (P, S, 4) float32, their shares in the patch's own position.
+        frame: (P, S) int32, the segment for blocks with full attention; -1 is padding.
+        window: (P, S) int32, the segment for blocks with windows; -1 is padding; None for a tower without windows.
+        taps: (P, S, 4) int32, the learned positions around the patch; None for a tower without learned positions.
+        weights: (P, S, 4) float32, their interpolation weights.
     """
 
     patches: Any
@@ -36,7 +36,7 @@ class Vision:
 
 @flax.struct.dataclass
 class Prompt:
-    """Right-padded prompts; order, rotation and feature row are three integers, never derived from each other.
+    """Right-padded prompts; order, rotary position and feature row are stored separately, not derived from each other.
 
     Attributes:
         tokens: (P, T) int32.
@@ -45,8 +45,8 @@ class Prompt:
         rope: (P, T, 3) int32, rotary position in time, height and width; 0 at padding.
         following: (P,) int32, rotary position of the token after the prompt, the same in time, height and width.
         feature: (P, T) int32, row of this prompt's merged vision features that replaces the embedding; -1 is text.
-        block: (P, T) int32, k in the k-th image of its prompt, 0 elsewhere; None where images are read causally.
-        vision: :class:`Vision`, or None in a batch of text.
+        block: (P, T) int32, k in the k-th image of its prompt, 0 elsewhere; None if images are read causally.
+        vision: :class:`Vision`, or None for a batch of text.
     """
 
     tokens: Any
@@ -66,25 +66,26 @@ def pack(
 
     Rotary positions are those of transformers 5: text counts up in all three rows; a medium starting at ``s`` has
     ``(s + floor(frame * interval), s + row, s + column)`` on its merged grid, after which text continues at
-    ``s + max(height, width)``. The interval is 1, but in a video of Qwen2.5-VL tokens per second times
-    ``second_per_grid_ts``, whose last time steps may lie beyond the text that follows. (transformers 4 continued
-    the text after the last time step instead.) A model without M-RoPE counts the tokens of its images like text.
+    ``s + max(height, width)``. The interval is 1, except for videos of Qwen2.5-VL: tokens per second times
+    ``second_per_grid_ts``, with which the last time steps may exceed the positions of the text that follows.
+    (transformers 4 continued the text after the last time step instead.) A model without M-RoPE counts image tokens
+    like text.
 
     Args:
-        inputs: ``input_ids`` (P, T), ``attention_mask`` (P, T; default all ones), and where there are media
-            ``pixel_values`` with ``image_grid_thw`` (n, 3), ``pixel_values_videos`` with ``video_grid_thw`` (n, 3) and
-            ``second_per_grid_ts`` (n,; default 1 second); or ``pixel_values`` (n, 3, S, S) of images of fixed size.
-            The kind of a token follows from its id.
+        inputs: ``input_ids`` (P, T), ``attention_mask`` (P, T; default all ones), and for media ``pixel_values`` with
+            ``image_grid_thw`` (n, 3), ``pixel_values_videos`` with ``video_grid_thw`` (n, 3) and ``second_per_grid_ts``
+            (n,; default 1 second); or ``pixel_values`` (n, 3, S, S) for images of fixed size. The kind of a token
+            follows from its id.
         config: the model's config (token ids, vision sizes).
         length: static prompt length; default the longest prompt.
-        num_patches: static number of patches a prompt, a multiple of merge² (of an image's patches where they have
-            one size); default the largest. When given, a batch of text has (padded) patches too.
+        num_patches: static number of patches per prompt, a multiple of merge² (or of an image's patches for images of
+            fixed size); default: the largest. If given, a batch of text also has (padded) patches.
 
     Returns:
         A :class:`Prompt` of NumPy arrays.
 
     Raises:
-        ValueError: an empty prompt, one longer than ``length`` or ``num_patches``, or media that do not fit the tokens.
+        ValueError: if a prompt is empty or longer than ``length`` or ``num_patches``, or media do not fit the tokens.
     """
     ids = np.asarray(inputs["input_ids"])
     mask = np.asarray(inputs.get("attention_mask", np.ones_like(ids))).astype(bool)
@@ -123,7 +124,7 @@ def _image_blocks(is_image: np.ndarray) -> np.ndarray:
 
 
 def _fit(sizes: np.ndarray, limit: int | None, what: str, option: str) -> int:
-    """The common length of rows, refusing the first row over the limit."""
+    """The common length of rows; raises for the first row over the limit."""
     longest = int(sizes.max(initial=0))
     if limit is not None and longest > limit:
         row = int(sizes.argmax())
@@ -134,7 +135,7 @@ def _fit(sizes: np.ndarray, limit: int | None, what: str, option: str) -> int:
 
 
 class _Media:
-    """Hands out the media of a batch in the order in which the prompts ask for them."""
+    """Iterates over the media of a batch in the order in which the prompts use them."""
 
     def __init__(self, inputs: Mapping[str, Any], config: Any):
         self.config = config
@@ -194,7 +195,7 @@ class _Media:
 def _media_of_kind(
     inputs: Mapping[str, Any], kind: str, pixels: str, vision: Any
 ) -> tuple[list[tuple[int, ...]], list[np.ndarray]]:
-    """Grids and patches of all images, or of all videos, refusing sizes that contradict each other."""
+    """Grids and patches of all images, or of all videos; raises if sizes contradict each other."""
     given, grids = inputs.get(pixels), inputs.get(f"{kind}_grid_thw")
     if given is None and grids is None:
         return [], []
@@ -216,7 +217,7 @@ def _media_of_kind(
 
 
 def _images_of_fixed_size(pixels: np.ndarray, vision: Any) -> tuple[list[tuple[int, ...]], list[np.ndarray]]:
-    """Grids and patches of images (n, C, S, S), the patches of a merged token side by side."""
+    """Grids and patches of images (n, C, S, S), with the patches of a merged token adjacent."""
     shape = (vision.in_channels, vision.image_size, vision.image_size)
     if pixels.ndim != 4 or pixels.shape[1:] != shape:
         raise ValueError(f"pixel_values is {pixels.shape}; this model wants (images, {', '.join(map(str, shape))})")
@@ -228,7 +229,7 @@ def _images_of_fixed_size(pixels: np.ndarray, vision: Any) -> tuple[list[tuple[i
 
 @functools.lru_cache(maxsize=1024)
 def _merged_positions(grid: tuple[int, ...], interval: float, config: Any) -> tuple[np.ndarray, int]:
-    """(t * h * w / merge², 3) time, row and column of the merged tokens of one medium, and how far they reach."""
+    """(t * h * w / merge², 3) time, row and column of the merged tokens of one medium, and their extent."""
     merge = config.vision.spatial_merge_size
     t, h, w = grid[0], grid[1] // merge, grid[2] // merge
     if not config.mrope_section:
@@ -242,8 +243,8 @@ def _merged_positions(grid: tuple[int, ...], interval: float, config: Any) -> tu
 def _patch_geometry(grid: tuple[int, ...], merge: int, window: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Row and column (S, 2), frame (S,) and window (S,) of the patches of one medium.
 
-    Patches come in merge-block order: the merge x merge patches of one merged token are neighbours. Windows are
-    squares of ``window`` merged tokens in every frame, ragged at the right and lower edges; one square if it is 0.
+    Patches are in merge-block order: the merge x merge patches of one merged token are adjacent. Windows are squares of
+    ``window`` merged tokens in every frame, smaller at the right and lower edges; if it is 0, each frame is one window.
     """
     t, h, w = grid
     rows, columns = np.meshgrid(np.arange(h), np.arange(w), indexing="ij")
@@ -259,8 +260,8 @@ def _patch_geometry(grid: tuple[int, ...], merge: int, window: int) -> tuple[np.
 def _learned_positions(grid: tuple[int, ...], merge: int, side: int) -> tuple[np.ndarray, np.ndarray]:
     """Rows (S, 4) of a learned table of side x side positions around each patch of one medium, and their weights.
 
-    The corners of the grid lie on the corners of the table (``align_corners``); a patch between four learned positions
-    takes from each by its nearness.
+    The corners of the grid map to the corners of the table (``align_corners``); patches between four learned positions
+    are interpolated bilinearly.
     """
     position, _, _ = _patch_geometry(grid, merge, 0)
     taps, weights = np.zeros((len(position), 1), np.int32), np.ones((len(position), 1), np.float32)
@@ -276,7 +277,7 @@ def _learned_positions(grid: tuple[int, ...], merge: int, side: int) -> tuple[np
 
 
 def _pack_vision(rows: list[list], vision: Any, num_patches: int | None) -> Vision | None:
-    """Pads the media of every prompt to one length; segments count on from medium to medium."""
+    """Pads the media of every prompt to one length; segment ids continue from medium to medium."""
     sizes = np.array([sum(len(patches) for patches, _ in media) for media in rows])
     size = _fit(sizes, num_patches, "patches", "num_patches")
     if size % vision.unit:

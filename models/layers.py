@@ -1,4 +1,4 @@
-"""The blocks of the text decoders, which the prompt, the update and the sampler share.
+"""The blocks of the text decoders, shared by prompt pass, update and sampler.
 
 A module describes ONE block. The weights of all blocks of a kind are stacked along a leading axis in a plain nested
 dict (:func:`stack`); a pass binds a slice of that dict to the block (:func:`bind`) inside ``lax.scan`` or a loop.
@@ -17,7 +17,7 @@ from fairgrpo_jax.mesh import constrain
 from fairgrpo_jax.models.attention import KeyValue, Masks, attend
 
 
-# Under the names that published configs use.
+# Activations by the names in published configs.
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
@@ -45,17 +45,17 @@ def _adapters(weights: dict, path: tuple[str, ...] = ()) -> tuple[tuple[str, ...
 
 
 def bind(block: Callable[..., nnx.Module], config: Any, weights: dict) -> Any:
-    """The module ``block(config)`` holding ``weights``, a nested dict of arrays, low-rank adapters included."""
+    """The module ``block(config)`` with ``weights``, a nested dict of arrays that may include low-rank adapters."""
     return nnx.merge(_graph(block, config, _adapters(weights)), weights)
 
 
 def create(block: Callable[..., nnx.Module], config: Any, key: jax.Array) -> dict:
-    """Freshly initialised weights of ``block(config)`` as a nested dict."""
+    """Initial weights of ``block(config)`` as a nested dict."""
     return nnx.to_pure_dict(nnx.state(block(config, rngs=nnx.Rngs(key))))
 
 
 def stack(block: Callable[..., nnx.Module], config: Any, key: jax.Array, depth: int) -> dict:
-    """Weights of ``depth`` blocks, every leaf with a leading layer axis."""
+    """Initial weights of ``depth`` blocks, each leaf with a leading layer axis."""
     return jax.vmap(functools.partial(create, block, config))(jax.random.split(key, depth))
 
 
@@ -66,12 +66,12 @@ def unstack(tree: Any) -> tuple:
 
 
 def maybe_remat(layer: Callable, remat: bool) -> Callable:
-    """The layer as it is, or recomputed in the backward pass."""
+    """Makes the layer recompute in the backward pass if ``remat`` is set."""
     return jax.checkpoint(layer, prevent_cse=False) if remat else layer
 
 
 class Linear(nnx.Linear):
-    """``x kernel + bias``, plus ``lora_scale * (x lora_a) lora_b`` where the weights hold a low-rank adapter.
+    """``x kernel + bias``, plus ``lora_scale * (x lora_a) lora_b`` if the weights hold a low-rank adapter.
 
     The kernel (in, out) starts as N(0, ``config.initializer_range``²), the bias, if there is one, as 0.
     """
@@ -83,7 +83,7 @@ class Linear(nnx.Linear):
         self.lora_scale = config.lora_scale
 
     def adapt(self) -> None:
-        """Makes room for an adapter, whose rank its weights decide."""
+        """Adds the variables of an adapter; its weights determine the rank."""
         self.lora_a, self.lora_b = nnx.Param(jnp.zeros(())), nnx.Param(jnp.zeros(()))
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -95,12 +95,12 @@ class Linear(nnx.Linear):
 
 
 def along_last(vector: jax.Array, x: jax.Array) -> jax.Array:
-    """A vector shaped so that it meets the last axis of ``x``."""
+    """Reshapes a vector to broadcast along the last axis of ``x``."""
     return vector.reshape((1,) * (x.ndim - 1) + (-1,))
 
 
 class RMSNorm(nnx.Module):
-    """:func:`rms_norm` with a weight that starts where it changes nothing."""
+    """:func:`rms_norm` with a weight that is initially the identity."""
 
     def __init__(self, size: int, eps: float, *, offset: bool = False):
         self.weight = nnx.Param(jnp.zeros(size) if offset else jnp.ones(size))
@@ -111,7 +111,7 @@ class RMSNorm(nnx.Module):
 
 
 def rms_norm(x: jax.Array, weight: jax.Array, eps: float, *, offset: bool = False) -> jax.Array:
-    """``weight * x / sqrt(mean(x²) + eps)`` over the last axis, the statistics in float32.
+    """``weight * x / sqrt(mean(x²) + eps)`` over the last axis, with statistics in float32.
 
     The quotient is rounded to the dtype of ``x`` before the weight; with ``offset`` the weight is stored less 1 and
     multiplied in float32 (Gemma).
@@ -123,7 +123,7 @@ def rms_norm(x: jax.Array, weight: jax.Array, eps: float, *, offset: bool = Fals
 
 
 class LayerNorm(nnx.Module):
-    """:func:`layer_norm` with a weight and a bias that start where they change nothing."""
+    """:func:`layer_norm` with a weight and a bias that are initially the identity."""
 
     def __init__(self, size: int, eps: float):
         self.weight = nnx.Param(jnp.ones(size))
@@ -143,7 +143,7 @@ def layer_norm(x: jax.Array, weight: jax.Array, bias: jax.Array, eps: float) -> 
 
 
 class MLP(nnx.Module):
-    """``down(act(up(x)))``, or ``down(act(gate(x)) * up(x))`` where the config says ``gated``."""
+    """``down(act(up(x)))``, or ``down(act(gate(x)) * up(x))`` if ``config.gated``."""
 
     def __init__(self, config: Any, *, bias: bool, rngs: nnx.Rngs):
         size, inner = config.hidden_size, config.intermediate_size
@@ -204,7 +204,7 @@ class Attention(nnx.Module):
 
 
 class DecoderLayer(nnx.Module):
-    """``x + attention(norm(x))``, then ``x + mlp(norm(x))``; with ``sandwich_norms`` both summands are normed too."""
+    """``x + attention(norm(x))``, then ``x + mlp(norm(x))``; ``sandwich_norms`` also normalises both summands."""
 
     def __init__(self, config: Any, *, rngs: nnx.Rngs):
         norm = functools.partial(RMSNorm, config.hidden_size, config.rms_eps, offset=config.offset_norm)
@@ -230,7 +230,7 @@ class DecoderLayer(nnx.Module):
         Args:
             x: (P, G, T, d).
             rotation: cosine and sine (P, 1, T, H/2).
-            masks: which of the own keys and of the prompt's keys a query sees.
+            masks: which own keys and which prompt keys a query sees.
             prompt_kv: keys and values (P, Tp, K, H) of the shared prompt, or None while the prompt itself runs.
             cache: own keys and values (P, G, S, K, H) so far; the new ones are written at position ``t``.
             t: position of the first of the T tokens in the cache.

@@ -19,20 +19,20 @@ from fairgrpo_jax.models.tree import flatten, unflatten
 
 
 PAIR = ("lora_a", "lora_b")
-# Where linear maps run through layers.Linear: in the blocks of decoder and tower, and in the mergers.
+# Linear maps that run through layers.Linear: in the blocks of decoder and tower, and in the mergers.
 INSIDE = ("layers.", "vision.blocks.", "vision.merger.", "vision.deepstack.")
 
 
 @dataclasses.dataclass(frozen=True)
 class LoRA:
-    """Low-rank adapters of some of the linear maps.
+    """Options of the low-rank adapters.
 
     Attributes:
         rank: r.
-        alpha: the adapter's output is multiplied by alpha / r.
+        alpha: an adapter's output is multiplied by alpha / r.
         targets: regular expression searched for in paths such as ``layers/attention/q``, ``layers/mlp/down``,
-            ``vision/blocks/qkv`` and ``vision/merger/up``. The default takes every linear map of the text decoder and
-            leaves the vision tower as it is.
+            ``vision/blocks/qkv`` and ``vision/merger/up``. The default selects all linear maps of the text decoder and
+            none of the vision tower.
     """
 
     rank: int = 16
@@ -46,17 +46,17 @@ class LoRA:
 
 
 def add(vlm: Any, lora: LoRA, key: jax.Array) -> Any:
-    """The model with fresh adapters: ``lora_a`` uniform in ±1/sqrt(in), ``lora_b`` 0, so that it computes the same.
+    """Adds new adapters to a model: ``lora_a`` uniform in ±1/sqrt(in), ``lora_b`` 0, so the output does not change.
 
     The adapters are float32, whatever the dtype of the kernels, and sharded by the same rules.
 
     Args:
         vlm: a ``models.VLM`` without adapters.
-        lora: which maps get one, of what size.
+        lora: the maps that get adapters, and their size.
         key: PRNG key.
 
     Raises:
-        ValueError: the model has adapters, or ``targets`` matches no linear map.
+        ValueError: if the model already has adapters, or ``targets`` matches no linear map.
 
     Example:
         >>> from fairgrpo_jax import models
@@ -70,7 +70,7 @@ def add(vlm: Any, lora: LoRA, key: jax.Array) -> Any:
 
 
 def add_to(params: dict, lora: LoRA, key: jax.Array) -> dict:
-    """The parameters with fresh adapters, to be used with a :func:`scaled` config; :func:`add` in two halves."""
+    """Adds new adapters to parameters, for use with a :func:`scaled` config; :func:`add` does both."""
     leaves = flatten(params)
     if has(params):
         raise ValueError("got a model that has adapters already; wanted one without: merge them first")
@@ -88,7 +88,7 @@ def add_to(params: dict, lora: LoRA, key: jax.Array) -> dict:
 
 
 def scaled(config: Any, scale: float) -> Any:
-    """The config with ``lora_scale``, in the vision tower too."""
+    """Sets ``lora_scale`` in a config, including its vision tower."""
     vision = config.vision and dataclasses.replace(config.vision, lora_scale=scale)
     return dataclasses.replace(config, lora_scale=scale, vision=vision)
 
@@ -99,7 +99,7 @@ def has(params: dict) -> bool:
 
 
 def beside(module: str, kernel: jax.Array, a: Any, b: Any) -> dict[str, Any]:
-    """An adapter as leaves of ``module``, on the mesh of its kernel if that stands on one."""
+    """An adapter as leaves of ``module``, on the mesh of its kernel if it has one."""
     leaves = {f"{module}.lora_a": a, f"{module}.lora_b": b}
     mesh = getattr(getattr(kernel, "sharding", None), "mesh", None)
     if not isinstance(mesh, Mesh):
@@ -109,7 +109,7 @@ def beside(module: str, kernel: jax.Array, a: Any, b: Any) -> dict[str, Any]:
 
 
 def merge(vlm: Any) -> Any:
-    """The model with its adapters added to the kernels, in float32 and layer by layer; as it is without adapters."""
+    """Merges a model's adapters into its kernels, in float32 and by layer; a model without adapters is unchanged."""
     leaves = flatten(vlm.params)
     kept = {path: leaf for path, leaf in leaves.items() if not path.endswith(PAIR)}
     for path in kept:
@@ -127,25 +127,25 @@ def _merge(kernel: jax.Array, a: jax.Array, b: jax.Array, *, scale: float) -> ja
 
 
 def merged(kernel: jax.Array, a: jax.Array, b: jax.Array, *, scale: float) -> jax.Array:
-    """``kernel + scale * a b`` of one linear map, computed in float32."""
+    """``kernel + scale * a b`` for one linear map, computed in float32."""
     delta = scale * jnp.matmul(a, b, precision="highest", preferred_element_type=jnp.float32)
     return (kernel.astype(jnp.float32) + delta).astype(kernel.dtype)
 
 
 def trainable(params: dict, freeze: Sequence[str] = ()) -> tuple[dict, dict]:
-    """The parameters in two: what is trained, and the rest.
+    """Splits the parameters into those that are trained and the rest.
 
-    With adapters these alone are trained, else everything; of that, nothing that matches ``freeze``.
+    If there are adapters, only these are trained, otherwise all parameters; those that match ``freeze`` are excluded.
 
     Args:
-        params: nested dict.
+        params: nested dict of parameters.
         freeze: regular expressions searched for in paths such as ``vision/blocks/qkv/kernel``.
 
     Returns:
-        Two nested dicts, put together again by :func:`join`.
+        Two nested dicts, which :func:`join` merges again.
 
     Raises:
-        ValueError: an expression matches no path, or nothing is left to train.
+        ValueError: if an expression matches no path, or nothing is left to train.
 
     Example:
         >>> trained, frozen = trainable({"vision": {"norm": 1}, "head": 2}, ["^vision/"])
@@ -177,10 +177,10 @@ def join(trained: Any, frozen: Any) -> dict:
 
 
 def compiled(pattern: str) -> re.Pattern:
-    """A regular expression.
+    """Compiles a regular expression.
 
     Raises:
-        ValueError: it is none.
+        ValueError: if it is invalid.
     """
     try:
         return re.compile(pattern)

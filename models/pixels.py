@@ -1,4 +1,4 @@
-"""Images of any mode to bytes, to sizes and to patches, bit for bit as transformers' Pillow processors make them."""
+"""Converts images to RGB bytes, resizes them and cuts patches, bit-identical to transformers' Pillow processors."""
 
 import functools
 import math
@@ -14,13 +14,13 @@ HALF = (0.5, 0.5, 0.5)
 
 
 def to_rgb(image: Any) -> np.ndarray:
-    """A PIL image, or a uint8 array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), as uint8 (H, W, 3).
+    """Converts a PIL image, or a uint8 array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), to uint8 (H, W, 3).
 
-    Transparency is laid on white. Like in transformers, an array is blended in floating point and a PIL image by
-    Pillow, which rounds differently.
+    Transparent pixels are blended with white. As in transformers, an array is blended in floating point and a PIL image
+    by Pillow, which rounds differently.
 
     Raises:
-        ValueError: another dtype or shape, no pixels, or an image of more than 8 bits.
+        ValueError: for another dtype or shape, no pixels, or an image of more than 8 bits.
 
     Example:
         >>> to_rgb(np.array([[[10, 20, 30, 0]]], np.uint8)).tolist()
@@ -51,7 +51,7 @@ def _array_to_rgb(pixels: np.ndarray) -> np.ndarray:
 
 
 def resize(pixels: np.ndarray, size: tuple[int, int], filter: Image.Resampling) -> np.ndarray:
-    """Bytes (H, W, 3) at another ``(height, width)``, by Pillow."""
+    """Resizes bytes (H, W, 3) to ``(height, width)`` with Pillow."""
     if pixels.shape[:2] == size:
         return pixels
     height, width = size
@@ -59,7 +59,7 @@ def resize(pixels: np.ndarray, size: tuple[int, int], filter: Image.Resampling) 
 
 
 def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
-    """Nearest height and width that are multiples of ``factor``, with an area between the bounds and the same aspect.
+    """Nearest height and width that are multiples of ``factor``, with an area within the bounds and the same aspect.
 
     Halves round to even, as in Qwen's preprocessing. Sides never fall below ``factor``.
 
@@ -83,15 +83,15 @@ def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixe
 def smart_resize_film(
     frames: int, height: int, width: int, temporal: int, factor: int, min_pixels: int, max_pixels: int
 ) -> tuple[int, int]:
-    """:func:`smart_resize` of Qwen3-VL's videos: the bounds are of frames x height x width.
+    """:func:`smart_resize` for Qwen3-VL's videos: the bounds apply to frames x height x width.
 
-    Sides below ``factor`` are first enlarged together until both reach it.
+    If a side is below ``factor``, both are first enlarged until they reach it.
 
     Args:
-        frames: number of frames handed in; fewer than ``temporal`` count as ``temporal``.
+        frames: number of frames; fewer than ``temporal`` count as ``temporal``.
         height: pixels of a frame.
-        width: likewise.
-        temporal: frames in a patch; the bounds are compared with ``frames`` rounded to its multiples.
+        width: pixels of a frame.
+        temporal: frames in a patch; the bounds are compared with ``frames`` rounded to a multiple of it.
         factor: what both sides must be multiples of.
         min_pixels: least volume.
         max_pixels: largest volume.
@@ -112,7 +112,7 @@ def smart_resize_film(
 
 
 def _fit(height, width, factor, min_pixels, max_pixels, *, real: int, counted: int) -> tuple[int, int]:
-    """Both resizes: the bounds are compared with ``counted`` frames, the scale follows from the ``real`` ones."""
+    """Implements both resizes: bounds are compared with ``counted`` frames, the scale follows from ``real`` ones."""
     if max(height, width) > 200 * min(height, width):
         raise ValueError(f"got {height} x {width} pixels, more than 200 to 1; wanted a squarer image: crop it")
     tall, wide = round(height / factor) * factor, round(width / factor) * factor
@@ -129,7 +129,7 @@ def _fit(height, width, factor, min_pixels, max_pixels, *, real: int, counted: i
 
 @functools.cache
 def value_table(mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
-    """(3, 256) float32: what each byte of each channel becomes; scaled in float64, normalised in float32."""
+    """(3, 256) float32, the value of each byte in each channel: scaled in float64, normalised in float32."""
     scaled = (np.arange(256, dtype=np.float64) * (1 / 255)).astype(np.float32)
     return (scaled - np.array(mean, np.float32)[:, None]) / np.array(std, np.float32)[:, None]
 
@@ -137,13 +137,13 @@ def value_table(mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
 def patchify(
     pixels: np.ndarray, table: np.ndarray, patch: int, merge: int, temporal: int
 ) -> tuple[np.ndarray, tuple[int, int, int]]:
-    """Cuts frames into patches in merge-block order, the last frame repeated up to a multiple of ``temporal``.
+    """Cuts frames into patches in merge-block order, repeating the last frame up to a multiple of ``temporal``.
 
     Args:
         pixels: uint8 (F, H, W, 3), both sides multiples of ``patch * merge``.
-        table: of :func:`value_table`.
+        table: from :func:`value_table`.
         patch: side of a patch.
-        merge: patches along the side of one merged token.
+        merge: patches along the side of a merged token.
         temporal: frames in a patch.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Chat messages, images and videos to the arrays that a Hugging Face processor makes: no torch, no torchvision."""
+"""Converts chat messages, images and videos to the arrays of a Hugging Face processor, without torch or torchvision."""
 
 import dataclasses
 import re
@@ -12,11 +12,11 @@ from fairgrpo_jax.models import pixels
 
 
 class Expansion(NamedTuple):
-    """What one image or video becomes in the prompt.
+    """The text and features of one image or video in the prompt.
 
     Attributes:
-        text: stands where the chat template put the placeholder.
-        size: vision features behind each feature token of ``text``; the token is repeated as often.
+        text: replaces the placeholder of the chat template.
+        size: number of vision features for each feature token of ``text``; the token is repeated as often.
     """
 
     text: str
@@ -25,7 +25,7 @@ class Expansion(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class TextProcessor:
-    """Chat messages to token ids, for a decoder without vision; the frame of the processors below.
+    """Converts chat messages to token ids, for a decoder without vision; base class of the processors below.
 
     Attributes:
         tokenizer: a Hugging Face tokenizer.
@@ -40,11 +40,11 @@ class TextProcessor:
     tokenizer: Any
     chat_template: str | None = dataclasses.field(default=None, kw_only=True)
 
-    types_name = None  # the array that tells images (1) and videos (2) from text (0)
+    types_name = None  # name of the array that marks images (1), videos (2) and text (0)
 
     @property
     def tokens(self) -> dict[str, tuple[str, str]]:
-        """By kind of medium, the placeholder that the chat template writes, and the token of one vision feature."""
+        """For each kind of medium, the chat template's placeholder and the token of one vision feature."""
         return {}
 
     def __call__(
@@ -60,22 +60,22 @@ class TextProcessor:
         """Processes a batch, or one conversation with its images and videos.
 
         Args:
-            messages: one conversation a row; the content of a message is a string or a list of parts
-                ``{"type": "text", "text": ...}``, ``{"type": "image"}``, ``{"type": "video"}``.
+            messages: one conversation per row; the content of a message is a string or a list of parts ``{"type":
+                "text", "text": ...}``, ``{"type": "image"}``, ``{"type": "video"}``.
             images: the images of every row in order: PIL images, or uint8 arrays (H, W, 3), (H, W, 4) or (H, W).
             videos: the videos of every row in order: uint8 arrays (F, H, W, 3) or (F, H, W), or sequences of images.
-            seconds_per_frame: time between the frames handed in, one number, or one for every video of every row.
-            times: seconds of every frame (F,) for every video of every row, where the spacing is uneven; Qwen3-VL
-                alone writes them into the prompt.
-            add_generation_prompt: end with the opening of the assistant's turn.
+            seconds_per_frame: time between the given frames, one number, or one for every video of every row.
+            times: seconds of every frame (F,) for every video of every row, for uneven spacing; only Qwen3-VL writes
+                them into the prompt.
+            add_generation_prompt: whether to end with the opening of the assistant's turn.
 
         Returns:
             ``input_ids`` and ``attention_mask`` (P, T) int64, padded on the tokenizer's side, and the arrays of the
-            media, which the classes list.
+            media, listed for each class.
 
         Raises:
-            ValueError: a row with more or fewer media than places for them, or a medium that cannot be processed;
-                both name the row.
+            ValueError: if a row has more or fewer media than placeholders, or a medium cannot be processed; names the
+                row.
         """
         if messages and isinstance(messages[0], Mapping):
             messages = [messages]
@@ -94,7 +94,7 @@ class TextProcessor:
         return self._tokenize(texts, {"image": of_images, "video": of_videos}) | stills | films
 
     def _images(self, rows: Sequence) -> tuple[dict[str, np.ndarray], list[Expansion]]:
-        """The arrays of all images, and what each becomes in the prompt."""
+        """The arrays of all images and their expansions in the prompt."""
         return {}, []
 
     def _videos(self, rows: Sequence, clock: "_Clock") -> tuple[dict[str, np.ndarray], list[Expansion]]:
@@ -102,7 +102,7 @@ class TextProcessor:
         return {}, []
 
     def _render(self, messages: Sequence, add_generation_prompt: bool) -> list[str]:
-        """The conversations as the chat template writes them."""
+        """Renders the conversations with the chat template."""
         from jinja2 import TemplateError
 
         if not (self.chat_template or self.tokenizer.chat_template):
@@ -125,13 +125,13 @@ class TextProcessor:
         return texts
 
     def turn_end(self, eos_ids: Sequence[int]) -> int:
-        """The token with which the chat template closes an assistant's turn: what supervised completions end with.
+        """The token that closes an assistant's turn in the chat template; supervised completions end with it.
 
         Args:
             eos_ids: tokens that end generation.
 
         Returns:
-            the first of ``eos_ids`` that the template writes after an answer; the first of all where it writes none.
+            The first of ``eos_ids`` that the template writes after an answer; the first of all if it writes none.
         """
         said = "0"
         talk = [{"role": "user", "content": "?"}, {"role": "assistant", "content": said}]
@@ -150,7 +150,7 @@ class TextProcessor:
                     raise ValueError(f"row {row} has {places} places for {kind}s, but {len(media)} {kind}s were given")
 
     def _tokenize(self, texts: list[str], expansions: Mapping[str, list[Expansion]]) -> dict[str, np.ndarray]:
-        """Token ids with every feature token repeated as often as its medium has features, padded to one length."""
+        """Token ids, with each feature token repeated for all features of its medium, padded to one length."""
         queues = {self.tokens[kind][0]: iter(made) for kind, made in expansions.items() if made}
         features = {self.tokenizer.convert_tokens_to_ids(token): kind for kind, (_, token) in self.tokens.items()}
         rows = []
@@ -174,7 +174,7 @@ class TextProcessor:
         return inputs
 
     def _expand(self, text: str, queues: Mapping[str, Iterator[Expansion]]) -> tuple[str, list[int]]:
-        """The text with its placeholders replaced, and the size behind each of its feature tokens."""
+        """The text with its placeholders replaced, and the size of each of its feature tokens."""
         pieces = re.split("(" + ("|".join(map(re.escape, queues)) or r"(?!)") + ")", text)
         sizes = []
         for index in range(1, len(pieces), 2):
@@ -196,17 +196,17 @@ class TextProcessor:
 
 @dataclasses.dataclass(frozen=True)
 class Processor(TextProcessor):
-    """Qwen2.5-VL's chat messages, images and videos to the dict of arrays a Hugging Face processor returns.
+    """Converts Qwen2.5-VL's chat messages, images and videos to the dict of arrays of a Hugging Face processor.
 
-    A medium is resized (bicubic) so that both sides are multiples of ``patch_size * merge_size`` and its area lies
+    A medium is resized (bicubic) so that both sides are multiples of ``patch_size * merge_size`` and its area is
     between ``min_pixels`` and ``max_pixels``, scaled to 0..1, normalised and cut into patches in merge-block order. An
-    image is a video of one frame; the last frame is repeated up to a multiple of ``temporal_patch_size``. Images come
-    out bit-identical to transformers' ``Qwen2VLImageProcessorPil``; videos differ from its torchvision processor in the
+    image is a video of one frame; the last frame is repeated up to a multiple of ``temporal_patch_size``. Images are
+    bit-identical to transformers' ``Qwen2VLImageProcessorPil``; videos differ from its torchvision processor in the
     rounding of the resize.
 
-    Adds ``mm_token_type_ids`` (P, T); where there are images ``pixel_values`` (patches, C * tp * p * p) float32 and
-    ``image_grid_thw`` (n, 3) int64; where there are videos ``pixel_values_videos``, ``video_grid_thw`` and
-    ``second_per_grid_ts`` (n,), the seconds of one patch.
+    Adds ``mm_token_type_ids`` (P, T); for images ``pixel_values`` (patches, C * tp * p * p) float32 and
+    ``image_grid_thw`` (n, 3) int64; for videos ``pixel_values_videos``, ``video_grid_thw`` and ``second_per_grid_ts``
+    (n,), the seconds of one patch.
 
     Attributes:
         tokenizer: a Hugging Face tokenizer with Qwen's special tokens.
@@ -222,7 +222,7 @@ class Processor(TextProcessor):
         chat_template: Jinja source; None takes the tokenizer's own.
 
     Raises:
-        ValueError: bounds that contradict each other.
+        ValueError: if bounds contradict each other.
 
     Example:
         >>> talk = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Which digit is this?"}]}]
@@ -307,7 +307,7 @@ class Processor(TextProcessor):
 
 
 class Qwen2Processor(Processor):
-    """:class:`Processor` of Qwen2-VL, which does not tell seconds: no ``second_per_grid_ts``."""
+    """:class:`Processor` of Qwen2-VL, which does not use seconds: no ``second_per_grid_ts``."""
 
     def _seconds(self, clock: "_Clock") -> dict[str, np.ndarray]:
         return {}
@@ -315,11 +315,11 @@ class Qwen2Processor(Processor):
 
 @dataclasses.dataclass(frozen=True)
 class Qwen3Processor(Qwen2Processor):
-    """:class:`Processor` of Qwen3-VL: the time of every patch of a video stands in the prompt as text.
+    """:class:`Processor` of Qwen3-VL: the prompt contains the time of every patch of a video as text.
 
     Each of the t steps of a video becomes ``<1.5 seconds>``, the start token, its features, the end token; the time is
-    the mean of its first and last frame. The start and end token that the chat template wrote around the video stay,
-    as in transformers 5 (transformers before 5 and vLLM drop that outer pair).
+    the mean of its first and last frame. The start and end token that the chat template writes around the video are
+    kept, as in transformers 5 (transformers before 5 and vLLM drop that outer pair).
 
     Attributes:
         video_min_pixels: least frames x height x width of a resized video.
@@ -352,19 +352,18 @@ class Qwen3Processor(Qwen2Processor):
 
 @dataclasses.dataclass(frozen=True)
 class Gemma3Processor(TextProcessor):
-    """Gemma3's and MedGemma's chat messages and images to the dict of arrays a Hugging Face processor returns.
+    """Converts Gemma3's and MedGemma's chat messages and images to the dict of arrays of a Hugging Face processor.
 
-    An image is resized (bilinear) to a square whatever its shape, scaled to 0..1 and normalised: bit-identical to
-    transformers' ``Gemma3ImageProcessorPil``; pan and scan is off, as there. Gemma3 takes no videos: hand in frames as
+    An image is resized (bilinear) to a square whatever its shape, scaled to 0..1 and normalised, bit-identical to
+    transformers' ``Gemma3ImageProcessorPil``; pan and scan is off, as there. Gemma3 has no video input: pass frames as
     images.
 
-    Adds ``token_type_ids`` (P, T), 1 at image features, and where there are images ``pixel_values`` (n, C, S, S)
-    float32.
+    Adds ``token_type_ids`` (P, T), 1 at image features, and for images ``pixel_values`` (n, C, S, S) float32.
 
     Attributes:
         tokenizer: a Hugging Face tokenizer with Gemma's special tokens.
         image_size: side S of the square in pixels.
-        tokens_per_image: features of one image in the prompt.
+        tokens_per_image: number of features of an image in the prompt.
         mean: of the normalisation, one number a channel, on the 0..1 scale.
         std: likewise.
         chat_template: Jinja source; None takes the tokenizer's own.
@@ -405,10 +404,10 @@ def tiny_processor() -> Processor:
 
 
 class _Clock:
-    """When the frames of every video of a batch were taken, in order.
+    """The times of the frames of every video of a batch, in order.
 
     Attributes:
-        spacing: (n,) seconds from frame to frame.
+        spacing: (n,) seconds between frames.
         times: seconds of the frames (F,) of each video.
     """
 
@@ -429,7 +428,7 @@ class _Clock:
 
 
 def _each(kind: str, rows: Sequence, process: Callable) -> list:
-    """What ``process`` makes of every medium; an error names row and place."""
+    """Applies ``process`` to every medium; an error names row and position."""
     made = []
     for row, media in enumerate(rows):
         for place, medium in enumerate(media):
@@ -441,7 +440,7 @@ def _each(kind: str, rows: Sequence, process: Callable) -> list:
 
 
 def _joined(values: str, grids: str, made: list) -> dict[str, np.ndarray]:
-    """The patches of all media one after another, and their grids; nothing without media."""
+    """The concatenated patches of all media, and their grids; empty without media."""
     if not made:
         return {}
     return {values: np.concatenate([one for one, _ in made]), grids: np.array([grid for _, grid in made], np.int64)}

@@ -14,19 +14,19 @@ TOWER: dict[str, Any] = dict(norm="rms", gated=True, activation="silu", patch_bi
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(TextConfig):
-    """Everything static about a Qwen2.5-VL."""
+    """The static configuration of a Qwen2.5-VL."""
 
     vision: VisionConfig
 
     @classmethod
     def from_hugging_face(cls, config: Any) -> "Config":
-        """The config of a checkpoint.
+        """Converts the config of a checkpoint.
 
         Args:
             config: the dict of a ``config.json``, flat or nested, or a ``transformers.Qwen2_5_VLConfig``.
 
         Raises:
-            ValueError: the checkpoint wants something this model does not compute.
+            ValueError: if the checkpoint uses options that this model does not implement.
         """
         config = hub.read(config, "qwen2_5_vl")
         text, tower = config.text_config, config.vision_config
@@ -47,7 +47,7 @@ class Config(TextConfig):
 
 
 def tiny(**changes: Any) -> Config:
-    """A model of about 200,000 parameters with every mechanism of the large one, for the tiny tokenizer.
+    """A model of about 200,000 parameters with all mechanisms of the large one, for the tiny tokenizer.
 
     Args:
         **changes: fields of :class:`Config` to replace.

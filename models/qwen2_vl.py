@@ -14,19 +14,19 @@ TOWER: dict[str, Any] = dict(norm="layer", gated=False, activation="quick_gelu",
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(TextConfig):
-    """Everything static about a Qwen2-VL."""
+    """The static configuration of a Qwen2-VL."""
 
     vision: VisionConfig
 
     @classmethod
     def from_hugging_face(cls, config: Any) -> "Config":
-        """The config of a checkpoint.
+        """Converts the config of a checkpoint.
 
         Args:
             config: the dict of a ``config.json``, flat or nested, or a ``transformers.Qwen2VLConfig``.
 
         Raises:
-            ValueError: the checkpoint wants something this model does not compute.
+            ValueError: if the checkpoint uses options that this model does not implement.
         """
         config = hub.read(config, "qwen2_vl")
         text, tower = config.text_config, config.vision_config
@@ -44,7 +44,7 @@ class Config(TextConfig):
 
 
 def tiny(**changes: Any) -> Config:
-    """A model of about 180,000 parameters with every mechanism of the large one, for the tiny tokenizer.
+    """A model of about 180,000 parameters with all mechanisms of the large one, for the tiny tokenizer.
 
     Args:
         **changes: fields of :class:`Config` to replace.

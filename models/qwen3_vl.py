@@ -1,6 +1,6 @@
-"""Qwen3-VL: interleaved M-RoPE, normed queries and keys; a tower of LayerNorm with learned positions and DeepStack.
+"""Qwen3-VL: interleaved M-RoPE, normalised queries and keys; a tower of LayerNorm with learned positions and DeepStack.
 
-Every frame of a video is a medium of its own, with its time as text before it.
+Every frame of a video is a separate medium, preceded by its time as text.
 """
 
 import dataclasses
@@ -19,19 +19,19 @@ TOWER: dict[str, Any] = dict(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(TextConfig):
-    """Everything static about a Qwen3-VL."""
+    """The static configuration of a Qwen3-VL."""
 
     vision: VisionConfig
 
     @classmethod
     def from_hugging_face(cls, config: Any) -> "Config":
-        """The config of a checkpoint.
+        """Converts the config of a checkpoint.
 
         Args:
             config: the dict of a ``config.json``, or a ``transformers.Qwen3VLConfig``.
 
         Raises:
-            ValueError: the checkpoint wants something this model does not compute.
+            ValueError: if the checkpoint uses options that this model does not implement.
         """
         config = hub.read(config, "qwen3_vl")
         text, tower = config.text_config, config.vision_config
@@ -56,7 +56,7 @@ class Config(TextConfig):
 
 
 def tiny(**changes: Any) -> Config:
-    """A model of about 280,000 parameters with every mechanism of the large one, for the tiny tokenizer.
+    """A model of about 280,000 parameters with all mechanisms of the large one, for the tiny tokenizer.
 
     Args:
         **changes: fields of :class:`Config` to replace.

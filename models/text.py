@@ -1,4 +1,4 @@
-"""Plain text decoders, Qwen2, Qwen3 and Mistral: the judges among the rewards."""
+"""Plain text decoders, Qwen2, Qwen3 and Mistral, intended as judges for rewards."""
 
 import dataclasses
 from typing import Any
@@ -16,17 +16,17 @@ TEXT: dict[str, dict[str, Any]] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(TextConfig):
-    """Everything static about a plain decoder."""
+    """The static configuration of a plain decoder."""
 
     @classmethod
     def from_hugging_face(cls, config: Any) -> "Config":
-        """The config of a checkpoint.
+        """Converts the config of a checkpoint.
 
         Args:
             config: the dict of a ``config.json``, or a transformers config, of a Qwen2, Qwen3 or Mistral.
 
         Raises:
-            ValueError: the checkpoint wants something this model does not compute.
+            ValueError: if the checkpoint uses options that this model does not implement.
         """
         config = hub.read(config, *TEXT)
         kind = config.model_type
@@ -39,7 +39,7 @@ def tiny(model_type: str = "qwen2", **changes: Any) -> Config:
     """A model of about 90,000 parameters, for the tiny tokenizer.
 
     Args:
-        model_type: ``qwen2``, ``qwen3`` or ``mistral``; the last attends in a window.
+        model_type: ``qwen2``, ``qwen3`` or ``mistral``; the last has windowed attention.
         **changes: fields of :class:`Config` to replace.
     """
     window: dict[str, Any] = dict(window=8, local=(True, True)) if model_type == "mistral" else {}

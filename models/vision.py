@@ -1,8 +1,7 @@
 """The vision towers: patches in, one feature per merged token out.
 
-One tower with switches serves all families; a family's file says which it sets. Windows are segment ids in a mask, not
-a permutation of the patches: attention does not care in which order its keys stand, so the patches keep the order in
-which the merger wants them.
+One tower with switches serves all families; each family's file sets them. Windows are segment ids in a mask, not a
+permutation of the patches: attention does not depend on the order of keys, so the patches keep the merger's order.
 """
 
 import dataclasses
@@ -23,7 +22,7 @@ from fairgrpo_jax.models.layers import MLP, LayerNorm, Linear, RMSNorm, bind, cr
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VisionConfig:
-    """Everything static about a tower; hashable."""
+    """The static configuration of a tower; hashable."""
 
     depth: int
     hidden_size: int
@@ -38,15 +37,15 @@ class VisionConfig:
     gated: bool  # the MLP has a gate
     patch_bias: bool
     fused_qkv: bool = True
-    pooled: bool = False  # the mean over merged patches, normed and projected, in the place of a merger with an MLP
+    pooled: bool = False  # the mean over merged patches, normalised and projected, instead of a merger with an MLP
     rope_theta: float | None = 10_000.0  # None: no rotary positions
-    num_positions: int = 0  # learned positions, a square resampled to the grid of each image; 0: none
-    image_size: int = 0  # side in pixels of the square that every image is; 0: any size
-    window_size: int = 0  # side in pixels of the windows of attention; 0: none
-    full_blocks: tuple[int, ...] = ()  # blocks that attend over a whole frame where the others stay inside windows
-    deepstack: tuple[int, ...] = ()  # blocks whose output reaches the first layers of the text model
-    tokens_per_second: float | None = None  # rotary time steps in one second of video; None: one step a frame
-    frames_apart: bool = False  # every frame of a video is a medium of its own: text with its time stands before it
+    num_positions: int = 0  # number of learned positions, a square resampled to the grid of each image; 0: none
+    image_size: int = 0  # side in pixels of every image, a square; 0: any size
+    window_size: int = 0  # side in pixels of the attention windows; 0: none
+    full_blocks: tuple[int, ...] = ()  # blocks that attend over a whole frame instead of inside windows
+    deepstack: tuple[int, ...] = ()  # blocks whose output is added in the first layers of the text model
+    tokens_per_second: float | None = None  # rotary time steps per second of video; None: one step per frame
+    frames_apart: bool = False  # every frame of a video is a separate medium, preceded by its time as text
     block_attention: bool = False  # in the text model an image's tokens see all tokens of that image
     in_channels: int = 3
     eps: float = 1e-6
@@ -66,7 +65,7 @@ class VisionConfig:
 
     @property
     def patch_dim(self) -> int:
-        """Numbers in one patch."""
+        """Number of values in a patch."""
         return self.in_channels * self.temporal_patch_size * self.patch_size**2
 
     @property
@@ -76,7 +75,7 @@ class VisionConfig:
 
     @property
     def unit(self) -> int:
-        """Patches that come and go together: those of an image of fixed size, else those of a merged token."""
+        """Number of patches in a unit: those of an image of fixed size, otherwise those of a merged token."""
         return (self.image_size // self.patch_size) ** 2 if self.image_size else self.spatial_merge_size**2
 
 
@@ -115,7 +114,7 @@ class VisionBlock(nnx.Module):
 
 
 class Merger(nnx.Module):
-    """Normalises patches, joins merge² neighbours and maps them to the width of the text model."""
+    """Normalises patches, concatenates merge² neighbours and maps them to the width of the text model."""
 
     join_first = False
 
@@ -132,13 +131,13 @@ class Merger(nnx.Module):
 
 
 class DeepStackMerger(Merger):
-    """A merger that joins the neighbours before it normalises them."""
+    """A merger that concatenates the neighbours before it normalises them."""
 
     join_first = True
 
 
 def init(config: VisionConfig, key: jax.Array) -> dict:
-    """Fresh weights of a tower: ``vision``, and ``projector`` where it is pooled."""
+    """Initial weights of a tower: ``vision``, and ``projector`` if it is pooled."""
     patch, blocks, merger = jax.random.split(key, 3)
     position, deepstack = jax.random.split(jax.random.fold_in(key, 1))
     size, scale = config.hidden_size, config.initializer_range
@@ -160,7 +159,7 @@ def init(config: VisionConfig, key: jax.Array) -> dict:
 
 
 def rotation(config: VisionConfig, position: jax.Array) -> KeyValue | None:
-    """Cosine and sine (P, S, H/2): the first half of the angles turns with the row, the second with the column."""
+    """Cosine and sine (P, S, H/2): the first half of the angles depends on the row, the second on the column."""
     if config.rope_theta is None:
         return None
     quarter = config.hidden_size // config.num_heads // 4
@@ -176,19 +175,19 @@ def encode(
     """Features of all media of every prompt.
 
     Args:
-        params: weights as :func:`init` makes them.
-        config: of the tower.
+        params: weights as returned by :func:`init`.
+        config: the tower's config.
         vision: patches with their positions and segments.
         remat: recompute the blocks in the backward pass.
 
     Returns:
-        (P, S / merge², out_hidden_size), and as many features of that shape for the first text layers as
-        ``config.deepstack`` has blocks; rows of padding are finite and meaningless.
+        (P, S / merge², out_hidden_size), and for each block of ``config.deepstack`` features of that shape for the
+        first text layers; rows of padding are finite but meaningless.
     """
     tower = params["vision"]
     x, shape = _embed(tower, config, vision), vision.patches.shape[:2]
     turn = rotation(config, vision.position)
-    if config.image_size:  # every image is a row of its own, whose patches all see each other
+    if config.image_size:  # every image is a separate row, whose patches all see each other
         x = x.reshape(-1, config.unit, x.shape[-1])
     is_full = np.isin(np.arange(config.depth), config.full_blocks)
 
@@ -213,7 +212,7 @@ def encode(
 
 
 def _embed(tower: dict, config: VisionConfig, vision: Vision) -> jax.Array:
-    """Patches (P, S, patch_dim) as vectors (P, S, E), their learned positions added."""
+    """Embeds patches (P, S, patch_dim) as vectors (P, S, E) and adds their learned positions."""
     kernel = tower["patch"]["kernel"]
     x = vision.patches.astype(kernel.dtype) @ kernel
     if config.patch_bias:
@@ -226,7 +225,7 @@ def _embed(tower: dict, config: VisionConfig, vision: Vision) -> jax.Array:
 
 
 def _pool(params: dict, config: VisionConfig, x: jax.Array) -> jax.Array:
-    """The mean of merge² neighbours, normed and mapped to the width of the text model."""
+    """The mean of merge² neighbours, normalised and mapped to the width of the text model."""
     norm, projector = params["vision"]["norm"], params["projector"]
     x = layers.layer_norm(x, norm["weight"], norm["bias"], config.eps)
     x = x.reshape(x.shape[0], -1, config.spatial_merge_size**2, x.shape[-1]).mean(axis=2)

@@ -1,8 +1,8 @@
 """CheXpert: 223,414 chest X-rays of 64,540 patients to train on, 234 of 200 to validate; 14 findings, sex, age, race.
 
 Irvin et al., AAAI 2019, arXiv 1901.07031. Research use only, after registration; nothing of it may be passed on.
-The labels of the training set were read from the radiologists' reports by a program, those of the validation set are
-three radiologists' votes.
+Labels of the training set were extracted from the radiologists' reports by a program; those of the validation set are
+the votes of three radiologists.
 """
 
 import os
@@ -64,7 +64,7 @@ _PICK = itemgetter(*FINDINGS)
 _EXTRA = ("view", "projection", "study", "uncertain", "race", "race_told", "ethnicity")
 _UNTOLD = ("", "", "")
 _COLUMNS = ("Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *FINDINGS)
-# What a telling of race contains, in this order: "Native Hawaiian or Other Pacific Islander" is not "Other".
+# Substrings of the sheet's entries for race, in order: "Native Hawaiian or Other Pacific Islander" is not "Other".
 _RACES = {
     "pacific islander": "Pacific Islander",
     "native american": "Native American",
@@ -83,30 +83,30 @@ def load(
     uncertain: Literal["zeros", "ones", "ignore"] = "zeros",
     view: Literal["all", "frontal", "lateral"] = "all",
 ) -> RecordList:
-    """One record an image, asking for all its findings; the answer names those that are positive, in the table's order.
+    """One record per image, asking for all its findings; the answer lists the positive ones in the table's order.
 
     Args:
         root: the folder with ``train.csv`` and ``valid.csv``, or the one around it; or the folder around those named
             ``CheXpert-v1.0 batch ...``.
-        split: ``"train"`` or ``"valid"``, the owner's. Patients of one are not in the other.
-        uncertain: a label that the report leaves open (-1) counts as negative (``"zeros"``, as FairGRPO has it), as
-            positive (``"ones"``), or its image is left out (``"ignore"``: a text cannot leave one label open).
-        view: all images, the frontal or the lateral ones.
+        split: ``"train"`` or ``"valid"``, the owner's splits, which share no patients.
+        uncertain: treatment of labels that the report leaves open (-1): negative (``"zeros"``, as in FairGRPO),
+            positive (``"ones"``), or the image is excluded (``"ignore"``, because a text cannot leave a label open).
+        view: all images, or only the frontal or the lateral ones.
 
     Returns:
-        A ``Source`` in the order of the table. Images without a positive finding have no answer and are counted in
-        ``left_out``. ``extra`` holds ``view`` ("Frontal" or "Lateral"), ``projection`` (AP, PA, LL, RL), ``study``,
-        ``uncertain`` (the open labels) and, with the sheet ``CHEXPERT DEMO`` (.xlsx or .csv) in the folder, ``race``
-        (White, Black, Asian, Pacific Islander, Native American, Other), ``race_told`` (the sheet's own words) and
-        ``ethnicity`` (Hispanic, Non-Hispanic); each is "" where unknown.
+        A ``Source`` in the order of the table. Images without a positive finding have no answer, are excluded and
+        counted in ``left_out``. ``extra`` holds ``view`` ("Frontal" or "Lateral"), ``projection`` (AP, PA, LL, RL),
+        ``study``, ``uncertain`` (the open labels) and, with the sheet ``CHEXPERT DEMO`` (.xlsx or .csv) in the folder,
+        ``race`` (White, Black, Asian, Pacific Islander, Native American, Other), ``race_told`` (the sheet's own words)
+        and ``ethnicity`` (Hispanic, Non-Hispanic); each is "" if unknown.
 
     Raises:
-        ValueError: tables that are missing; bad rows, with their lines; an unknown split or option; an ``.xlsx`` sheet
+        ValueError: for missing tables; bad rows, with their lines; an unknown split or option; an ``.xlsx`` sheet
             without openpyxl installed.
 
     Source:
         Labels and their order: the owner's table. Which rows, and ``uncertain="zeros"``: CLIMB (DDVD233/CLIMB), whose
-        preparation keeps 212,243 and 225 images. Unlike there, an ``Unknown`` sex is unknown and not a third one.
+        preparation keeps 212,243 and 225 images. Unlike there, an ``Unknown`` sex is unknown and not a third sex.
 
     Example:
         ``load("CheXpert-v1.0-small", split="valid")[0].answer``
@@ -136,7 +136,7 @@ def _records(
     left_out: Counter[str],
 ) -> Iterator[Record]:
     problems, seen = table.problems, {}
-    extras: dict[tuple[str, ...], dict[str, str]] = {}  # few kinds of rows: each kind is held once
+    extras: dict[tuple[str, ...], dict[str, str]] = {}  # few distinct rows: each is held once
     for line, row in table:
         match = _NAME.fullmatch(row["Path"])
         sex, age = told(problems, line, row["Sex"], row["Age"])
@@ -178,7 +178,7 @@ def _records(
 
 @lru_cache(maxsize=1 << 16)
 def _labels(values: tuple[str, ...], uncertain: str) -> tuple[str, str, str]:
-    """The positive labels, those left open, and what is wrong, each "" if nothing is."""
+    """The positive labels, the open ones, and any problem, each "" if there is none."""
     pairs = list(zip(FINDINGS, values, strict=True))
     positive = _POSITIVE | _OPEN if uncertain == "ones" else _POSITIVE
     bad = [f"{finding} is {value!r}" for finding, value in pairs if value not in _KNOWN]
@@ -190,7 +190,7 @@ def _labels(values: tuple[str, ...], uncertain: str) -> tuple[str, str, str]:
 
 
 def _tables(root: Path) -> Path:
-    """The folder of ``train.csv`` and ``valid.csv``: the root or one folder below it."""
+    """The folder of ``train.csv`` and ``valid.csv``: the root or a folder directly below it."""
     for folder in (root, *sorted(root.glob("CheXpert-v1.0*"))):
         if any((folder / f"{split}.csv").is_file() for split in SPLITS):
             return folder
@@ -198,7 +198,7 @@ def _tables(root: Path) -> Path:
 
 
 def _places(root: Path, folder: Path, split: str) -> Callable[[str, str], Path]:
-    """A function from name and patient to the image: in the folder of the tables, or in that of the patient's batch."""
+    """Returns a function from name and patient to the image, in the tables' folder or the patient's batch folder."""
     batches = sorted({*root.glob(_BATCH), *folder.parent.glob(_BATCH)})
     where: dict[str, Path] = {}
     for batch in batches:
@@ -213,7 +213,7 @@ def _places(root: Path, folder: Path, split: str) -> Callable[[str, str], Path]:
 
 
 def _races(root: Path, folder: Path, left_out: Counter[str]) -> dict[str, tuple[str, str, str]]:
-    """Race and ethnicity by patient, from the sheet where it lies beside the tables; unknown if told in two ways."""
+    """Race and ethnicity by patient, from the sheet if it is beside the tables; unknown if entries disagree."""
     found = [path for place in (root, folder) for name in PEOPLE if (path := place / name).is_file()]
     if not found:
         return {}
@@ -244,7 +244,7 @@ def _sheet(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str
             )
             header = ["" if name is None else str(name).strip() for name in next(rows, ())]
             cells = list(rows)
-    except Exception as error:  # a broken zip, broken XML, a missing part: openpyxl has no error of its own for them
+    except Exception as error:  # broken zip or XML, a missing part: openpyxl has no error class for them
         raise ValueError(f"{path} is no whole workbook ({error}); get it again from its owner") from error
     if absent := [name for name in columns if name not in header]:
         raise ValueError(f"{path}: missing columns {', '.join(absent)}; it has {', '.join(header)}")

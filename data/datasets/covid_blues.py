@@ -1,8 +1,8 @@
 """COVID-BLUES: 362 lung ultrasound videos of 63 patients suspected of COVID-19, with PCR results, sex and age.
 
 Wiedemann et al., IEEE J. Biomed. Health Inform. 29(9), 2025, doi 10.1109/JBHI.2025.3543686. Licence CC BY-NC-ND 4.0:
-read the owners' files where they lie, pass on nothing made from them. 16 patients are held out; a result on so few
-says that a pipeline runs, not how well a model diagnoses.
+read the owners' files in place and do not pass on anything made from them. 16 patients are held out; a result on so few
+shows that a pipeline runs, not how well a model diagnoses.
 """
 
 import re
@@ -34,7 +34,7 @@ ABOUT = About(
 )
 QUESTION = "This is a lung ultrasound video. Does the patient have COVID?"
 CHOICES = ("Has COVID", "No COVID")
-TRAIN_SHARE = 0.75  # of the patients in numerical order
+TRAIN_SHARE = 0.75  # share of the patients, in numerical order
 
 _STEM = re.compile(r"patient_(\d+)_([LR][123])(_2)?")
 _SEX: dict[str, Literal["F", "M"] | None] = {"0": "F", "0.0": "F", "1": "M", "1.0": "M", "-99": None, "-99.0": None}
@@ -49,26 +49,26 @@ class _Patient:
 
 
 def load(root: str | Path, *, split: Literal["train", "test"], num_frames: int = 4) -> RecordList:
-    """One record a video, asking whether its patient has COVID (the patient's PCR test).
+    """One record per video, asking whether its patient has COVID (by PCR test).
 
     Args:
         root: the owners' folder, with ``clinical_variables.csv``, ``severity.csv`` and ``lus_videos/``.
-        split: ``"train"`` or ``"test"``: in numerical order of their ids the first 75 % of the patients, and the rest;
-            266 and 96 videos, 47 and 16 patients, as in the benchmark FairGRPO was trained on.
-        num_frames: frames of a video the model sees, spread evenly over it.
+        split: ``"train"`` or ``"test"``: the first 75 % of the patients in numerical order of their ids, or the rest;
+            266 and 96 videos, 47 and 16 patients, as in the benchmark on which FairGRPO was trained.
+        num_frames: number of frames of a video that the model sees, evenly spaced.
 
     Returns:
         A ``Source`` in the order of patient and video name. ``extra`` holds the readers' ``severity`` (0 to 3), and
-        ``a_lines`` and ``b_lines`` ("yes" or "no"), empty where they gave none, and ``blue_point`` (L1 to R3).
+        ``a_lines`` and ``b_lines`` ("yes" or "no"), "" if not given, and ``blue_point`` (L1 to R3).
 
     Raises:
-        ValueError: tables that are missing, all of them named at once; a column that is missing; rows of an unknown
-            patient, without a PCR result, or there twice, all named at once; a video without a row in
-            ``severity.csv``; an unknown split. Videos that are missing are errors when decoded, and of ``data check``.
+        ValueError: for missing tables, all named; a missing column; rows of an unknown patient, without a PCR result,
+            or duplicates, all named; a video without a row in ``severity.csv``; an unknown split. Missing videos are
+            errors when decoded, and in ``data check``.
 
     Source:
-        The split is that of CLIMB (DDVD233/CLIMB). Unlike there, sex is kept beside age, and a video that does not
-        decode is an error, not a black clip.
+        The split is that of CLIMB (DDVD233/CLIMB). Unlike there, sex is kept as well as age, and a video that cannot be
+        decoded is an error, not a black clip.
 
     Example:
         ``load("covid-blues", split="test")[0].question``
@@ -117,7 +117,7 @@ def _record(root: Path, stem: str, reading: Mapping[str, str], patient: _Patient
 
 
 def _patients(path: Path) -> dict[str, _Patient]:
-    """Patients by number. Column names hold ``#``, which starts no comment."""
+    """Patients by number. Column names contain ``#``, which does not start a comment."""
     table, patients = read_csv(path, ("patient_id", "cov_test", "pat_sex", "pat_age")), dict[str, _Patient]()
     for line, row in table:
         try:
@@ -134,7 +134,7 @@ def _patients(path: Path) -> dict[str, _Patient]:
 
 
 def _readings(path: Path, videos: Path, patients: Collection[str]) -> dict[str, dict[str, str]]:
-    """The readers' rows by video; every video there has one, and its patient is known."""
+    """The readers' rows by video; checks that every video has one and that its patient is known."""
     table = read_csv(path, ("video_file", "Severity Score", "A-lines", "B-lines"))
     readings: dict[str, dict[str, str]] = {}
     for line, row in table:
@@ -156,14 +156,14 @@ def _readings(path: Path, videos: Path, patients: Collection[str]) -> dict[str, 
 
 
 def _number(text: str) -> str:
-    """A whole number, which some tables write as ``15.0``."""
+    """An integer, which some tables write as ``15.0``."""
     if not re.fullmatch(r"[0-9]+(\.0+)?", text):
         raise ValueError(f"patient_id is {text!r}; wanted a whole number")
     return str(int(text.partition(".")[0]))
 
 
 def _parse(stem: str) -> tuple[str, str]:
-    """Patient number and examined point of a video name."""
+    """Patient number and examined point from a video name."""
     match = _STEM.fullmatch(stem)
     if not match:
         raise ValueError(f"COVID-BLUES video name {stem!r}; wanted patient_<number>_<L1..R3>, with _2 for a repeat")

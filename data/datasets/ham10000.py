@@ -1,7 +1,7 @@
-"""HAM10000: 10,015 dermoscopic images of 7,470 skin lesions in seven diagnoses, here five classes, with sex and age.
+"""HAM10000: 10,015 dermoscopic images of 7,470 skin lesions with seven diagnoses, here five classes, with sex and age.
 
-Tschandl et al., Scientific Data 5:180161, 2018, doi 10.1038/sdata.2018.161. Licence CC BY-NC-SA 4.0. The owner names
-lesions, not patients: two lesions of one patient may be on both sides of the split.
+Tschandl et al., Scientific Data 5:180161, 2018, doi 10.1038/sdata.2018.161. Licence CC BY-NC-SA 4.0. The owner
+identifies lesions, not patients: two lesions of a patient may be on different sides of the split.
 """
 
 import re
@@ -63,24 +63,23 @@ _COLUMNS = ("lesion_id", "image_id", "dx", "dx_type", "age", "sex", "localizatio
 
 
 def load(root: str | Path, *, split: Literal["train", "test"]) -> RecordList:
-    """One record an image, asking for its class; benign keratoses, dermatofibromas and vascular lesions are Other.
+    """One record per image, asking for its class; benign keratoses, dermatofibromas and vascular lesions are "Other".
 
     Args:
-        root: the folder with ``HAM10000_metadata`` (also .csv or .tab) and the images in ``PARTS``, folders or zips.
-            If the ground truth of ISIC 2018 Task 3 lies there too, its diagnoses must be those of the metadata.
-        split: ``"train"`` or ``"test"``: about a fifth of the lesions is held out, by ``splits.by_patient``.
+        root: the folder with ``HAM10000_metadata`` (also .csv or .tab) and the images in ``PARTS``, folders or zips. If
+            it has the ground truth of ISIC 2018 Task 3 too, its diagnoses must agree with the metadata.
+        split: ``"train"`` or ``"test"``; about a fifth of the lesions is held out, by ``splits.by_patient``.
 
     Returns:
         A ``Source`` in the order of the metadata. ``patient`` is the lesion; ``extra`` holds the owner's ``dx`` (one of
         seven), ``dx_type`` (histo, follow_up, consensus, confocal), ``site`` and ``source`` (the hospital, in newer
-        files), each "" where unknown.
+        files), each "" if unknown.
 
     Raises:
-        ValueError: metadata that is missing; bad rows, with their lines; a ground truth that disagrees; an unknown
-            split.
+        ValueError: for missing metadata; bad rows, with their lines; a ground truth that disagrees; an unknown split.
 
     Source:
-        Classes: CLIMB (DDVD233/CLIMB), which splits by image, without a seed; lesions are on both sides there.
+        Classes: CLIMB (DDVD233/CLIMB), which splits by image without a seed, so that lesions are on both sides.
 
     Example:
         ``load("ham10000", split="test")[0].answer``
@@ -130,7 +129,7 @@ def load(root: str | Path, *, split: Literal["train", "test"]) -> RecordList:
 
 
 def _check_challenge(root: Path, diagnoses: dict[str, str]) -> None:
-    """The ground truth of ISIC 2018 Task 3, where it is there, tells the same."""
+    """Checks that the ground truth of ISIC 2018 Task 3, if present, agrees."""
     name = f"{CHALLENGE}.csv"
     for path in (root / name, root / CHALLENGE / name):
         if not path.is_file():

@@ -1,7 +1,7 @@
-"""Intracranial haemorrhage on CT: 2,501 slices of 82 patients, a brain and a bone window each, with sex and age.
+"""Intracranial haemorrhage on CT: 2,501 slices of 82 patients, each with a brain and a bone window, with sex and age.
 
-Hssayeni et al., Data 5(1), 2020, doi 10.3390/data5010014; version 1.0.0 on PhysioNet ("ct-ich"). Nobody here is older
-than 72, half are 25 or younger; 36 patients bleed, so 17 held-out patients measure little.
+Hssayeni et al., Data 5(1), 2020, doi 10.3390/data5010014; version 1.0.0 on PhysioNet ("ct-ich"). No patient is older
+than 72, and half are 25 or younger; 36 patients have a haemorrhage, so 17 held-out patients say little.
 """
 
 import math
@@ -59,26 +59,25 @@ class _Patient:
 
 
 def load(root: str | Path, *, split: Literal["train", "test"]) -> RecordList:
-    """One record a slice, asking whether it shows a haemorrhage, of whatever type.
+    """One record per slice, asking whether it shows a haemorrhage of any type.
 
     Args:
-        root: the owners' folder of version 1.0.0, or the one around it.
-        split: ``"train"`` or ``"test"``: 1,986 and 515 slices, 65 and 17 patients, as in the benchmark FairGRPO was
-            trained on.
+        root: the owners' folder of version 1.0.0, or its parent.
+        split: ``"train"`` or ``"test"``: 1,986 and 515 slices, 65 and 17 patients, as in the benchmark on which
+            FairGRPO was trained.
 
     Returns:
-        A ``Source`` in the order of the table. Each record has two images, the brain and the bone window; where one of
-        them is not on disk the other stands in for it, ``extra["missing_window"]`` names it and ``left_out`` counts.
-        ``extra`` holds ``slice``, ``types`` (those marked on the slice, joined by ", ") and ``fracture``
-        ("yes", "no").
+        A ``Source`` in the order of the table. Each record has two images, the brain and the bone window; if one of
+        them is missing, the other replaces it, ``extra["missing_window"]`` names it and ``left_out`` counts it.
+        ``extra`` holds ``slice``, ``types`` (those marked on the slice, joined by ", ") and ``fracture`` ("yes", "no").
 
     Raises:
-        ValueError: tables that are missing, or of a later version; bad rows, with their lines; slices of a patient
+        ValueError: for tables that are missing or of a later version; bad rows, with their lines; slices of a patient
             without a row in ``patient_demographics.csv``; an unknown split.
 
     Source:
-        Images, answers and split: CLIMB (DDVD233/CLIMB), which shuffles the patient numbers, in order, by
-        scikit-learn's ``train_test_split(test_size=0.2, random_state=42)``.
+        Images, answers and split: CLIMB (DDVD233/CLIMB), which shuffles the sorted patient numbers by scikit-learn's
+        ``train_test_split(test_size=0.2, random_state=42)``.
 
     Example:
         ``load("ct-ich", split="test")[0].media``
@@ -113,10 +112,10 @@ def load(root: str | Path, *, split: Literal["train", "test"]) -> RecordList:
 
 
 def held_out(patients: Collection[str]) -> set[str]:
-    """The patients to test on: the first fifth, rounded up, of a permutation of their numbers in order.
+    """The held-out patients: the first fifth, rounded up, of a permutation of their sorted numbers.
 
-    The permutation is NumPy's ``RandomState(42)``, which stays as it is in every version; scikit-learn's
-    ``train_test_split(sorted(patients), test_size=0.2, random_state=42)`` draws the same.
+    The permutation is that of NumPy's ``RandomState(42)``, which is the same in all versions; scikit-learn's
+    ``train_test_split(sorted(patients), test_size=0.2, random_state=42)`` draws the same patients.
 
     Example:
         >>> from fairgrpo_jax.data.datasets import hemorrhage
@@ -132,7 +131,7 @@ def _record(root: Path, row: Mapping[str, str], patient: _Patient, split: str, t
     number, name = row["PatientNumber"], f"{row['SliceNumber']}.jpg"
     folder = f"{int(number):03}"
     absent = [window for window in WINDOWS if (folder, window, name) not in there]
-    missing = absent[0] if len(absent) == 1 else ""  # of two missing images none can stand in for the other
+    missing = absent[0] if len(absent) == 1 else ""  # if both are missing, neither can replace the other
     shown = [WINDOWS[1 - place] if window == missing else window for place, window in enumerate(WINDOWS)]
     return Record(
         uid=f"hemorrhage/{number}/{row['SliceNumber']}",
@@ -156,7 +155,7 @@ def _record(root: Path, row: Mapping[str, str], patient: _Patient, split: str, t
 
 
 def _problem(row: Mapping[str, str], patients: Mapping[str, _Patient]) -> str:
-    """What is wrong with a row; "" if nothing is."""
+    """The problem of a row; "" if there is none."""
     if row["PatientNumber"] not in patients:
         return f"PatientNumber is {row['PatientNumber']!r}, not in patient_demographics.csv"
     if not row["SliceNumber"].isdecimal():
@@ -166,7 +165,7 @@ def _problem(row: Mapping[str, str], patients: Mapping[str, _Patient]) -> str:
 
 
 def _lacks(row: Mapping[str, str], record: Record) -> Iterator[str]:
-    """Why a record is not quite as described."""
+    """Reasons why a record is incomplete."""
     if record.extra["missing_window"]:
         yield f"no {record.extra['missing_window']} window"
     if bool(record.extra["types"]) == (row["No_Hemorrhage"] == "1"):

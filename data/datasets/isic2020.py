@@ -51,23 +51,23 @@ _LABELS = {("benign", "0"): CHOICES[0], ("malignant", "1"): CHOICES[1]}
 
 
 def load(root: str | Path, *, split: Literal["train", "test"]) -> RecordList:
-    """One record an image, asking whether the lesion is malignant.
+    """One record per image, asking whether the lesion is malignant.
 
     Args:
         root: the folder with the table, the list of duplicates, and the images in one of ``PLACES``.
-        split: ``"train"`` or ``"test"``: about a fifth of the patients is held out, by ``splits.by_patient``. (The
+        split: ``"train"`` or ``"test"``; about a fifth of the patients is held out, by ``splits.by_patient``. (The
             owner's test images have no published labels.)
 
     Returns:
-        A ``Source`` in the order of the table. ``patient`` is shared by patients who share a duplicate image; ``extra``
-        holds the owner's ``patient_id``, ``lesion_id`` (of the table's second version), ``site`` and ``diagnosis``,
-        each "" where unknown.
+        A ``Source`` in the order of the table. Patients with a common duplicate image have the same ``patient``;
+        ``extra`` holds the owner's ``patient_id``, ``lesion_id`` (of the table's second version), ``site`` and
+        ``diagnosis``, each "" if unknown.
 
     Raises:
-        ValueError: tables that are missing; bad rows, with their lines; an unknown split.
+        ValueError: for missing tables; bad rows, with their lines; an unknown split.
 
     Source:
-        CLIMB (DDVD233/CLIMB) splits by image, without a seed; patients and duplicates are on both sides there.
+        CLIMB (DDVD233/CLIMB) splits by image without a seed, so that patients and duplicates are on both sides.
 
     Example:
         ``load("isic2020", split="test")[0].answer``
@@ -118,7 +118,7 @@ def _label(row: Mapping[str, str]) -> str:
 
 
 def _problem(row: Mapping[str, str]) -> str:
-    """What is wrong with a row; "" if nothing is."""
+    """The problem of a row; "" if there is none."""
     if not re.fullmatch(r"ISIC_\d{7}", row["image_name"]) or not row["patient_id"]:
         found = f"image_name is {row['image_name']!r}, patient_id {row['patient_id']!r}"
         return f"{found}; wanted ISIC_ and seven digits, and a patient"
@@ -129,7 +129,7 @@ def _problem(row: Mapping[str, str]) -> str:
 
 
 def _groups(patients: Mapping[str, str], duplicates: Path, table: str) -> dict[str, str]:
-    """The first name, in order, of all patients that a patient is tied to by duplicate images."""
+    """Maps each patient to the first name, in order, of the patients connected to it by duplicate images."""
     group = {patient: patient for patient in patients.values()}
 
     def first(patient: str) -> str:

@@ -1,12 +1,12 @@
-"""Your own data: JSON lines or Parquet in the columns that users of TRL and verl know.
+"""Your own data: JSON lines or Parquet with the columns of TRL and verl.
 
-One row a question. ``prompt`` (or ``problem``): text, or messages with ``role`` and ``content``, the content text or
-parts; ``<image>`` and ``<video>`` in it stand for media in order. ``images`` (a list), ``image``, ``videos`` (a list of
-files, or of lists of frames with ``fps`` a second): paths beside the file or absolute; in Parquet also
-``{"bytes": ..., "path": ...}``. ``answer``, ``solution`` or ``reward_model.ground_truth``. ``sex`` (or ``gender``) and
-``age`` as any owner writes them. Optional: ``id``, ``data_source`` (the dataset's name), ``modality``, ``choices``,
-``patient`` (unit of the split), ``split``, ``finding``. Every other column becomes an entry of ``Record.extra``, by
-which groups can be formed.
+One row per question. ``prompt`` (or ``problem``): text, or messages with ``role`` and ``content``, where the content is
+text or parts; ``<image>`` and ``<video>`` in it stand for the media in order. ``images`` (a list), ``image``,
+``videos`` (a list of files, or of lists of frames with ``fps`` per second): paths relative to the file or absolute; in
+Parquet also ``{"bytes": ..., "path": ...}``. ``answer``, ``solution`` or ``reward_model.ground_truth``. ``sex`` (or
+``gender``) and ``age`` in any known form. Optional: ``id``, ``data_source`` (the dataset's name), ``modality``,
+``choices``, ``patient`` (unit of the split), ``split``, ``finding``. Every other column becomes an entry of
+``Record.extra``, which can define groups.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ from fairgrpo_jax.data.tables import Problems
 
 
 SPLITS = ("train", "test")
-HELD_OUT = 0.2  # of the patients, where the file does not tell the splits
+HELD_OUT = 0.2  # share of the patients, if the file has no splits
 ABOUT = About(
     name="jsonl",
     title="Your own data",
@@ -51,22 +51,22 @@ _TAG = re.compile(r"<(image|video)>\n?")
 
 
 def load(root: str | Path, *, split: str, num_frames: int = 4) -> RecordList:
-    """One record a row.
+    """One record per row.
 
     Args:
         root: a folder with ``<split>.jsonl``, ``.json`` (also lines) or ``.parquet``; or one such file.
-        split: the file's name in a folder. In one file: the rows of this ``split``; without such a column,
-            ``"train"`` or ``"test"``, a fifth of the patients held out by the hash of their names.
-        num_frames: frames of a video file the model sees.
+        split: the name of a file in a folder. In a single file: the rows of this ``split``; without such a column,
+            ``"train"`` or ``"test"``, with a fifth of the patients held out by the hash of their names.
+        num_frames: number of frames of a video file that the model sees.
 
     Returns:
-        A ``Source`` in the order of the rows. Without ``data_source`` the dataset is called after the folder, or the
-        file; without ``patient`` every row is a patient.
+        A ``Source`` in the order of the rows. Without ``data_source`` the dataset is named after the folder or file;
+        without ``patient`` every row is a separate patient.
 
     Raises:
-        ValueError: no such file, a file that is not UTF-8 or no Parquet; every bad row at once, with its line (row for
-            Parquet): no JSON object, a key twice, no prompt or answer, an answer that is none of the choices, media
-            that do not fit the tags, a sex or age nobody can read, an id twice.
+        ValueError: if the file does not exist, is not UTF-8 or not Parquet; for all bad rows in one error, with their
+            lines (rows for Parquet): no JSON object, a repeated key, no prompt or answer, an answer that is not one of
+            the choices, media that do not match the tags, an invalid sex or age, a repeated id.
 
     Example:
         >>> import pathlib, tempfile
@@ -118,7 +118,7 @@ def _file(root: Path, split: str) -> Path:
 
 
 def _rows(path: Path, problems: Problems) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Number and columns of each row; what is no row goes to ``problems``."""
+    """Number and columns of each row; invalid rows are added to ``problems``."""
     if path.suffix == ".parquet":
         yield from enumerate(_parquet(path), start=1)
         return
@@ -129,7 +129,7 @@ def _rows(path: Path, problems: Problems) -> Iterator[tuple[int, dict[str, Any]]
                 if not text:
                     continue
                 row = json.loads(text, object_pairs_hook=_once)
-                json.dumps(row, ensure_ascii=False).encode()  # half a character is no text
+                json.dumps(row, ensure_ascii=False).encode()  # an unpaired surrogate is not text
             except (ValueError, RecursionError) as error:
                 problems.add(line, f"no JSON ({error})")
                 continue
@@ -152,7 +152,7 @@ def _parquet(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON that has each key once."""
+    """A JSON object; raises if a key is repeated."""
     row = dict(pairs)
     if len(row) != len(pairs):
         names = [name for name, _ in pairs]
@@ -188,7 +188,7 @@ def _record(row: Mapping[str, Any], path: Path, line: int, alone: bool, num_fram
 
 
 def _one(row: Mapping[str, Any], name: str) -> Any:
-    """The value of a column that has several names; two of them in one row must agree."""
+    """The value of a column with several names; if a row has two of them, they must agree."""
     found = {key: row[key] for key in _NAMES[name] if row.get(key) is not None}
     values = list(found.values())
     if any(value != values[0] for value in values[1:]):
@@ -197,7 +197,7 @@ def _one(row: Mapping[str, Any], name: str) -> Any:
 
 
 def _question(prompt: Any) -> tuple[str, list[str]]:
-    """The text asked, without tags of media, and the tags' kinds."""
+    """The text of the question without media tags, and the kinds of the tags."""
     if isinstance(prompt, list):
         prompt = "\n".join(_turn(message) for message in prompt)
         if not prompt.strip("\n"):
@@ -211,7 +211,7 @@ def _question(prompt: Any) -> tuple[str, list[str]]:
 
 
 def _turn(message: Any) -> str:
-    """A system or user message as text, its media as tags."""
+    """A system or user message as text, with media as tags."""
     if not isinstance(message, dict) or message.get("role") not in ("system", "user"):
         raise ValueError(f"prompt has the message {_short(message)}; wanted role system or user, and content")
     content = message.get("content")
@@ -295,7 +295,7 @@ def _text(row: Mapping[str, Any], name: str) -> str:
 
 
 def _scalar(name: str, value: Any) -> str:
-    """Text, a number or nothing, as stripped text."""
+    """A string, number or None as stripped text."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if not isinstance(value, str | int | float):
@@ -304,7 +304,7 @@ def _scalar(name: str, value: Any) -> str:
 
 
 def _plain(value: Any) -> str:
-    """A value of a further column as text; what has parts, as JSON."""
+    """A value of another column as text; a list or object as JSON."""
     if isinstance(value, list | dict):
         return json.dumps(value, ensure_ascii=False, default=str)
     return "" if value is None or (isinstance(value, float) and math.isnan(value)) else str(value)

@@ -1,8 +1,8 @@
-"""MedVidBench: eight tasks on videos of operations and nursing, from grounding in time and space to captions.
+"""MedVidBench: eight tasks on videos of operations and nursing, from grounding in time and space to captioning.
 
-Su et al., MedGRPO, CVPR 2026, arXiv 2512.06581. Published are 6,245 test questions without answers (these are on the
-owners' server) and, on request, 6,270 questions with answers; the 531,850 pairs of the paper are not. Videos are lists
-of JPEG frames. What is asked and answered is in seconds from the first frame and in pixels of the files.
+Su et al., MedGRPO, CVPR 2026, arXiv 2512.06581. The owners publish 6,245 test questions without answers (which stay on
+their server) and, on request, 6,270 questions with answers, but not the 531,850 pairs of the paper. Videos are lists of
+JPEG frames. Questions and answers are in seconds from the first frame and in pixels of the files.
 """
 
 import dataclasses
@@ -43,16 +43,16 @@ TASKS = (
     "skill_assessment",
     "cvs_assessment",
 )
-HELD_OUT = 0.2  # of the videos, for validation
+HELD_OUT = 0.2  # share of the videos, for validation
 
 _FILES = {"train": "medvidu_eccv2026_trainval.json", "test": "cleaned_test_data_11_04.json"}
 _FOLDERS = ("", "valdata", "testdata")
 _KEYS = ("id", "qa_type", "video", "metadata", "conversations")
-_TIMES = {  # the owners' three ways to tell which part of the source video a clip is
+_TIMES = {  # the owners' three forms of a clip's position in its source video
     "frames": (("input_video_start_frame", "input_video_end_frame"), ("start_frame", "end_frame")),
     "seconds": (("input_video_start_time", "input_video_end_time"),),
 }
-_CHOLEC = ("cholec80", "cholect50", "cholectrack20")  # numbered alike: one number is one operation
+_CHOLEC = ("cholec80", "cholect50", "cholectrack20")  # share one numbering: a number is one operation
 
 
 def load(
@@ -64,38 +64,39 @@ def load(
     prefix: str = "/root/data",
     num_frames: int | None = None,
 ) -> RecordList:
-    """One record a question about a clip; its frames all in the owners' order, repeats included.
+    """One record per question about a clip, with all its frames in the owners' order, including repeats.
 
     Args:
         root: the folder with the JSON files and, in it or in ``valdata`` or ``testdata``, the frames.
         split: ``"test"``: the owners' test questions, without answers. ``"train"`` and ``"validation"``: the questions
-            with answers, a fifth of the videos held out by the hash of their names.
-        tasks: which of ``TASKS``; None for all.
-        annotations: another JSON file in ``root`` of the same form, instead of the split's own.
-        prefix: folder that the owners' absolute frame paths begin with; the rest of a path goes on from ``root``.
-        num_frames: frames of a clip the model sees, spread evenly; None, as in the paper: all that are listed.
+            with answers, with a fifth of the videos held out by the hash of their names.
+        tasks: a selection of ``TASKS``; None for all.
+        annotations: another JSON file in ``root`` of the same form, instead of the split's.
+        prefix: folder with which the owners' absolute frame paths begin; the rest of a path is relative to ``root``.
+        num_frames: number of frames of a clip that the model sees, evenly spaced; None, as in the paper: all that are
+            listed.
 
     Returns:
         A ``Source`` in the order of the file, which is that of a submission. ``question`` is the owners' whole prompt;
-        ``answer`` their text, ``""`` where they give none (counted in ``left_out``); there are no ``choices``: where
-        one is to choose, the labels stand in the question. ``patient`` is the source video; videos of one number in
-        Cholec80, CholecT50 and CholecTrack20 are one operation. The uid is a hash of what identifies a question (id,
-        task, question, frames, box), ``-2`` and so on for those that are there again.
+        ``answer`` is their text, ``""`` if they give none (counted in ``left_out``); there are no ``choices``, since
+        the question itself lists the labels to choose from. ``patient`` is the source video; videos with the same
+        number in Cholec80, CholecT50 and CholecTrack20 are one operation. The uid is a hash of what identifies a
+        question (id, task, question, frames, box), with the suffix ``-2`` and so on for repeated ones.
 
         The box of a region to caption is drawn on its frame (``Media.box``); a region whose frame is not in the clip
-        has none, and is counted in ``left_out`` though kept. ``extra``: ``task`` (of ``TASKS``),
-        ``writer`` ("gpt" or "gemini" where a model wrote the reference), ``source``, ``video``, ``id``, ``row`` (from
-        0), ``start``, ``end`` and ``unit`` ("frames" or "seconds" of the source video), ``box`` and ``struc_info``, the
-        answer in parts (a JSON list).
+        has no box; its record is kept but counted in ``left_out``. ``extra``: ``task`` (of ``TASKS``), ``writer``
+        ("gpt" or "gemini" if a model wrote the reference), ``source``, ``video``, ``id``, ``row`` (from 0), ``start``,
+        ``end`` and ``unit`` ("frames" or "seconds" of the source video), ``box`` and ``struc_info``, the structured
+        answer (a JSON list).
 
     Raises:
-        ValueError: missing files, named at once; frames still in ``testdata.zip``; bad rows, named in one error; an
-            unknown split or task.
+        ValueError: for missing files, all named; frames still in ``testdata.zip``; bad rows, all named; an unknown
+            split or task.
 
     Source:
-        Form: the authors' inference code (UII-AI/MedGRPO-Code). Unlike there, the box is drawn before the frames are
-        resized and none is turned. That one number is one operation in the three Cholec sets is our reading; where it
-        is wrong, operations stay together that could be apart.
+        The authors' inference code (UII-AI/MedGRPO-Code). Unlike there, the box is drawn before the frames are resized,
+        and no frame is rotated. That a number is one operation in the three Cholec sets is our reading; if it is wrong,
+        operations are kept together that could be separate.
 
     Example:
         ``load("MedVidBench", split="test", tasks=("tal", "stg"))[0].question``
@@ -177,7 +178,7 @@ def _object(row: Mapping, key: str) -> Mapping:
 
 
 def _task(name: str) -> tuple[str, str]:
-    """``"video_summary_gpt"`` -> the task of ``TASKS``, and who wrote its references."""
+    """Parses ``"video_summary_gpt"`` into the task of ``TASKS`` and the writer of its references."""
     for task in TASKS:
         if name == task or name.startswith(f"{task}_"):
             return task, name[len(task) + 1 :]
@@ -185,7 +186,7 @@ def _task(name: str) -> tuple[str, str]:
 
 
 def _turns(turns: object) -> tuple[str, str]:
-    """Question, without the tag of the video, and answer; ``""`` where there is none."""
+    """Question, without the video tag, and answer; ``""`` if there is none."""
     said: dict[str, str] = {}
     for turn in turns if isinstance(turns, list) else ():
         who = turn.get("from") if isinstance(turn, dict) else None
@@ -195,7 +196,7 @@ def _turns(turns: object) -> tuple[str, str]:
     if not said.get("human"):
         raise ValueError("conversations hold no question; wanted a human turn")
     for who in said:
-        text(said, who, empty=True)  # half characters are no text
+        text(said, who, empty=True)  # unpaired surrogates are not text
     return said["human"], said.get("gpt", "")
 
 
@@ -218,7 +219,7 @@ def _part(metadata: Mapping) -> tuple[str, str, str]:
 
 
 def _box(row: Mapping, names: Sequence[str]) -> tuple[float, float, float, float, float] | None:
-    """Index of the frame and corners of the region to caption; None if there is none, or none on these frames."""
+    """Index of the frame and corners of the region to caption; None if there is none on these frames."""
     region = row.get("RC_info") or {}
     if not isinstance(region, dict):
         raise ValueError(f"RC_info is {reprlib.repr(region)}; wanted an object or null")
@@ -235,7 +236,7 @@ def _box(row: Mapping, names: Sequence[str]) -> tuple[float, float, float, float
 
 
 def _parts(value: object) -> str:
-    """The structured answer as a JSON list, whether the owner gives a list or one object; "" for none."""
+    """The structured answer as a JSON list, given a list or a single object; "" for none."""
     if not value:
         return ""
     if not isinstance(value, list | dict):
@@ -244,7 +245,7 @@ def _parts(value: object) -> str:
 
 
 def _operation(source: str, video: str) -> str:
-    """The source video, named alike where several sources show the same operation."""
+    """The source video, with the same name for sources that show the same operation."""
     numbers = re.findall(r"\d+", video)
     if source.lower().startswith(_CHOLEC) and len(numbers) == 1:
         return f"cholec/{int(numbers[0])}"
@@ -252,7 +253,7 @@ def _operation(source: str, video: str) -> str:
 
 
 def _places(root: Path, prefix: str) -> Callable[[str], Path]:
-    """From the owner's path of a frame to the user's; where a source's folder lies is looked up once."""
+    """Returns a function from the owner's path of a frame to the user's; looks up each source's folder once."""
     start = PurePosixPath(prefix)
     below: dict[str, Path] = {}  # by first folder
     found: dict[str, Path] = {}  # clips share frames
@@ -274,5 +275,5 @@ def _places(root: Path, prefix: str) -> Callable[[str], Path]:
 
 
 def _folder(root: Path, source: str, *, usual: str) -> Path:
-    """The folder under which the frames of a source lie; the usual one if they are nowhere."""
+    """The folder with the frames of a source; the usual one if it is not found."""
     return next((root / folder for folder in (usual, *_FOLDERS) if (root / folder / source).exists()), root / usual)

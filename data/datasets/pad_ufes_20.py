@@ -1,8 +1,8 @@
-"""PAD-UFES-20: 2,298 smartphone photographs of 1,641 skin lesions of 1,373 patients in Brazil, with much about them.
+"""PAD-UFES-20: 2,298 smartphone photographs of 1,641 skin lesions of 1,373 patients in Brazil, with many attributes.
 
 Pacheco et al., Data in Brief 32:106221, 2020, doi 10.1016/j.dib.2020.106221. Licence CC BY 4.0. Sex, skin type and
-what tells of income are known of all 1,089 cancers, but of a third of the 1,209 other lesions: a group "sex unknown"
-holds no cancer, and leaving it out changes the mix of answers.
+indicators of income are known for all 1,089 cancers, but only for a third of the 1,209 other lesions: a group "sex
+unknown" has no cancers, and excluding it changes the distribution of answers.
 """
 
 import re
@@ -59,25 +59,25 @@ _NAME = re.compile(r"PAT_\d+_\d+_\d+\.png")
 
 
 def load(root: str | Path, *, split: Literal["train", "test"]) -> RecordList:
-    """One record a photograph, asking for its class; actinic keratoses and squamous cell carcinomas are AKIEC.
+    """One record per photograph, asking for its class; actinic keratoses and squamous cell carcinomas are AKIEC.
 
     Args:
         root: the folder with ``metadata.csv`` and ``images/`` (the parts as folders or zips, or all photographs in one
-            folder), or with the one archive that the owner publishes.
-        split: ``"train"`` or ``"test"``: about a fifth of the patients is held out, by ``splits.by_patient``.
+            folder), or with the single archive that the owner publishes.
+        split: ``"train"`` or ``"test"``; about a fifth of the patients is held out, by ``splits.by_patient``.
 
     Returns:
         A ``Source`` in the order of the metadata. ``extra`` holds, usable as groups: ``skin_type`` (Fitzpatrick, "1" to
-        "6"), ``has_piped_water`` and ``has_sewage_system`` ("True" or "False"; they stand for income),
+        "6"), ``has_piped_water`` and ``has_sewage_system`` ("True" or "False"; indicators of income),
         ``background_father`` and ``background_mother`` (countries); and ``lesion_id``, ``diagnosis`` (one of six),
-        ``biopsied`` and ``region``. Each is "" where unknown.
+        ``biopsied`` and ``region``. Each is "" if unknown.
 
     Raises:
-        ValueError: metadata that is missing; bad rows, with their lines; a broken archive; an unknown split.
+        ValueError: for missing metadata; bad rows, with their lines; a broken archive; an unknown split.
 
     Source:
-        Classes: CLIMB (DDVD233/CLIMB), which splits by image, without a seed; patients are on both sides there. The
-        sex FairGRPO's training left out (it looks for ``sex``, the owner writes ``gender``) is kept.
+        Classes: CLIMB (DDVD233/CLIMB), which splits by image without a seed, so that patients are on both sides. The
+            sex is kept, unlike in FairGRPO's training, which looks for ``sex`` where the owner writes ``gender``.
 
     Example:
         ``load("pad-ufes-20", split="test")[0].extra["skin_type"]``
@@ -132,7 +132,7 @@ def _record(
 
 
 def _problem(row: Mapping[str, str]) -> str:
-    """What is wrong with a row; "" if nothing is."""
+    """The problem of a row; "" if there is none."""
     if row["diagnostic"] not in CLASSES:
         return f"diagnostic is {row['diagnostic']!r}; wanted one of {', '.join(CLASSES)}"
     if not _NAME.fullmatch(row["img_id"]) or not row["patient_id"]:
@@ -148,7 +148,7 @@ def _country(name: str) -> str:
 
 
 def _metadata(root: Path) -> Path | zipfile.Path:
-    """``metadata.csv``, or the one inside an archive in the folder."""
+    """``metadata.csv`` in the folder, or inside an archive in the folder."""
     if not (root / "metadata.csv").is_file():
         for archive in sorted(root.glob("*.zip")):
             for member in members(archive, "metadata.csv"):

@@ -1,7 +1,7 @@
 """PMC-VQA: multiple-choice questions about figures of open-access articles, written by a language model from captions.
 
 Zhang et al., arXiv 2305.10415. Version 1 has 226,946 questions (all figures), version 2 186,033 (figures of one panel).
-The owners split by question: articles, and even figures, are on both sides. ``split_by="article"`` keeps them apart.
+The owners split by question, so articles and even figures are on both sides; ``split_by="article"`` separates them.
 """
 
 import re
@@ -29,11 +29,11 @@ ABOUT = About(
     note="The official split shares articles between training and test; split_by='article' keeps them apart. The right "
     "choice is B or C in 62 % (version 1) to 74 % (version 2) of the questions. No demographics.",
     published={"records/train": 176948, "records/test": 50000, "records/test_clean": 2000},
-    shared=(("train", "test"), ("train", "test_clean"), ("test", "test_clean")),  # the owner's own split
+    shared=(("train", "test"), ("train", "test_clean"), ("test", "test_clean")),  # the owners' split
 )
 INTRO = "This is a figure from a medical article."
 LETTERS = ("A", "B", "C", "D")
-HELD_OUT = 0.2  # of the articles, with split_by="article"
+HELD_OUT = 0.2  # share of the articles, with split_by="article"
 
 _FILES: Mapping[tuple[int, str], tuple[str, ...]] = {
     (1, "train"): ("train.csv",),
@@ -56,32 +56,33 @@ def load(
     split_by: Literal["official", "article"] = "official",
     damaged: Literal["refuse", "leave_out"] = "refuse",
 ) -> RecordList:
-    """One record a question about a figure, with up to four choices.
+    """One record per question about a figure, with up to four choices.
 
     Args:
         root: the folder with the CSV files and the zip of the figures, which is read in place (or unpacked beside).
-        split: ``"train"``, ``"test"``, or ``"test_clean"``: 2,000 test questions of version 1 checked by hand.
+        split: ``"train"``, ``"test"``, or ``"test_clean"``, 2,000 manually checked test questions of version 1.
         version: 1: 176,948 and 50,000 questions; 2: 152,603 and 33,430.
-        split_by: ``"official"``: the owners'. ``"article"``: all questions of the version, a fifth of the articles
-            held out by the hash of their PubMed Central numbers; of ``"test_clean"``, the questions of these articles.
-        damaged: rows whose question or answer cannot be told (see below) are refused in one error that lists them, or
-            left out and counted in ``left_out``. Version 1 as published may have some.
+        split_by: ``"official"``: the owners' split. ``"article"``: all questions of the version, with a fifth of the
+            articles held out by the hash of their PubMed Central numbers; for ``"test_clean"``, the questions of these
+            articles.
+        damaged: treatment of rows whose question or answer cannot be determined (see below): one error that lists them,
+            or excluded and counted in ``left_out``. Version 1 as published may have some.
 
     Returns:
-        A ``Source`` in the order of the file. ``answer`` is the text of the right choice without its letter, as
-        in ``choices``; empty choices are dropped and equal ones are one. ``patient`` is the article, ``PMC1064097``.
-        ``extra``: ``letter``, the right choice in the file; ``caption`` (version 2); ``answer_text``, the owners'
-        answer where it is not the text of the right choice.
+        A ``Source`` in the order of the file. ``answer`` is the text of the right choice without its letter, as in
+        ``choices``; empty and duplicate choices are removed. ``patient`` is the article, ``PMC1064097``. ``extra``:
+        ``letter``, the right choice in the file; ``caption`` (version 2); ``answer_text``, the owners' answer if it is
+        not the text of the right choice.
 
-        The letter decides. Where it is none of A to D (a quotation mark, in ten test questions of version 1), it is the
-        choice whose text is the owners' answer, if there is just one.
+        The letter determines the right choice. If it is not A to D (a quotation mark, in ten test questions of version
+        1), it is the choice whose text is the owners' answer, if there is exactly one.
 
     Raises:
-        ValueError: missing files, named at once; a column that is missing; bad rows, named in one error; a member of
-            the zip that two folders have; unknown options.
+        ValueError: for missing files, all named; a missing column; bad rows, all named; a member of the zip that occurs
+            in two folders; unknown options.
 
     Source:
-        The paper trains on letters and, unlike here, matches free text to the nearest choice.
+        The paper trains on letters and matches free text to the nearest choice, which is not done here.
 
     Example:
         ``load("PMC-VQA", split="test", version=2)[0].choices``
@@ -114,9 +115,9 @@ def _check(split: str, version: int, split_by: str, damaged: str) -> None:
 
 
 def _media(images: Path) -> Callable[[str], Media]:
-    """From the name of a figure to where it lies; of one that is not there, where it should be."""
+    """Returns a function from the name of a figure to its place; for a missing one, the place where it is expected."""
     if images.is_dir():
-        folder = images / images.name if (images / images.name).is_dir() else images  # the zip holds a folder too
+        folder = images / images.name if (images / images.name).is_dir() else images  # the zip contains a folder
         return lambda name: Media("image", path=folder / name)
     members: dict[str, str] = {}
     for name in archives.members(images):
@@ -182,7 +183,7 @@ def _record(row: Mapping[str, str], uid: str, split: str, media: Callable[[str],
 
 
 def _letter(label: str, told: str, texts: Sequence[str]) -> str:
-    """The letter of the right choice: the label, or else that of the one choice with the told text."""
+    """The letter of the right choice: the label, or that of the only choice with the given text."""
     if label in LETTERS:
         return label
     fits = [letter for letter, text in zip(LETTERS, texts, strict=True) if text and text.casefold() == told.casefold()]

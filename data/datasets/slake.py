@@ -1,7 +1,7 @@
-"""SLAKE 1.0: 14,028 questions, English and Chinese, about 642 CT, MRI and X-ray images.
+"""SLAKE 1.0: 14,028 questions in English and Chinese about 642 CT, MRI and X-ray images.
 
-Liu et al., ISBI 2021, arXiv 2102.09542. The official split is by image within a language. Across the languages it is
-not: 142 images that one language trains on are tested by the other, so ``lang="both"`` leaks.
+Liu et al., ISBI 2021, arXiv 2102.09542. The official split is by image within a language, but not across languages: 142
+training images of one language are test images of the other, so ``lang="both"`` leaks.
 """
 
 from collections import Counter
@@ -42,26 +42,25 @@ _KEYS = ("img_name", "question", "answer", "q_lang", "answer_type", "qid")
 def load(
     root: str | Path, *, split: Literal["train", "validation", "test"], lang: Literal["en", "zh", "both"] = "en"
 ) -> RecordList:
-    """One record a question about an image.
+    """One record per question about an image.
 
     Args:
         root: the folder with the three JSON files and ``imgs``.
         split: ``"train"``, ``"validation"`` or ``"test"``: the owners' split. English has 4,919, 1,053 and 1,061
             questions, both languages 9,835, 2,099 and 2,094.
-        lang: which questions.
+        lang: language of the questions.
 
     Returns:
         A ``Source`` in the order of the file. ``patient`` is the image. English closed questions answered with yes or
-        no have the choices ``Yes`` and ``No``; all others are open, also those of closed type, whose alternatives
-        stand in the question. ``modality`` is ``"CT"``, ``"MRI"`` or ``"X-Ray"``. ``extra``: ``lang``,
+        no have the choices ``Yes`` and ``No``; all others are open, including those of closed type, whose question
+        lists the alternatives. ``modality`` is ``"CT"``, ``"MRI"`` or ``"X-Ray"``. ``extra``: ``lang``,
         ``answer_type``, ``base_type`` ("vqa", or "kvqa" which needs knowledge beyond the image), ``content_type``,
         ``location``, ``triple``.
 
-        A question to which the owners give no answer makes no record and is counted in ``left_out``: one English
-        training question, qid 1622.
+        A question without an answer is excluded and counted in ``left_out``: one English training question, qid 1622.
 
     Raises:
-        ValueError: missing files, named at once; bad rows, named in one error; an unknown split or language.
+        ValueError: for missing files, all named; bad rows, all named; an unknown split or language.
 
     Example:
         ``load("Slake1.0", split="test")[0].question``
@@ -117,7 +116,7 @@ def _record(row: dict, images: Path, split: str) -> Record:
 
 
 def _triple(value: object) -> str:
-    """Head, relation and tail of the knowledge asked for; "" where the owner gives none."""
+    """Head, relation and tail of the required knowledge; "" if the owners give none."""
     if value is None:
         return ""
     if not isinstance(value, list) or not all(isinstance(part, str) for part in value):

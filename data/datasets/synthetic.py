@@ -1,20 +1,20 @@
-"""The clinic: a small multi-domain pool of patients, made in seconds, on which fairness methods can be compared.
+"""The synthetic clinic: a small multi-domain set of patients, generated in seconds, for comparing fairness methods.
 
 Four domains are drawn by formula (``derm``, ``cxr``, ``ct``, ``us``), two hold real measurements that scikit-learn
 ships: ``diabetes`` (442 real patients with real age and sex, eight blood and body values shown as bars) and ``digits``
 (real handwriting, no demographics, so its prompts are unlabelled and must be grouped implicitly).
 
-Why some groups are harder. Older patients are scanned at lower contrast and more noise, on another background tone,
+Why some groups are harder: older patients are imaged with lower contrast and more noise, on another background tone,
 with more clutter (hair, ribs, streaks). For those over 75 the appearance itself shifts: amelanotic, bright lesions in
-``derm`` and old, dark bleeds in ``ct``. That gap is *reducible*: the classes stay apart for a model that learns both
-appearances. In ``cxr`` those over 75 carry a chronic change of another class, as strong as the finding: mostly
-*irreducible*. Women's images have slightly less contrast, and a breast shadow in ``cxr``. Groups are also of unequal
-size, the hard ones the rarest. The classes are equally frequent in every group. Sex is not recorded in ``us``.
+``derm`` and old, dark bleeds in ``ct``. That gap is *reducible*: the classes remain separable for a model that learns
+both appearances. In ``cxr`` those over 75 have a chronic change of another class, as strong as the finding: this gap is
+mostly *irreducible*. Women's images have slightly less contrast, and a breast shadow in ``cxr``. Groups also differ in
+size, and the hardest are the rarest. The classes are equally frequent in every group. Sex is not recorded in ``us``.
 
-What it can show: whether a training run works end to end, how a method spends its gradient over domains and groups,
-and a direction of effect over many seeds. What it cannot show: anything about medicine. The effects are chosen, not
-measured; the images are cartoons; a gap found here says nothing about any hospital. The diabetes test cells hold a few
-to a few dozen patients, too few to tell gaps apart: report real and synthetic domains separately.
+It can show whether a training run works end to end, how a method spends its gradient over domains and groups, and the
+direction of an effect over many seeds. It cannot show anything about medicine: the effects are chosen, not measured,
+the images are cartoons, and a gap found here says nothing about any hospital. The diabetes test cells have a few to a
+few dozen patients, too few to compare gaps: report real and synthetic domains separately.
 """
 
 import dataclasses
@@ -36,11 +36,11 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
-SIZE = 32  # pixels a side: 8 x 8 patches of 4 pixels
-TEST_CELL = 60  # test records per demographic cell of a drawn domain
-TEST_SHARE = 0.4  # of the patients of a real domain
-WARMUP_SHARE = 0.35  # of the training patients
-AGES = ((26, 50), (51, 75), (76, 95))  # years; the three strata of the drawn patients
+SIZE = 32  # pixels per side: 8 x 8 patches of 4 pixels
+TEST_CELL = 60  # test records per demographic cell of a generated domain
+TEST_SHARE = 0.4  # share of the patients of a real domain
+WARMUP_SHARE = 0.35  # share of the training patients
+AGES = ((26, 50), (51, 75), (76, 95))  # years; the three strata of the generated patients
 
 Split = Literal["train", "warmup", "test"]
 SPLITS = ("train", "warmup", "test")
@@ -51,19 +51,19 @@ ABOUT = About(
     licence="as this software; the real measurements as scikit-learn",
     download="nothing: it is made when asked for",
     note="Its images are cartoons; a gap found here says nothing about any hospital.",
-    shared=(("train", "warmup"),),  # the warm-up is a part of the training records
+    shared=(("train", "warmup"),),  # the warm-up records are part of the training records
 )
 
 
 @dataclass(frozen=True)
 class Domain:
-    """What is asked in a domain, and the answers with the finding each goes with."""
+    """The question of a domain, and its answers with their findings."""
 
     modality: str
     question: str
     findings: dict[str, str]  # answer -> finding
-    train_size: int  # about, for the real domains
-    shares: tuple[float, ...] = ()  # of (26-50 F, 26-50 M, 51-75 F, ...), or of the three ages where sex is unknown
+    train_size: int  # approximate for the real domains
+    shares: tuple[float, ...] = ()  # of (26-50 F, 26-50 M, 51-75 F, ...), or of the three ages if sex is unknown
 
 
 DOMAINS = {
@@ -115,7 +115,7 @@ NOISE = np.array([0.18, 0.23, 0.32])
 TONE = np.array([-0.2, 0.0, 0.25])
 CLUTTER = np.array([0.0, 0.1, 0.3])
 POLARITY = {"derm": np.array([-1, -1, 1]), "cxr": np.array([1, 1, 1]), "ct": np.array([1, 1, -1])}
-SEX_CONTRAST = 0.92  # women, all drawn domains
+SEX_CONTRAST = 0.92  # women, all generated domains
 BREAST_SHADOW = 0.15  # women, cxr
 FAINT, CHRONIC = 0.8, 0.4  # cxr over 75: gain of the finding, strength of the chronic change over it
 
@@ -129,26 +129,26 @@ def load(
     label_noise: float = 0.25,
     control: bool = False,
 ) -> RecordList:
-    """The clinic's records, in an order drawn once; the same bytes for the same arguments in every process.
+    """The clinic's records, shuffled once; the same bytes for the same arguments in every process.
 
-    (With the same NumPy and processor: another may round a pixel the other way.)
+    (With the same NumPy and processor; others may round a pixel differently.)
 
     Args:
-        split: ``"train"`` (about 11,700 records); ``"test"`` (about 1,800: 60 per cell of age and sex in the drawn
+        split: ``"train"`` (about 11,700 records); ``"test"`` (about 1,800: 60 per cell of age and sex in the generated
             domains, about 40 % of the patients in the real ones); ``"warmup"``: the records of 35 % of the training
-            patients, some with a wrong answer, for a supervised start that leaves something to learn.
-        seed: of everything drawn.
-        domains: which of ``derm cxr ct us diabetes digits``.
-        scale: multiplies the number of records, for quick trials.
-        label_noise: share of the answers in ``"warmup"`` that are replaced by another class; findings stay right.
-            The other splits are never noisy.
-        control: no group effects and equal group sizes in the drawn domains: the gaps that remain are chance.
+            patients, some with a wrong answer, so that the supervised stage leaves something to learn.
+        seed: random seed of all draws.
+        domains: a selection of ``derm cxr ct us diabetes digits``.
+        scale: factor of the number of records, for quick trials.
+        label_noise: share of the answers in ``"warmup"`` that are replaced by another class; findings stay correct. The
+            other splits have no noise.
+        control: whether to generate no group effects and equal group sizes; remaining gaps are then due to chance.
 
     Returns:
-        A ``Source`` of records with one (32, 32, 3) image each.
+        A ``Source`` of records, each with one (32, 32, 3) image.
 
     Raises:
-        ValueError: an unknown split or domain, a scale or noise out of range.
+        ValueError: if a split or domain is unknown, or scale or noise is out of range.
 
     Example:
         >>> from fairgrpo_jax.data.datasets import synthetic
@@ -202,7 +202,7 @@ def _records(name: str, pool: str, seed: int, scale: float, control: bool) -> tu
 
 
 def _noisy(rows: Sequence[Record], noise: float, rng: np.random.Generator) -> list[Record]:
-    """The warm-up part of the training records, a share of its answers replaced by another class."""
+    """The warm-up part of the training records, with a share of its answers replaced by another class."""
     chosen = by_patient([record.patient for record in rows], fraction=WARMUP_SHARE, seed=0)
     rows = [dataclasses.replace(record, split="warmup") for record, keep in zip(rows, chosen, strict=True) if keep]
     for i in rng.permutation(len(rows))[: round(noise * len(rows))]:
@@ -220,7 +220,7 @@ def _rng(seed: int, *names: str) -> np.random.Generator:
 
 @dataclass(frozen=True)
 class _People:
-    """Columns of one pool, a row per record; ``stratum`` indexes ``AGES``; unknown sex is "", unknown age NaN."""
+    """Columns of one pool, one row per record; ``stratum`` indexes ``AGES``; unknown sex is "", unknown age NaN."""
 
     uid: list[str]
     patient: list[str]
@@ -231,7 +231,7 @@ class _People:
 
 
 def _invent(name: str, pool: str, counts: Sequence[int], rng: np.random.Generator) -> _People:
-    """Patients with one to three records each, cell by cell; the classes take turns within a cell."""
+    """Generates patients with one to three records each, by cell; classes alternate within a cell."""
     classes, sexes = len(DOMAINS[name].findings), ("F", "M") if len(counts) == 6 else ("",)
     columns: list[tuple[np.ndarray, ...]] = []
     first = 0
@@ -249,7 +249,7 @@ def _invent(name: str, pool: str, counts: Sequence[int], rng: np.random.Generato
 
 
 def _drawn(name: str, pool: str, scale: float, control: bool, rng: np.random.Generator) -> tuple[_People, np.ndarray]:
-    """People and images of a domain that is drawn by formula."""
+    """Patients and images of a generated domain."""
     shares = np.array(DOMAINS[name].shares)
     shares = np.full_like(shares, 1 / len(shares)) if control else shares
     size = np.full(len(shares), TEST_CELL) if pool == "test" else shares * DOMAINS[name].train_size
@@ -260,7 +260,7 @@ def _drawn(name: str, pool: str, scale: float, control: bool, rng: np.random.Gen
 
 
 def _diabetes(pool: str, seed: int, scale: float) -> tuple[_People, np.ndarray]:
-    """Real patients (Efron et al. 2004): eight values as bars, from the lowest of all patients to the highest.
+    """Real patients (Efron et al. 2004), with eight values as bars, from the lowest of all patients to the highest.
 
     The files code sex as 1 and 2 without saying which is which. Patients of code 2 have the lower HDL (``s3``, 44.6
     against 54.4) and the higher blood pressure (98.2 against 91.5), so 2 is read as male.
@@ -281,7 +281,7 @@ def _diabetes(pool: str, seed: int, scale: float) -> tuple[_People, np.ndarray]:
 
 
 def _digits(pool: str, seed: int, scale: float) -> tuple[_People, np.ndarray]:
-    """Real handwriting, 8 x 8 pixels enlarged; the writers are not told, so each digit counts as its own patient."""
+    """Real handwriting, 8 x 8 pixels enlarged; the writers are unknown, so each digit counts as a separate patient."""
     from sklearn.datasets import load_digits
 
     bunch: Any = load_digits()
@@ -325,7 +325,7 @@ def _paint(
     if name == "cxr":
         old = stratum == 2
         shift = rng.integers(0, np.where(label == 0, 3, 2))
-        chronic = 1 + (label + shift) % 3  # an abnormal class, never the patient's own
+        chronic = 1 + (label + shift) % 3  # an abnormal class, never that of the patient
         signal = _column(np.where(old, FAINT, 1)) * signal + _column(CHRONIC * old) * finding(chronic, rng)
         signal = signal + _column(BREAST_SHADOW * female) * _breasts()
     clutter = _column(CLUTTER[stratum]) * _lines(rng, len(label))
@@ -334,7 +334,7 @@ def _paint(
 
 
 def _derm(label: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """One outline for all lesions: an ellipse of some aspect, with lobes of some depth, hollow or not."""
+    """Lesions with one kind of outline: an ellipse of varying aspect, with lobes of varying depth, hollow or not."""
     n = len(label)
     aspect, lobes, hollow = np.array([1, 1.6, 1, 1])[label], np.array([0, 0, 0, 0.35])[label], label == 2
     x, y = _moved(rng, n, 0.25)
@@ -412,7 +412,7 @@ def _breasts() -> np.ndarray:
 
 
 def _lines(rng: np.random.Generator, n: int) -> np.ndarray:
-    """Three thin dark lines across the image, anywhere: hairs, tubes, streaks."""
+    """Three thin dark lines across the image at random places: hairs, tubes, streaks."""
     lines = np.zeros((n, SIZE, SIZE), np.float32)
     for _ in range(3):
         angle, offset = _column(rng.uniform(0, np.pi, n)), _column(rng.uniform(-0.7, 0.7, n))
@@ -421,7 +421,7 @@ def _lines(rng: np.random.Generator, n: int) -> np.ndarray:
 
 
 def _moved(rng: np.random.Generator, n: int, reach: float) -> tuple[np.ndarray, np.ndarray]:
-    """Coordinates shifted and turned at random, one frame a row."""
+    """Coordinates shifted and rotated at random, one frame per row."""
     x, y = (axis - _column(rng.uniform(-reach, reach, n)) for axis in (_X, _Y))
     angle = _column(rng.uniform(0, 2 * np.pi, n))
     return np.cos(angle) * x + np.sin(angle) * y, np.cos(angle) * y - np.sin(angle) * x
@@ -443,7 +443,7 @@ def _blob(x: np.ndarray | float, y: np.ndarray | float, width: float) -> np.ndar
 
 
 def _inside(distance: np.ndarray, softness: float = 0.06) -> np.ndarray:
-    """1 where the signed distance to an edge is positive, 0 outside, soft between."""
+    """1 where the signed distance to an edge is positive, 0 outside, with a soft transition."""
     return 0.5 + 0.5 * np.tanh(distance / softness)
 
 
@@ -468,7 +468,7 @@ def _rgb(grey: np.ndarray) -> np.ndarray:
 
 
 def contact_sheet(domains: Sequence[str] = tuple(DOMAINS), *, seed: int = 0, zoom: int = 2) -> "Image.Image":
-    """Test images side by side, one per class (columns) and age stratum (rows; one row where age is not drawn).
+    """Test images side by side, one per class (columns) and age stratum (rows; one row if ages are not generated).
 
     Example:
         >>> from fairgrpo_jax.data.datasets import synthetic

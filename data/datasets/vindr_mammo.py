@@ -1,7 +1,7 @@
 """VinDr-Mammo: 20,000 mammograms of 5,000 exams in four views, with BI-RADS categories, density and age.
 
 Nguyen et al., Scientific Data 10:277, 2023, doi 10.1038/s41597-023-02100-7; version 1.0.0 on PhysioNet, after signing a
-data use agreement. Everyone here is a woman: of sex this dataset says nothing about fairness.
+data use agreement. All patients are women, so this dataset says nothing about fairness by sex.
 """
 
 import ast
@@ -49,23 +49,24 @@ _ALIASES = {_AGE: ("PatientAge", "Patient Age"), _SEX: ("PatientSex", "Patient S
 def load(
     root: str | Path, *, split: Literal["train", "test"], window: Literal["voi", "minmax"] = "voi", headers: bool = True
 ) -> RecordList:
-    """One record a view, asking for the BI-RADS category of the breast.
+    """One record per view, asking for the BI-RADS category of the breast.
 
     Args:
         root: the owner's folder.
-        split: ``"train"`` or ``"test"``, the owner's; exams of one are not in the other.
-        window: how 16 bits become 8: ``"voi"`` as the file's viewer would, ``"minmax"`` from the darkest to the
-            brightest pixel, near to what FairGRPO was trained on (there: divided by the brightest).
-        headers: where ``metadata.csv`` lacks age or sex, read them from the header of the DICOM file (needs pydicom).
+        split: ``"train"`` or ``"test"``, the owner's splits, which share no exams.
+        window: conversion of 16 bits to 8: ``"voi"`` as a viewer does, ``"minmax"`` from the darkest to the brightest
+            pixel, close to FairGRPO's training (there: divided by the brightest).
+        headers: whether to read age or sex from the header of the DICOM file if ``metadata.csv`` lacks them (needs
+            pydicom).
 
     Returns:
         A ``Source`` in the order of the table. ``patient`` is the exam; ``extra`` holds ``laterality`` (L, R), ``view``
         (CC, MLO), ``density`` (A to D) and ``findings``, joined by ", " (with ``finding_annotations.csv``; "" for
-        none). ``left_out`` counts files that were to be asked for age or sex and are not there.
+        none). ``left_out`` counts missing files among those needed for age or sex.
 
     Raises:
-        ValueError: tables that are missing; bad rows, with their lines; a DICOM file that cannot be read; an unknown
-            split; no pydicom.
+        ValueError: for missing tables; bad rows, with their lines; a DICOM file that cannot be read; an unknown split;
+            no pydicom.
 
     Source:
         Labels and their spelling: CLIMB (DDVD233/CLIMB).
@@ -124,7 +125,7 @@ def load(
 
 
 def _problem(row: Mapping[str, str]) -> str:
-    """What is wrong with a row; "" if nothing is."""
+    """The problem of a row; "" if there is none."""
     wanted = {
         "study_id": "[0-9a-f]{32}",
         "image_id": "[0-9a-f]{32}",
@@ -150,7 +151,7 @@ def _people(path: Path) -> dict[str, tuple[Literal["F", "M"] | None, float | Non
 
 
 def _findings(path: Path) -> dict[str, str]:
-    """What was found on each image, in the order of the table; "" for nothing."""
+    """The findings of each image, in the order of the table; "" for none."""
     if not path.is_file():
         return {}
     table = read_csv(path, ("image_id", "finding_categories"))
@@ -168,7 +169,7 @@ def _findings(path: Path) -> dict[str, str]:
 
 
 def _header(path: Path) -> tuple[str, str]:
-    """Sex and age in a DICOM file, as told there; its pixels are not read."""
+    """Sex and age as written in a DICOM file; its pixels are not read."""
     try:
         import pydicom
         from pydicom.errors import InvalidDicomError

@@ -1,7 +1,7 @@
-"""VQA-RAD: 2,248 questions of clinicians about 315 radiology images.
+"""VQA-RAD: 2,248 questions by clinicians about 315 radiology images.
 
 Lau et al., Scientific Data 5, 2018, doi 10.1038/sdata.2018.251. The official split is by question: the images of its
-test set occur in its training set too, each with other questions. ``split_by="image"`` keeps the two sides apart.
+test set are also in its training set, with other questions. ``split_by="image"`` separates the two sides.
 """
 
 import dataclasses
@@ -24,11 +24,11 @@ ABOUT = About(
     "VQA_RAD Dataset Public.json and the folder VQA_RAD Image Folder",
     note="In the official split all test images occur in training; split_by='image' keeps them apart. No demographics.",
     published={"records/train": 1797, "records/test": 451, "patients/test": 203},
-    shared=(("train", "test"),),  # the owner's own split, kept as it is
+    shared=(("train", "test"),),  # the owners' split, kept as it is
 )
 INTRO = "This is a radiology image."
 YES_NO = ("Yes", "No")
-HELD_OUT = 0.2  # of the images, with split_by="image"
+HELD_OUT = 0.2  # share of the images, with split_by="image"
 
 _KEYS = ("qid", "phrase_type", "image_name", "question", "answer", "answer_type")
 _SPLIT_OF = {"freeform": "train", "para": "train", "test_freeform": "test", "test_para": "test"}
@@ -38,27 +38,27 @@ _TYPOS = {"ATRIB": "ATTRIB", "PRSE": "PRES"}
 def load(
     root: str | Path, *, split: Literal["train", "test"], split_by: Literal["official", "image"] = "official"
 ) -> RecordList:
-    """One record a question about an image.
+    """One record per question about an image.
 
     Args:
         root: the folder with ``VQA_RAD Dataset Public.json`` and ``VQA_RAD Image Folder``.
         split: ``"train"`` or ``"test"``.
-        split_by: ``"official"``: the owners', 1,797 and 451 questions. ``"image"``: all questions, a fifth of the
-            images held out by the hash of their names; no image on both sides.
+        split_by: ``"official"``: the owners' split, 1,797 and 451 questions. ``"image"``: all questions, with a fifth
+            of the images held out by the hash of their names; no image is on both sides.
 
     Returns:
         A ``Source`` in the order of the file. ``patient`` is the image (of one patient each). Closed questions answered
-        with yes or no have the choices ``Yes`` and ``No``, whatever the case in the file; all others are open, also
-        those of closed type (``extra["answer_type"]``), whose alternatives stand in the question. ``extra`` further
-        holds ``organ``, ``question_type`` (owners' misspellings mended), ``phrase_type``, ``linked``: the paraphrase's
-        partner.
+        with yes or no have the choices ``Yes`` and ``No``, whatever the case in the file; all others are open,
+        including those of closed type (``extra["answer_type"]``), whose question lists the alternatives. ``extra`` also
+        holds ``organ``, ``question_type`` (owners' misspellings corrected), ``phrase_type``, and ``linked``, the other
+        version of a paraphrase.
 
     Raises:
-        ValueError: missing files, named at once; bad rows, named in one error; an unknown split.
+        ValueError: for missing files, all named; bad rows, all named; an unknown split.
 
     Source:
-        Others report 3,064 training questions: these count the template questions (``question_frame``) as rows of
-        their own; here one row of the file is one question.
+        Others report 3,064 training questions, because they count the template questions (``question_frame``) as
+        separate rows; here one row of the file is one question.
 
     Example:
         ``load("VQA_RAD", split="test")[0].question``

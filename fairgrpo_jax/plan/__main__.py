@@ -1,4 +1,4 @@
-"""``python -m fairgrpo_jax.plan``: will it fit, and how fast can it be?"""
+"""``python -m fairgrpo_jax.plan``: whether a run fits into memory, and how fast it can be."""
 
 from fairgrpo_jax.plan.plan import main
 

@@ -1,8 +1,8 @@
-"""Compile the programs of a run for accelerators that are not there, and read what the compiler says of them.
+"""Ahead-of-time compilation of a run's programs for accelerators this machine does not have.
 
-The compilers of TPUs (libtpu) and of NVIDIA GPUs (JAX's CUDA plugin) work on any machine. Each program is compiled in
-a process of its own, since a compiler may crash, may take long, and must not touch an accelerator that is there.
-Nothing is run: what comes out is compiled for a device, not measured on it.
+The compilers for TPUs (libtpu) and NVIDIA GPUs (JAX's CUDA plugin) run on any machine and report the memory that a
+program needs. Each program is compiled in a separate process, because a compiler may crash or take long, and must not
+touch an accelerator of this machine. Nothing is executed: results are compiled for a device, not measured on it.
 """
 
 import dataclasses
@@ -46,12 +46,12 @@ from fairgrpo_jax.plan import cost, devices, footprint, gathers
 
 PROGRAMS = ("copy", "rollout", "update", "supervised")
 STATUSES = ("fits", "out of memory", "compile error", "compiler crashed", "timeout", "not installed")
-# What must be installed beside JAX, under which extra, and whose versions decide the result.
+# Packages needed beside JAX, by extra; their versions determine the result.
 WHEELS = {
     "tpu": ("plan-tpu", ("jax", "jaxlib", "libtpu")),
     "gpu": ("plan-gpu", ("jax", "jaxlib", "jax-cuda13-plugin", "jax-cuda13-pjrt")),
 }
-# libtpu asks no metadata server, prints nothing, and does not mind another process that holds its lock.
+# With these, libtpu asks no metadata server, prints nothing, and ignores another process that holds its lock.
 QUIET = {
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",
@@ -64,20 +64,20 @@ OVERFLOW = re.compile(r"RESOURCE_EXHAUSTED.*?\(([\d.]+)G\) exceeds available HBM
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What became of compiling one program.
+    """The outcome of compiling one program.
 
     Attributes:
         program: one of ``PROGRAMS``.
         status: one of ``STATUSES``.
-        needed: bytes of a device that the program needs at its peak; None where the compiler does not say.
-        available: bytes of a device that it may use, where it was compared.
-        arguments: bytes of its arguments, the state included.
-        temporary: bytes that it adds while it runs.
-        findings: in words, what the compiled text gathers that it should not.
-        message: what a compiler that failed says.
-        seconds: of lowering and compiling.
-        cached: whether the result is of an earlier compilation of the same program.
-        versions: of the compilers.
+        needed: peak memory of the program in bytes per device; None if the compiler does not report it.
+        available: bytes per device that the program may use, if compared.
+        arguments: bytes of its arguments, including the state.
+        temporary: bytes that it allocates while it runs.
+        findings: descriptions of gathers in the compiled text that should not be there.
+        message: error message of a compiler that failed.
+        seconds: time of lowering and compiling.
+        cached: whether the result comes from an earlier compilation of the same program.
+        versions: versions of the compilers.
     """
 
     program: str
@@ -119,7 +119,7 @@ class Outcome:
 
 
 def describe(model: options.Model) -> Any:
-    """The architecture of a run; of a checkpoint folder ``config.json`` alone is needed.
+    """The architecture of a run; of a checkpoint folder only ``config.json`` is needed.
 
     Raises:
         ValueError: from ``models.store.describe``.
@@ -136,7 +136,7 @@ def copied(config: options.Config) -> bool:
 
 
 def layout(config: options.Config, architecture: Any, tree: Any, memory: int) -> footprint.Layout:
-    """A config as the formulas want it, its update cut into the chunks that the learner would choose.
+    """The input of the formulas for a config, with the number of chunks that the learner would choose.
 
     Args:
         config: of the run.
@@ -172,21 +172,21 @@ def layout(config: options.Config, architecture: Any, tree: Any, memory: int) ->
 
 
 def chunked(config: options.Config, architecture: Any, memory: int) -> options.Config:
-    """The config with the chunks that its update would have on a device of so many bytes."""
+    """The config with the number of chunks that its update would have on a device with this memory in bytes."""
     count = layout(config, architecture, policy.shapes(config.model, architecture), memory).chunks
     return dataclasses.replace(config, update=dataclasses.replace(config.update, chunks=count))
 
 
 def programs(config: options.Config, architecture: Any, mesh: Mesh) -> dict[str, Callable[[], jax.stages.Lowered]]:
-    """The device programs of a run as it would start them, lowered from shapes when called.
+    """The device programs of a run, each as a function that lowers it from shapes.
 
     Args:
         config: of the run.
         architecture: from :func:`describe`.
-        mesh: of any devices, also of such as are not there.
+        mesh: mesh of any devices, including those this machine does not have.
 
     Returns:
-        One for each of ``PROGRAMS``.
+        One function for each of ``PROGRAMS``.
     """
     prompts, G, T = config.prompts, config.rollouts, config.sampling.max_new_tokens
     whole, split = NamedSharding(mesh, P()), NamedSharding(mesh, P("fsdp"))
@@ -272,7 +272,7 @@ def programs(config: options.Config, architecture: Any, mesh: Mesh) -> dict[str,
 
 
 def stages(config: options.Config) -> tuple[str, ...]:
-    """The programs that a run starts: the copy where it makes one, the supervised step where it has such a stage."""
+    """The programs that a run uses: the copy only if it makes one, the supervised step only if it has that stage."""
     absent = {"copy"} if not copied(config) else set()
     if not config.warmup.own_steps:
         absent.add("supervised")
@@ -280,10 +280,10 @@ def stages(config: options.Config) -> tuple[str, ...]:
 
 
 def prompt_shapes(architecture: Any, settings: options.Data, prompts: int) -> models.Prompt:
-    """What ``models.pack`` makes of so many prompts, as shapes.
+    """The result of ``models.pack`` for this number of prompts, as shapes.
 
     Raises:
-        ValueError: from ``models.pack``, for a number of patches that no batch can have.
+        ValueError: from ``models.pack``, if no batch can have this number of patches.
     """
     size = settings.num_patches if architecture.vision is not None else None
     one = models.pack(
@@ -296,7 +296,7 @@ def prompt_shapes(architecture: Any, settings: options.Data, prompts: int) -> mo
 
 
 def mesh_of(target: devices.Target, spec: str) -> Mesh:
-    """A mesh of devices that only their compiler knows."""
+    """A mesh of devices that exist only for their compiler."""
     kind = target.kind
     if kind.platform == "tpu":
         alone = {"chips_per_host_bounds": (1, 1, 1)} if target.count == 1 else {}
@@ -310,9 +310,9 @@ def mesh_of(target: devices.Target, spec: str) -> Mesh:
 
 
 def target_config(kind: devices.Kind) -> str:
-    """A GPU in the words of XLA's ``GpuTargetConfigProto``.
+    """Describes a GPU as XLA's ``GpuTargetConfigProto`` in text form.
 
-    Limits of blocks and registers are those of NVIDIA's table of compute capabilities.
+    Limits of blocks and registers come from NVIDIA's table of compute capabilities.
     """
     major, minor = kind.capability
     shared = {8: 164, 9: 228}[major] << 10
@@ -343,14 +343,14 @@ def target_config(kind: devices.Kind) -> str:
 def examine(
     program: str, lowered: jax.stages.Lowered, depths: Sequence[int], available: int, dump: Path | None = None
 ) -> Outcome:
-    """Compiles one program and reads memory and collectives.
+    """Compiles one program and reads its memory use and collectives.
 
     Args:
         program: its name.
         lowered: from :func:`programs`.
-        depths: numbers of layers, by which stacked parameters are known.
-        available: bytes of a device that may be used.
-        dump: folder where the compiler itself writes the programs that it has compiled; None: nowhere.
+        depths: numbers of layers, which identify stacked parameters.
+        available: bytes per device that may be used.
+        dump: folder to which the compiler writes its programs; None: not written.
     """
     try:
         compiled = lowered.compile()
@@ -374,7 +374,7 @@ def examine(
 
 
 def _text(compiled: jax.stages.Compiled, dump: Path | None) -> str:
-    """The compiled program: libtpu's own text where it has instructions that the XLA of jaxlib cannot read."""
+    """The text of a compiled program; libtpu's own text if it has instructions that jaxlib's XLA cannot read."""
     try:
         return compiled.as_text() or ""
     except jax.errors.JaxRuntimeError:
@@ -385,10 +385,10 @@ def _text(compiled: jax.stages.Compiled, dump: Path | None) -> str:
 
 
 def versions(platform: str) -> str:
-    """Of the packages whose versions decide the result.
+    """The versions of the packages that determine the result.
 
     Raises:
-        ValueError: one is missing, naming the extra that has it.
+        ValueError: if a package is missing, naming the extra that provides it.
     """
     extra, wheels = WHEELS[platform]
     try:
@@ -402,14 +402,14 @@ def versions(platform: str) -> str:
 def compile_one(
     config: options.Config, target: devices.Target, program: str, *, cache: Path | None, dump: Path | None = None
 ) -> Outcome:
-    """Lowers and compiles one program in this process; an earlier result of the same program is taken from the cache.
+    """Lowers and compiles one program in this process, or reads an earlier result of the same program from the cache.
 
     Args:
         config: of the run; its mesh must have the target's number of devices.
         target: what to compile for.
         program: one of ``PROGRAMS``.
-        cache: folder of earlier results; None: compile in any case.
-        dump: folder for what a compiler writes besides, before it has been loaded; None: nothing.
+        cache: folder of earlier results; None: always compile.
+        dump: folder for the compiler's text dumps, if the compiler is not loaded yet; None: no dumps.
     """
     flags = os.environ.get("XLA_FLAGS", "") + os.environ.get("LIBTPU_INIT_ARGS", "")
     if dump is not None:
@@ -446,13 +446,13 @@ def _read(text: str) -> Outcome:
 def compile_apart(
     config: options.Config, target: devices.Target, program: str, *, timeout: float, cache: Path | None
 ) -> Outcome:
-    """:func:`compile_one` in a process of its own, whatever becomes of it.
+    """Runs :func:`compile_one` in a separate process and reports its outcome however it ends.
 
     Args:
         config: of the run.
         target: what to compile for.
         program: one of ``PROGRAMS``.
-        timeout: seconds until the process is ended.
+        timeout: seconds after which the process is terminated.
         cache: folder of earlier results.
     """
     request = dict(config=options.to_dict(config), device=target.name, program=program, cache=cache and str(cache))
@@ -462,7 +462,7 @@ def compile_apart(
 
 
 def finish(program: str, command: Sequence[str], request: str, *, timeout: float) -> Outcome:
-    """Runs a command that reads a request and prints an outcome as its last line, and puts its end into words."""
+    """Runs a command that reads a request and prints an outcome as its last line; turns failures into outcomes."""
     child = subprocess.Popen(
         command,
         stdin=subprocess.PIPE,
@@ -490,7 +490,7 @@ def finish(program: str, command: Sequence[str], request: str, *, timeout: float
 
 
 def end_with_parent() -> None:
-    """Ends this process soon after the one that started it, however that ended: a compiler would go on for minutes."""
+    """Makes this process end soon after its parent, however that ends: a compiler would go on for minutes."""
     parent = os.getppid()
 
     def watch() -> None:
@@ -502,7 +502,7 @@ def end_with_parent() -> None:
 
 
 def main() -> None:
-    """The process: a request on standard input, an outcome on standard output."""
+    """Main function of the process: reads a request from standard input, writes an outcome to standard output."""
     end_with_parent()
     request = json.load(sys.stdin)
     config, program = options.from_dict(request["config"]), request["program"]

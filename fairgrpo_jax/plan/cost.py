@@ -1,8 +1,8 @@
-"""What a rollout and an update cost: parameters, FLOPs, bytes; formulas of the architecture and of sizes alone.
+"""Cost of a rollout and an update in parameters, FLOPs and bytes, computed only from the architecture and sizes.
 
 A FLOP is a multiplication or an addition of a matrix product, 2 m n k for (m, k) x (k, n); norms, activations, softmax
-and the optimizer are left out (one to five percent of the work at published sizes). Attention counts as it is
-computed, masked scores included. The figures are those of the whole mesh; a device has its share.
+and the optimizer are left out (one to five percent of the work at published sizes). Attention is counted as it is
+computed, including masked scores. Figures are for the whole mesh; each device has its share.
 """
 
 import dataclasses
@@ -21,10 +21,10 @@ class Sizes:
     """The shapes of one step.
 
     Attributes:
-        prompts: P, of all devices.
-        rollouts: G, of each prompt.
+        prompts: P, prompts on all devices.
+        rollouts: G, rollouts per prompt.
         prompt: Tp, tokens to which prompts are padded.
-        completion: T, tokens to which completions are padded; for what a step in the past has cost, their mean.
+        completion: T, tokens to which completions are padded; for the cost of a past step, their mean length.
         patches: S, vision patches to which the media of a prompt are padded.
     """
 
@@ -37,13 +37,13 @@ class Sizes:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Training:
-    """What is trained, and how; the fields are options of the same names in ``config.Model`` and ``config.Update``.
+    """What is trained and recomputed; the fields are options of the same names in ``config.Model``, ``config.Update``.
 
     Attributes:
-        lora_rank: of adapters, which alone are trained; 0: none.
-        lora_targets: regular expression of the linear maps that have one.
+        lora_rank: rank of the adapters, which are then the only trained parameters; 0: no adapters.
+        lora_targets: regular expression of the linear maps that have an adapter.
         freeze: regular expressions of parameters that are not trained.
-        remat: the backward pass computes the layers again.
+        remat: whether the backward pass recomputes the layers.
     """
 
     lora_rank: int = 0
@@ -54,7 +54,7 @@ class Training:
 
 @dataclasses.dataclass(frozen=True)
 class Flops:
-    """FLOPs by what they are spent on."""
+    """FLOPs by purpose."""
 
     vision: float = 0.0  # the tower, its attention included
     decoder: float = 0.0  # linear maps of the layers
@@ -63,7 +63,7 @@ class Flops:
 
     @property
     def total(self) -> float:
-        """All of them."""
+        """The sum of all FLOPs."""
         return self.vision + self.decoder + self.attention + self.head
 
     def __add__(self, other: "Flops") -> "Flops":
@@ -83,12 +83,12 @@ class Linear:
 
     @property
     def weights(self) -> int:
-        """Numbers in the kernels."""
+        """Number of weights in the kernels."""
         return self.count * self.inputs * self.outputs
 
 
 def linears(architecture: Any) -> Iterator[Linear]:
-    """Every matrix that multiplies, of the tower, the decoder and the head (that of a tied head is the embedding)."""
+    """The matrix products of the tower, the decoder and the head (for a tied head, the embedding)."""
     yield from _tower(architecture.vision) if architecture.vision is not None else ()
     size, inner = architecture.hidden_size, architecture.num_heads * architecture.head_dim
     shared, wide = architecture.num_kv_heads * architecture.head_dim, architecture.intermediate_size
@@ -120,7 +120,7 @@ def _tower(vision: Any) -> Iterator[Linear]:
 
 
 def parameters(architecture: Any) -> dict[str, int]:
-    """Number of parameters of the parts ``vision``, ``embedding``, ``layers``, ``head`` and ``norm``, without adapters.
+    """Number of parameters in ``vision``, ``embedding``, ``layers``, ``head`` and ``norm``, without adapters.
 
     Example:
         >>> from fairgrpo_jax.models import text
@@ -148,7 +148,7 @@ def parameters(architecture: Any) -> dict[str, int]:
 
 
 def trained_linear(path: str, training: Training) -> tuple[bool, bool]:
-    """Whether the kernel of a linear map is trained, and whether it has an adapter that is."""
+    """Whether the kernel of a linear map is trained, and whether it has a trained adapter."""
     kept = lambda name: not any(re.search(pattern, f"{path}/{name}") for pattern in training.freeze)
     if not training.lora_rank:
         return kept("kernel") if path != "embedding" else not any(re.search(p, path) for p in training.freeze), False
@@ -164,19 +164,19 @@ def _adapted(path: str, training: Training) -> bool:
 
 
 def rollout_flops(architecture: Any, sizes: Sizes, training: Training = Training()) -> tuple[Flops, Flops]:
-    """FLOPs of one rollout batch, P prompts with G completions each: of the prompt pass, and of decoding.
+    """FLOPs of the prompt pass and of decoding for one rollout batch, P prompts with G completions each.
 
     Prompt pass: every linear map on P Tp tokens (P S patches in the tower), scores of Tp x Tp, and the head on the
-    first token. Decoding: T - 1 steps of P G tokens, each of which attends to the Tp + T - 1 places of its caches,
-    empty ones included, as the program does; the head at every step.
+    first token. Decoding: T - 1 steps of P G tokens, each of which attends to the Tp + T - 1 positions of its caches,
+    including empty ones, as the program does; the head at every step.
 
     Args:
         architecture: the family's config.
-        sizes: of the rollout batch.
-        training: which maps have adapters; the rest of it does not matter here.
+        sizes: sizes of the rollout batch.
+        training: determines which maps have adapters; its other fields are not used.
 
     Returns:
-        Prompt pass and decoding.
+        The FLOPs of the prompt pass and of decoding.
 
     Example:
         >>> from fairgrpo_jax.models import text
@@ -202,19 +202,19 @@ def update_flops(
     rows: int | None = None,
     recomputed: bool = True,
 ) -> Flops:
-    """FLOPs of the gradient of one rollout batch, each prompt run once for its G completions.
+    """FLOPs of the gradient of one rollout batch, with each prompt run once for its G completions.
 
-    A linear map costs a product forward, one for the gradient of its input where anything before it is trained, and one
-    for that of its kernel where it is trained itself. Tokens: P (Tp + G (T - 1)); the head: P G T, in whole chunks of
+    A linear map costs one product forward, one for the gradient of its input if anything before it is trained, and one
+    for that of its kernel if the kernel is trained. Tokens: P (Tp + G (T - 1)); the head: P G T, in whole chunks of
     ``decoder.logit_steps``.
 
     Args:
         architecture: the family's config.
-        sizes: of the rollout batch; all its mini-batches and micro-batches together.
+        sizes: sizes of the rollout batch, all mini-batches and micro-batches together.
         training: what is trained.
-        rows: completions of a device at once; by default all P G.
-        recomputed: count what is computed again in the backward pass (layers with ``remat``, the head always), and the
-            head's padding, as hardware utilisation does; without it the result is that of model utilisation (MFU).
+        rows: completions processed at once per device; default: all P G.
+        recomputed: whether to count recomputation in the backward pass (layers with ``remat``, the head always) and the
+            head's padding, as for hardware utilisation; without them the result is that for model utilisation (MFU).
 
     Example:
         >>> from fairgrpo_jax.models import text
@@ -271,13 +271,13 @@ def score_flops(architecture: Any, sizes: Sizes, training: Training = Training()
 
 
 def _scored(architecture: Any, sizes: Sizes, rows: int | None) -> float:
-    """Steps of which logits are computed: whole chunks, where there is more than one."""
+    """Number of steps for which logits are computed: whole chunks, if there is more than one."""
     chunk = decoder.logit_steps(rows or sizes.prompts * sizes.rollouts, architecture.vocab_size)
     return sizes.completion if sizes.completion <= chunk else -(-sizes.completion // chunk) * chunk
 
 
 def _sum(architecture: Any, cost: Any, *, patch: float = 0, layer: float = 0, head: float = 0) -> Flops:
-    """``cost(linear, rows)`` over all maps."""
+    """Sums ``cost(linear, rows)`` over all maps."""
     merge = architecture.vision.spatial_merge_size**2 if architecture.vision is not None else 1
     rows = {"patch": patch, "merged": patch / merge, "layer": layer, "head": head}
     by: dict[str, float] = dict.fromkeys(rows, 0.0)
@@ -297,7 +297,7 @@ def _adapter(linear: Linear, training: Training) -> int:
 
 
 def _recomputed(linear: Linear, architecture: Any, training: Training) -> bool:
-    """Whether the backward pass needs the map's output again: not of the last one of a block, which is only added."""
+    """Whether the backward pass recomputes the map's output: not for the last map of a block, which is only added."""
     if linear.group == "head":
         return True
     inside = linear.path.startswith(("layers/", "vision/blocks/"))
@@ -306,7 +306,7 @@ def _recomputed(linear: Linear, architecture: Any, training: Training) -> bool:
 
 
 def _scores(architecture: Any, pairs: float) -> float:
-    """Forward FLOPs of attention: two products for every pair of query and key, head and layer."""
+    """Forward FLOPs of attention: two products per pair of query and key, head and layer."""
     return 4 * architecture.num_layers * architecture.num_heads * architecture.head_dim * pairs
 
 
@@ -322,7 +322,7 @@ def _tower_scores(architecture: Any, sizes: Sizes) -> float:
 
 
 def cache_bytes(architecture: Any, places: float, dtype: str) -> float:
-    """Keys and values of all layers for so many tokens.
+    """Bytes of the keys and values of all layers for this number of tokens.
 
     Example:
         >>> from fairgrpo_jax.models import text
@@ -335,13 +335,14 @@ def cache_bytes(architecture: Any, places: float, dtype: str) -> float:
 def decode_bytes(architecture: Any, sizes: Sizes, dtype: str, devices: int = 1) -> float:
     """Bytes that one device must read to decode one token of each of its rows.
 
-    Layers and head once; the keys and values of its prompts once for all their rollouts; those of the rollouts in full.
+    It reads layers and head once, the keys and values of each prompt once for all its rollouts, those of rollouts in
+    full.
 
     Args:
         architecture: the family's config.
-        sizes: of the whole rollout batch.
-        dtype: of weights and caches.
-        devices: along the mesh's first axis, which share the prompts; each has whole weights.
+        sizes: sizes of the whole rollout batch.
+        dtype: dtype of weights and caches.
+        devices: number of devices along the mesh's first axis, which share the prompts; each has all weights.
     """
     counts = parameters(architecture)
     head = counts["embedding"] if architecture.tie_word_embeddings else counts["head"]

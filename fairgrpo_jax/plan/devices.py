@@ -1,8 +1,8 @@
-"""The accelerators a run may be planned for: memory, peak rates, and the slices that exist.
+"""The accelerators that a run can be planned for: memory, peak rates, and existing slices.
 
-All figures are the makers' own. A TPU is named by its slice, as in ``v5e:4x4``; a GPU by its kind and, where not all
-of a mesh's devices are meant, how many there are, as in ``h200:16``. The compiler of TPUs accepts slices that nobody
-can rent: the slices here are those of the makers' documentation.
+All figures are the manufacturers'. A TPU is named by its slice, as in ``v5e:4x4``; a GPU by its kind and, optionally,
+the number of devices, as in ``h200:16``. The compiler of TPUs accepts slices that are not offered; the slices here are
+those of the manufacturer's documentation.
 """
 
 import dataclasses
@@ -18,21 +18,21 @@ class Kind:
     """One accelerator.
 
     Attributes:
-        name: by which it is asked for.
+        name: name on the command line.
         platform: ``tpu`` or ``gpu``.
-        title: in words.
-        memory: bytes that a program may use: of a TPU what its compiler allows, of a GPU what its driver shows.
-        share: of ``memory`` that JAX takes, unless told otherwise (``XLA_PYTHON_CLIENT_MEM_FRACTION``).
+        title: full name.
+        memory: bytes that a program may use: for a TPU, as its compiler allows; for a GPU, as its driver reports.
+        share: share of ``memory`` that JAX allocates by default (``XLA_PYTHON_CLIENT_MEM_FRACTION``).
         flops: dense bfloat16 FLOP/s.
         flops32: FLOP/s of float32 products at JAX's default precision.
-        bandwidth: of the memory, bytes/s.
-        link: bytes/s a device sends to its neighbours of the same host or slice.
-        network: bytes/s a device sends to other hosts, where those are not part of its links.
-        host: devices of one host.
-        capability: compute capability of a GPU; (0, 0) of a TPU.
-        cores: streaming multiprocessors of a GPU; 0 of a TPU.
-        clock: GHz of a GPU's cores under load; 0 of a TPU.
-        cache: bytes of a GPU's second-level cache; 0 of a TPU.
+        bandwidth: memory bandwidth in bytes/s.
+        link: bytes/s that a device sends to its neighbours in the same host or slice.
+        network: bytes/s that a device sends to other hosts, if these are not reached by its links.
+        host: number of devices per host.
+        capability: compute capability of a GPU; (0, 0) for a TPU.
+        cores: streaming multiprocessors of a GPU; 0 for a TPU.
+        clock: clock of a GPU's cores under load in GHz; 0 for a TPU.
+        cache: bytes of a GPU's second-level cache; 0 for a TPU.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Kind:
 
     @property
     def usable(self) -> int:
-        """Bytes that JAX takes at its default settings."""
+        """Bytes that JAX allocates by default."""
         return int(self.memory * self.share)
 
 
@@ -72,7 +72,7 @@ def _tpu(name: str, title: str, memory: float, flops: float, bandwidth: float, g
     )
 
 
-# TPUs: cloud.google.com/tpu/docs/{v5e,v5p,v6e}; memory less what the compiler keeps. GPUs: NVIDIA's data sheets of the
+# TPUs: cloud.google.com/tpu/docs/{v5e,v5p,v6e}; memory less the compiler's reserve. GPUs: NVIDIA's data sheets of the
 # SXM modules (without sparsity; float32 runs as TF32), memory as their drivers show it; hosts joined at 400 Gbit/s.
 KINDS = {
     kind.name: kind
@@ -106,7 +106,7 @@ KINDS = {
         ),
     )
 }
-# v5e and v6e are sold as these rectangles; v5p as boxes, the small ones these and the large ones multiples of four.
+# v5e and v6e are offered as these rectangles; v5p as boxes: these small ones, and large ones in multiples of four.
 RECTANGLES = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
 SMALL_BOXES = ((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4))
 LARGEST_BOX = (16, 16, 24)
@@ -127,11 +127,11 @@ def known(name: str) -> Kind | None:
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """Some devices of one kind, joined.
+    """A number of connected devices of one kind.
 
     Attributes:
-        kind: of the devices.
-        shape: of a TPU's slice in chips; (hosts, devices of a host) of GPUs.
+        kind: kind of the devices.
+        shape: for TPUs, the shape of the slice in chips; for GPUs, (hosts, devices per host).
     """
 
     kind: Kind
@@ -139,35 +139,35 @@ class Target:
 
     @property
     def count(self) -> int:
-        """Devices."""
+        """Number of devices."""
         return math.prod(self.shape)
 
     @property
     def name(self) -> str:
-        """As :func:`parse` reads it."""
+        """The name, as :func:`parse` reads it."""
         size = "x".join(map(str, self.shape)) if self.kind.platform == "tpu" else self.count
         return f"{self.kind.name}:{size}"
 
     @property
     def hosts(self) -> int:
-        """Machines with one process each."""
+        """Number of machines, with one process each."""
         return max(1, self.count // self.kind.host)
 
     @property
     def link(self) -> float:
-        """Bytes/s a device sends and receives in a collective over all devices."""
+        """Bytes/s that a device sends and receives in a collective over all devices."""
         return self.kind.network if self.kind.network and self.hosts > 1 else self.kind.link
 
 
 def parse(name: str, count: int) -> Target:
-    """The target of a name, for a mesh of ``count`` devices.
+    """Parses the name of a target for a mesh of ``count`` devices.
 
     Args:
         name: ``v5e:4x4``, ``v5p:2x2x4``, ``h200``, ``h200:16``.
-        count: devices of the mesh, all of which a target must have and use.
+        count: number of devices in the mesh; the target must have exactly as many.
 
     Raises:
-        ValueError: an unknown kind, a slice that does not exist, or one of another number of devices.
+        ValueError: if the kind is unknown, or the slice does not exist or has another number of devices.
 
     Example:
         >>> target = parse("v5e:4x4", 16)
@@ -200,7 +200,7 @@ def parse(name: str, count: int) -> Target:
 
 
 def slices(kind: str, count: int) -> list[tuple[int, ...]]:
-    """The shapes in which ``count`` devices of a kind exist, the most cubic one first.
+    """The shapes in which ``count`` devices of a kind are offered, the most cubic one first.
 
     Example:
         >>> slices("v5p", 256), slices("v6e", 32), slices("v5e", 12), slices("h200", 16)

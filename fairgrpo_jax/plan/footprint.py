@@ -1,8 +1,8 @@
-"""What a device holds: weights and what belongs to them exactly, the rest by formula.
+"""Memory of a device: weights and their gradients, moments and copies exactly, the rest by formula.
 
 Weights, gradients, moments and copies are summed leaf by leaf over the sharding rules. Activations, caches and logits
-are formulas of the shapes, for the largest moment of a phase; what a compiler makes of it differs by its fusion and
-its order (docs/plan.md compares). All figures are bytes of one device.
+are formulas of the shapes, for the peak of a phase; a compiler's result differs by its fusion and its order (compared
+in docs/plan.md). All figures are bytes per device.
 """
 
 import dataclasses
@@ -18,11 +18,11 @@ from fairgrpo_jax.models import attention, decoder, lora
 from fairgrpo_jax.plan import cost
 
 
-WIDE = 4  # bytes of what is computed in float32 whatever the weights are: scores, logits, sums of gradients
+WIDE = 4  # bytes per number that is float32 whatever the dtype of the weights: scores, logits, sums of gradients
 
 
 class Pass(NamedTuple):
-    """Tokens that go through a layer together: queries of so many rollouts of each row, each of which has its keys."""
+    """Tokens that go through a layer together: the queries of the rollouts of each row, and their keys."""
 
     rows: float
     rollouts: float
@@ -32,20 +32,20 @@ class Pass(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Layout:
-    """How a step is laid out over a mesh; the fields are options of a run.
+    """The layout of a step on a mesh; the fields are options of a run.
 
     Attributes:
-        sizes: of the whole step.
-        mesh: devices along ``fsdp`` and ``tensor``.
-        compute: dtype of activations in the update.
-        sampler: dtype of the weights that sample.
-        copied: whether these are a copy, beside those that are trained.
+        sizes: sizes of the whole step.
+        mesh: numbers of devices along ``fsdp`` and ``tensor``.
+        compute: dtype of the activations in the update.
+        sampler: dtype of the weights while sampling.
+        copied: whether these are a copy, in addition to the trained weights.
         split: whether that copy stays split along ``tensor``.
-        parts: mini-batches times accumulation: prompts that are in an update at once are P / parts.
-        chunks: parts into which the rollouts of a prompt are cut in an update.
-        accumulation: parts of a mini-batch, whose gradients are summed.
-        training: what is trained.
-        reference: whether a reference policy is held.
+        parts: mini-batches times accumulation; P / parts prompts are processed at once in an update.
+        chunks: number of chunks of a prompt's rollouts in an update.
+        accumulation: number of parts of a mini-batch whose gradients are summed.
+        training: which parameters are trained.
+        reference: whether a reference policy is kept.
     """
 
     sizes: cost.Sizes
@@ -62,27 +62,27 @@ class Layout:
 
     @property
     def prompts(self) -> int:
-        """Prompts of a device in a rollout."""
+        """Prompts per device in a rollout."""
         return -(-self.sizes.prompts // self.mesh[0])
 
     @property
     def rows(self) -> int:
-        """Completions of a device at once in an update."""
+        """Completions processed at once per device in an update."""
         return -(-self.prompts // self.parts) * -(-self.sizes.rollouts // self.chunks)
 
     @property
     def across(self) -> int:
-        """Devices that share the work of a prompt in a rollout."""
+        """Number of devices that share the work on a prompt in a rollout."""
         return self.mesh[1] if self.split else 1
 
 
 def sharded(tree: Any, shape: tuple[int, int], itemsize: int | None = None) -> int:
-    """Bytes of a device's share of parameters, or of what is shaped like them.
+    """Bytes of a device's share of parameters, or of a tree shaped like them.
 
     Args:
         tree: arrays or shapes, with the paths of parameters.
-        shape: of the mesh, (fsdp, tensor).
-        itemsize: bytes of a number, instead of those of the leaves' own dtypes.
+        shape: shape of the mesh, (fsdp, tensor).
+        itemsize: bytes per number; default: those of the leaves' dtypes.
 
     Example:
         >>> tree = {"head": {"kernel": jax.ShapeDtypeStruct((8, 6), jnp.bfloat16)}}
@@ -95,7 +95,7 @@ def sharded(tree: Any, shape: tuple[int, int], itemsize: int | None = None) -> i
 
 
 def state(tree: Any, layout: Layout) -> dict[str, int]:
-    """Bytes that are held all the time: weights, the moments of AdamW, and the reference policy.
+    """Bytes held permanently: weights, the moments of AdamW, and the reference policy.
 
     Args:
         tree: the parameters as shapes, from ``policy.shapes``.
@@ -105,17 +105,17 @@ def state(tree: Any, layout: Layout) -> dict[str, int]:
     copied = layout.reference and not layout.training.lora_rank
     return {
         "weights": sharded(tree, layout.mesh),
-        "optimizer moments": 2 * sharded(trained, layout.mesh, 4),  # float32, whatever the weights are
+        "optimizer moments": 2 * sharded(trained, layout.mesh, 4),  # float32, whatever the dtype of the weights
         "reference policy": sharded(tree, layout.mesh, 2) if copied else 0,
     }
 
 
 def rollout(architecture: Any, tree: Any, layout: Layout) -> tuple[dict[str, int], dict[str, int]]:
-    """Bytes that a rollout adds to the state, while the prompts run and while tokens are decoded.
+    """Bytes that a rollout adds to the state, during the prompt pass and during decoding.
 
-    The weights are gathered once, whole or split along ``tensor``, and stay until the rollout has ended. For decoding,
-    the stacked weights and prompt keys and values are split by layer, which takes both copies at once (some compilers
-    avoid it). With weights split along ``tensor``, so are heads, activations and logits.
+    The weights are gathered once, whole or split along ``tensor``, and kept until the rollout ends. For decoding, the
+    stacked weights and prompt keys and values are split by layer, which needs both copies at once (some compilers avoid
+    it). If weights are split along ``tensor``, so are heads, activations and logits.
 
     Args:
         architecture: the family's config.
@@ -145,16 +145,16 @@ def rollout(architecture: Any, tree: Any, layout: Layout) -> tuple[dict[str, int
 
 
 def copy(tree: Any, layout: Layout) -> int:
-    """Bytes of the weights with which a device samples."""
+    """Bytes of the weights that a device samples with."""
     return sharded(tree, (1, layout.across), cost.BYTES[layout.sampler])
 
 
 def update(architecture: Any, tree: Any, layout: Layout) -> dict[str, int]:
     """Bytes that an update adds to the state.
 
-    ``kept``: what the forward pass leaves for the backward pass, of the prompts and of one chunk of rollouts: the input
-    of every layer with ``remat``, else all that a layer computes. ``working``: the largest of what the head (logits of
-    ``decoder.logit_steps``), one layer or one block of the tower needs at once in the backward pass.
+    ``kept`` is what the forward pass stores for the backward pass, for the prompts and one chunk of rollouts: the input
+    of every layer with ``remat``, otherwise all that a layer computes. ``working`` is the largest memory that the head
+    (logits of ``decoder.logit_steps``), one layer or one block of the tower needs in the backward pass.
 
     Args:
         architecture: the family's config.
@@ -187,7 +187,7 @@ def update(architecture: Any, tree: Any, layout: Layout) -> dict[str, int]:
 
 
 def _layer(architecture: Any, size: int, part: Pass, *, backward: bool = False, kept: bool = False) -> float:
-    """What one layer of the decoder computes."""
+    """Bytes of the activations of one decoder layer."""
     heads = architecture.num_heads + architecture.num_kv_heads
     row = 4 * architecture.hidden_size + 2 * heads * architecture.head_dim + 3 * architecture.intermediate_size
     scores = _scores(architecture.num_heads, size, part, backward=backward, kept=kept)
@@ -197,7 +197,7 @@ def _layer(architecture: Any, size: int, part: Pass, *, backward: bool = False, 
 def _tower(
     architecture: Any, prompts: float, each: int, size: int, *, backward: bool = False, kept: bool = False
 ) -> float:
-    """What one block of the tower computes; its attention is computed over all patches of a prompt, or of an image."""
+    """Bytes of the activations of one block of the tower, with attention over the patches of a prompt or an image."""
     vision = architecture.vision
     if vision is None:
         return 0.0
@@ -209,10 +209,10 @@ def _tower(
 
 
 def _scores(heads: int, size: int, part: Pass, *, backward: bool = False, kept: bool = False) -> float:
-    """Scores of attention in float32, and in the dtype of the values they weigh; backward their gradient too.
+    """Bytes of attention scores in float32 and in the dtype of the values, plus their gradient in the backward pass.
 
-    ``attention.choose`` holds them whole only where they are few. Above that they come by rollout and by block of
-    queries, or inside a kernel, and nothing of them is kept for the backward pass.
+    ``attention.choose`` computes them at once only where they are few. Otherwise they are computed by rollout and block
+    of queries, or inside a kernel, and are not kept for the backward pass.
     """
     rows, rollouts, queries, keys = part
     numbers = heads * keys * rows * rollouts * queries
@@ -225,7 +225,7 @@ def _scores(heads: int, size: int, part: Pass, *, backward: bool = False, kept: 
 
 
 def _kept_tower(architecture: Any, prompts: float, layout: Layout, size: int) -> float:
-    """What the tower leaves for its backward pass; nothing where it has none."""
+    """Bytes that the tower keeps for its backward pass; 0 if it has none."""
     vision = architecture.vision
     if vision is None:
         return 0.0

@@ -1,4 +1,4 @@
-"""What a compiled program gathers, read from its text."""
+"""Finds the gathers of a compiled program in its text."""
 
 import collections
 import math
@@ -6,20 +6,20 @@ import re
 from collections.abc import Sequence
 
 
-SMALL = 4096  # numbers; what is smaller is no matrix
+SMALL = 4096  # numbers; smaller arrays are not matrices
 
 
 def findings(program: str, text: str, depths: Sequence[int]) -> list[str]:
-    """Gathers that should not be, read from a compiled program.
+    """Descriptions of gathers that a compiled program should not have.
 
     An update gathers the weights of a layer inside the loop over layers; one that gathers a stacked parameter, or its
     gradient, (L, ...) outside of any loop holds all layers at once. A rollout that gathers matrices inside a loop does
-    so for every token; the copy of its weights is there to gather them all.
+    so for every token; the program that copies its weights may gather all.
 
     Args:
         program: its name.
-        text: of the compiled program.
-        depths: numbers of layers, of decoder and tower.
+        text: text of the compiled program.
+        depths: numbers of layers of decoder and tower.
     """
     inside = _looped(text)
     gathers: dict[str, tuple[list[int], bool]] = {}
@@ -30,7 +30,7 @@ def findings(program: str, text: str, depths: Sequence[int]) -> list[str]:
                 continue
             shapes = [[*map(int, sizes.split(","))] for sizes in re.findall(r"\[(\d[\d,]*)\]", match[1])]
             shape = max(shapes, key=math.prod, default=[])
-            # A gather that runs beside other work stands in the text several times, also in the loops that it overlaps.
+            # An asynchronous gather is in the text several times, also in the loops that it overlaps.
             channel = re.search(r"channel_id=(\d+)", line)
             name = channel[0] if channel else line
             gathers[name] = shape, computation in inside and gathers.get(name, (shape, True))[1]

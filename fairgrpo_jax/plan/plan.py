@@ -1,8 +1,8 @@
-"""Will it fit, and how fast can it be? Before any weight is loaded, for devices that need not be there.
+"""Estimates whether a run fits and how fast it can be, without loading weights, for devices that need not exist here.
 
-Prints what each device holds, phase by phase, the work of a step and the least time that it can take, and what to
-change where it does not fit. Of a checkpoint folder only ``config.json`` is read. With ``--compile`` the programs of
-the run are also compiled for the devices (extras ``plan-tpu`` and ``plan-gpu``), in processes of their own.
+Prints the memory of each device by phase, the work of a step and the least time that it can take, and what to change if
+the run does not fit. Of a checkpoint folder only ``config.json`` is read. With ``--compile`` the programs of the run
+are also compiled for the devices (extras ``plan-tpu`` and ``plan-gpu``), in separate processes.
 
 Example::
 
@@ -26,22 +26,23 @@ from fairgrpo_jax import commandline, config as options, mesh as meshes, policy
 from fairgrpo_jax.plan import ahead, cost, devices, footprint
 
 
-MOST = 0.92  # of a GPU's memory that JAX can be given; the rest is the driver's and the libraries'
+MOST = 0.92  # share of a GPU's memory that JAX can be given; driver and libraries need the rest
 
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """What the plan takes."""
+    """Options of the plan."""
 
     config: Annotated[options.Config, tyro.conf.arg(name="")]
     device: str = "h200"
-    """Devices of the mesh: a GPU (a100, h100, h200), or a slice of TPUs (v5e:4x4, v5p:2x2x4, v6e:2x4)."""
+    """Kind of the devices: a GPU (a100, h100, h200), or a slice of TPUs (v5e:4x4, v5p:2x2x4, v6e:2x4)."""
     memory: float | None = None
-    """GiB of a device that the run may use; by default what JAX takes (three quarters of a GPU's memory)."""
+    """Memory per device that the run may use, in GiB; default: what JAX allocates (three quarters of a GPU's
+    memory)."""
     compile: bool = False
-    """Compile the programs of the run for the devices; seconds for a GPU, minutes for a TPU."""
+    """Compile the programs of the run for the devices; takes seconds for a GPU, minutes for a TPU."""
     timeout: float = 1800.0
-    """Seconds after which the compilation of one program is given up."""
+    """Time limit for the compilation of one program, in seconds."""
     cache: Path = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "fairgrpo_jax" / "plan"
     """Folder of earlier compilations."""
     json: bool = False
@@ -50,16 +51,16 @@ class Arguments:
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """One part of a step, as it loads one device.
+    """One phase of a step, as seen by one device.
 
     Attributes:
-        name: of the phase.
-        held: bytes by what they are, beside the state.
-        peak: bytes of state and phase.
-        flops: FLOPs of a device, by what they are spent on.
-        read: bytes that it reads from and writes to its memory, at least.
-        sent: bytes of weights and gradients that it receives from others; activations are not counted.
-        seconds: at least, by what would limit it: ``compute``, ``memory``, ``link``.
+        name: name of the phase.
+        held: bytes by purpose, in addition to the state.
+        peak: total bytes of state and phase.
+        flops: FLOPs by purpose.
+        read: lower bound of the bytes read from and written to memory.
+        sent: bytes of weights and gradients received from other devices; activations are not counted.
+        seconds: least time by limiting resource: ``compute``, ``memory``, ``link``.
     """
 
     name: str
@@ -72,29 +73,29 @@ class Phase:
 
     @property
     def bound(self) -> str:
-        """What limits the phase."""
+        """The resource that limits the phase."""
         return max(self.seconds, key=self.seconds.__getitem__)
 
     @property
     def least(self) -> float:
-        """Seconds that it takes at least, were all its work to overlap."""
+        """Least time of the phase in seconds, if all its work overlapped."""
         return self.seconds[self.bound]
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What is known of a step before it runs; all bytes and times are those of one device.
+    """What is known about a step before it runs; all bytes and times are per device.
 
     Attributes:
         target: the devices.
-        state: bytes that are held all the time, by what they are.
+        state: bytes held permanently, by purpose.
         phases: prompt pass, decoding and update.
-        limit: bytes that a device may use.
-        tokens: completion tokens of a step, of the whole mesh.
-        chunks: parts into which an update cuts the rollouts of a prompt.
-        warnings: what is worth knowing.
-        changes: options that would make it fit, one after the other, with what is then needed.
-        outcomes: of compiling, where asked for.
+        limit: bytes that the run may use.
+        tokens: completion tokens per step on the whole mesh.
+        chunks: number of chunks of a prompt's rollouts in an update.
+        warnings: messages for the user.
+        changes: options that would make it fit, applied one after the other, with the memory then needed.
+        outcomes: outcomes of compilation, if requested.
     """
 
     target: devices.Target
@@ -109,31 +110,31 @@ class Plan:
 
     @property
     def peak(self) -> int:
-        """Bytes of the largest phase."""
+        """Peak bytes of the largest phase."""
         return max(phase.peak for phase in self.phases)
 
     @property
     def fits(self) -> bool:
-        """Whether the formulas say so, and no compiler says otherwise."""
+        """Whether the run fits by the formulas and no compiler contradicts them."""
         return self.peak <= self.limit and all(outcome.status != "out of memory" for outcome in self.outcomes)
 
     @property
     def seconds(self) -> float:
-        """Least time of a step."""
+        """Least time of a step in seconds."""
         return sum(phase.least for phase in self.phases)
 
 
 def plan(config: options.Config, device: str, *, memory: float | None = None) -> Plan:
-    """The plan of a run by formula; less than a second.
+    """The plan of a run by formula; takes less than a second.
 
     Args:
-        config: of the run; of ``model.path`` only ``config.json`` is read.
+        config: options of the run; of ``model.path`` only ``config.json`` is read.
         device: as ``devices.parse`` reads it.
-        memory: GiB of a device that may be used; by default what JAX takes.
+        memory: GiB per device that may be used; default: what JAX allocates.
 
     Raises:
-        ValueError: for devices or slices that do not exist, a mesh that does not divide the batch, a model that cannot
-            be read, or a number of patches that no batch can have.
+        ValueError: if devices or slices do not exist, the mesh does not divide the batch, the model cannot be read, or
+            no batch can have the number of patches.
     """
     target = devices.parse(device, _count(config))
     limit = target.kind.usable if memory is None else int(memory * devices.GIB)
@@ -199,7 +200,7 @@ def _times(flops: cost.Flops, factor: float) -> cost.Flops:
 
 
 def _changes(config: options.Config, architecture: Any, target: devices.Target, limit: int) -> Iterator[str]:
-    """Options to change, cheapest first, each on top of those before, until it fits; what does not help is left out."""
+    """Options to change, cheapest first and cumulative, until the run fits; changes that do not help are omitted."""
     present, steps = _estimate(config, architecture, target, limit), {}
     if limit == target.kind.usable and present.peak <= MOST * target.kind.memory:
         share = f"{MOST} instead of {target.kind.share}"
@@ -209,7 +210,7 @@ def _changes(config: options.Config, architecture: Any, target: devices.Target, 
         try:
             other = change(config)
             meshes.require_divisible(other.split_sizes, *meshes.parse(other.mesh))
-        except ValueError:  # a batch that does not divide
+        except ValueError:  # the mesh does not divide the batch
             continue
         after = _estimate(other, ahead.describe(other.model), target, limit)
         pairs = zip(present.phases, after.phases, strict=True)
@@ -229,7 +230,7 @@ def _changes(config: options.Config, architecture: Any, target: devices.Target, 
 
 
 def candidates(config: options.Config) -> Iterator[tuple[str, Callable[[options.Config], options.Config]]]:
-    """Options that save memory, cheapest first: as they are written, and what they make of a config."""
+    """Options that save memory, cheapest first: their text, and a function that applies them to a config."""
     replace = dataclasses.replace
     inner = lambda part, **values: lambda now: replace(now, **{part: replace(getattr(now, part), **values)})
     if not config.update.remat:
@@ -288,11 +289,11 @@ def _warnings(config: options.Config, made: Plan, tree: Any) -> Iterator[str]:
 
 
 def compiled(config: options.Config, made: Plan, *, timeout: float, cache: Path | None) -> Plan:
-    """The plan with what the compiler says of each program.
+    """Adds the compiler's report on each program to the plan.
 
-    What stays on the device though a program does not see it is taken off what it may use: the moments and the
-    reference policy while weights are copied and sampled with, the trained weights too where that is with a copy, and
-    the reference policy during the update.
+    The memory that a program may use excludes arrays that stay on the device but are not its arguments: the moments and
+    the reference policy during copying and sampling, the trained weights too when sampling from a copy, and the
+    reference policy during the update.
     """
     console, outcomes, held = Console(stderr=True), [], made.state
     unseen = {name: held["optimizer moments"] + held["reference policy"] for name in ("copy", "rollout")}
@@ -315,7 +316,7 @@ def compiled(config: options.Config, made: Plan, *, timeout: float, cache: Path 
 
 
 def to_json(made: Plan) -> dict[str, Any]:
-    """The plan as JSON-able dict, figures in bytes, FLOPs and seconds."""
+    """The plan as a JSON-able dict, with figures in bytes, FLOPs and seconds."""
     phases = {
         phase.name: dataclasses.asdict(phase) | {"bound": phase.bound, "least_seconds": phase.least}
         for phase in made.phases
@@ -338,7 +339,7 @@ def to_json(made: Plan) -> dict[str, Any]:
 
 
 def show(made: Plan, console: Console) -> None:
-    """Tables of memory and of time, then the verdict."""
+    """Prints tables of memory and time, then the verdict."""
     kind, gib = made.target.kind, devices.GIB
     console.print(f"{made.target.count} x {kind.title} ({made.target.name}); figures of one device", highlight=False)
     table = Table("GiB", *(phase.name for phase in made.phases), title="memory", title_justify="left")
@@ -388,13 +389,13 @@ def show(made: Plan, console: Console) -> None:
 
 
 def _figure(value: float) -> str:
-    """Two decimals, or three digits of what is smaller."""
+    """Formats with two decimals, or three significant digits for small values."""
     return f"{value:,.2f}" if value >= 0.1 or value == 0 else f"{value:.2g}"
 
 
 def main() -> None:
-    """The command; the exit status is 1 where the run does not fit."""
-    jax.config.update("jax_platforms", "cpu")  # a plan takes no accelerator from those who work on one
+    """Runs the command line; the exit status is 1 if the run does not fit."""
+    jax.config.update("jax_platforms", "cpu")  # a plan occupies no accelerator
     with commandline.one_line_errors():
         prog = "python -m fairgrpo_jax.plan"
         arguments = commandline.parse(sys.argv[1:], prog=prog, description=__doc__, schema=Arguments)

@@ -1,4 +1,4 @@
-"""How much of a device's arithmetic an update used: model FLOPs utilisation."""
+"""Model FLOPs utilisation of an update: its share of the device's peak arithmetic."""
 
 from typing import Any
 
@@ -17,19 +17,19 @@ def update_mfu(
     device_kind: str,
     count: int,
 ) -> float | None:
-    """Model FLOPs utilisation of the updates of a step, in [0, 1]; None where the peak of the device is not known.
+    """Model FLOPs utilisation of the updates of a step, in [0, 1]; None if the peak of the device is unknown.
 
-    It counts the prompts' and completions' own tokens, not their padding, and nothing that is computed twice.
+    It counts the tokens of prompts and completions without padding, and no recomputation.
 
     Args:
-        architecture: of the model.
-        config: of the run.
-        prompt: tokens of a prompt, the mean.
-        completion: tokens of a completion, the mean.
-        patches: of the media of a prompt, the mean, before they are merged.
-        seconds: that the updates took, over all passes.
-        device_kind: as JAX names the device.
-        count: of devices.
+        architecture: the model's architecture.
+        config: options of the run.
+        prompt: mean tokens per prompt.
+        completion: mean tokens per completion.
+        patches: mean patches per prompt, before merging.
+        seconds: time of the updates over all passes.
+        device_kind: JAX's name of the device.
+        count: number of devices.
     """
     device = devices.known(device_kind)
     if device is None:

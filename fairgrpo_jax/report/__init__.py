@@ -1,6 +1,6 @@
 """The report of a run, or of several side by side: one HTML file that needs nothing else.
 
-``build`` reads run folders only, so a report can be made again at any time, also of a run that still goes on::
+``build`` reads only run folders, so a report can be rebuilt at any time, even while a run is in progress::
 
     python -m fairgrpo_jax.report outputs/grpo outputs/fair_grpo --out report.html
 """
@@ -40,19 +40,19 @@ _HEALTH = (
 _KEY_OPTIONS = ("algorithm", "seed", "steps", "prompts", "rollouts", "optim.lr", "warmup.steps", "data.name", "mesh")
 _LARGEST_IMAGE = 320  # pixels, of the longer side
 _SAMPLES = 8  # prompts shown for each run
-_BANDS = 9  # evaluations drawn over time; more are thinned out evenly
+_BANDS = 9  # maximum number of evaluations drawn over time; more are thinned out evenly
 
 
 def build(runs: Mapping[str, Path], out: Path, *, title: str) -> Path:
-    """Write the report of one or more run folders as a single HTML file, and return its path.
+    """Writes the report of one or more run folders as a single HTML file; returns its path.
 
     Args:
-        runs: name to show -> run folder; the first one is what the others are compared with.
-        out: the file to write; it is replaced when it exists.
+        runs: displayed name -> run folder; the others are compared with the first one.
+        out: the file to write; an existing file is replaced.
         title: heading of the report.
 
     Raises:
-        ValueError: if there is no run, more runs than colours, or a folder that is not a run folder.
+        ValueError: if there are no runs, more runs than colours, or a folder is not a run folder.
     """
     if not 1 <= len(runs) <= len(plots.COLOURS):
         raise ValueError(f"got {len(runs)} runs; wanted 1 to {len(plots.COLOURS)} side by side, make several reports")
@@ -73,7 +73,7 @@ def build(runs: Mapping[str, Path], out: Path, *, title: str) -> Path:
 
 
 def _content(runs: Sequence[results.Run], title: str) -> dict[str, Any]:
-    """Everything that the template names."""
+    """All values that the template uses."""
     scheme = results.scheme(runs[0].config)
     columns = results.series(runs)
     tables = results.datasets(columns, scheme=scheme)
@@ -116,7 +116,7 @@ def _notes(runs: Sequence[results.Run], columns: Sequence[results.Series]) -> li
 
 
 def _options(runs: Sequence[results.Run]) -> dict[str, list[tuple[str, list[str], bool]]]:
-    """Rows (option, value in each run, whether they differ): the telling ones, and all."""
+    """Rows (option, value in each run, whether they differ): the main options, and all options."""
     flat = [options.flatten(run.config) for run in runs]
     rows = []
     for name in dict.fromkeys(name for config in flat for name in config):
@@ -138,7 +138,7 @@ def _figures(runs: Sequence[results.Run], scheme: Scheme) -> dict[str, str | Non
 
 
 def _over_time(position: int, run: results.Run, scheme: Scheme) -> tuple[int, list[int], list[results.Dataset]]:
-    """A run's datasets with one series for each evaluation, evaluations thinned out evenly."""
+    """The datasets of a run with one series per evaluation; evaluations are thinned out evenly."""
     steps = list(run.evals)
     picks = sorted({round(i) for i in np.linspace(0, len(steps) - 1, min(len(steps), _BANDS))}) if steps else []
     steps = [steps[pick] for pick in picks]
@@ -147,7 +147,7 @@ def _over_time(position: int, run: results.Run, scheme: Scheme) -> tuple[int, li
 
 
 def _ceiling(config: Mapping[str, Any]) -> float | None:
-    """The largest |A| that the estimator can give with this batch, where the library knows it."""
+    """The largest |A| that the estimator can return for this batch size; None if unknown."""
     prompts, rollouts = config.get("prompts"), config.get("rollouts")
     if not prompts or not rollouts:
         return None
@@ -157,7 +157,7 @@ def _ceiling(config: Mapping[str, Any]) -> float | None:
 
 
 def _contrasts(columns: Sequence[results.Series]) -> list[tuple[str, int, int]]:
-    """(heading, position, position of what is subtracted): later runs minus the first, or after minus before."""
+    """Tuples (heading, position, position of what is subtracted): later runs minus the first, or after minus before."""
     afters = [index for index, column in enumerate(columns) if not column.before]
     if len(afters) > 1:
         return [(f"{columns[after].label} − {columns[afters[0]].label}", after, afters[0]) for after in afters[1:]]
@@ -173,7 +173,7 @@ def _extremes(groups: Sequence[results.Group], field: str, index: int) -> tuple[
 
 
 def _times(run: results.Run) -> dict[str, Any]:
-    """Where the seconds of the training steps went, phase by phase."""
+    """Seconds of the training steps by phase."""
     total = float(np.nansum(run.curve("train", "time/step")[1]))
     phases = []
     for name in run.names("train", "time/"):
@@ -192,7 +192,7 @@ def _times(run: results.Run) -> dict[str, Any]:
 
 
 def _samples(run: results.Run) -> list[dict[str, Any]]:
-    """The last prompts that the run kept, their images read in; equal completions once, best first."""
+    """The latest prompts that the run kept, with their images; equal completions once, best first."""
     shown = []
     for sample in run.samples[:_SAMPLES]:
         files = [run.path / name for name in sample["images"]]
@@ -204,7 +204,7 @@ def _samples(run: results.Run) -> list[dict[str, Any]]:
 
 
 def _png(file: Path) -> str:
-    """The image as a data address, reduced where it is large."""
+    """The image as a data URL, reduced if it is large."""
     with Image.open(file) as image:
         image.thumbnail((_LARGEST_IMAGE, _LARGEST_IMAGE))
         data = io.BytesIO()
@@ -217,7 +217,7 @@ def _picture(svg: str) -> str:
 
 
 def _number(value: float | str, form: str = ".3f") -> str:
-    """A number, with a true minus sign; a dash when it is undefined; names stay as they are."""
+    """Formats a number with a true minus sign, or a dash if it is undefined; names are returned unchanged."""
     if isinstance(value, str):
         return value
     return format(value, form).replace("-", "−") if math.isfinite(value) else "–"

@@ -1,4 +1,4 @@
-"""``python -m fairgrpo_jax.report RUN [RUN ...] --out FILE`` builds the report of finished or running runs again."""
+"""``python -m fairgrpo_jax.report RUN [RUN ...] --out FILE`` rebuilds the report of finished or running runs."""
 
 import dataclasses
 import sys
@@ -15,15 +15,15 @@ class Options:
     """Build the HTML report of one run folder, or of several side by side."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Run folders; the first one is what the others are compared with."""
+    """Run folders; the others are compared with the first one."""
     out: Path
     """The HTML file to write."""
     title: str = ""
-    """Heading of the report; by default the names of the runs."""
+    """Heading of the report; default: the names of the runs."""
 
 
 def main() -> None:
-    """The command."""
+    """Runs the command line."""
     given = tyro.cli(Options, prog="python -m fairgrpo_jax.report")
     names = [path.resolve().name for path in given.runs]
     if len(set(names)) < len(names):

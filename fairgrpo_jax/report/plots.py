@@ -1,6 +1,7 @@
-"""The figures of the report, each as the text of one SVG.
+"""The figures of the report, each as the text of an SVG.
 
-Colours are Okabe and Ito's, told apart with every common form of colour blindness; a run keeps its colour throughout.
+Colours are Okabe and Ito's, which are distinguishable with all common forms of colour blindness; a run has the same
+colour in all figures.
 """
 
 import io
@@ -26,15 +27,15 @@ _styled = matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "fairgr
 
 
 def colour(run: int | None) -> str:
-    """The colour of a run by its position; grey for what the runs share."""
+    """The colour of a run by its position; grey for a series that all runs share."""
     return NEUTRAL if run is None else COLOURS[run]
 
 
 @_styled
 def curves(runs: Sequence[results.Run], panels: Sequence[tuple[str, str, str]], *, columns: int = 2) -> str | None:
-    """One panel for each (title, kind of row, metric): the raw values faint, their running mean strong.
+    """One panel per (title, kind of row, metric): raw values faint, their running mean strong.
 
-    Held-out values, which are few, are drawn as points. Panels for which no run has values are left out; None if all.
+    Held-out values, which are few, are drawn as points. Panels without values are omitted; None if all are.
     """
     panels = [panel for panel in panels if any(len(run.curve(*panel[1:])[0]) for run in runs)]
     if not panels:
@@ -56,7 +57,7 @@ def curves(runs: Sequence[results.Run], panels: Sequence[tuple[str, str, str]], 
 
 @_styled
 def ceilings(runs: Sequence[results.Run], limits: Mapping[str, float]) -> str | None:
-    """The largest |A| of each step, with the value that no batch of this size can exceed as a dashed line."""
+    """The largest |A| of each step, with the maximum possible for this batch size as a dashed line."""
     if not any(len(run.curve("train", "advantage/max_abs")[0]) for run in runs):
         return None
     figure, (axis,) = _grid(1, 1, width=10, height=2.3)
@@ -97,7 +98,7 @@ def groups_over_time(
                 drawn.add(place)
     for (row, column), axis in np.ndenumerate(axes):
         _tidy(axis)
-        if (row, column) not in drawn:  # keep the labels at the rim, draw nothing
+        if (row, column) not in drawn:  # keep the labels at the edge, draw nothing
             axis.spines[:].set_visible(False)
             axis.grid(False)
         if row == 0:
@@ -111,7 +112,7 @@ def groups_over_time(
 
 @_styled
 def forest(table: results.Dataset, columns: Sequence[results.Series]) -> str:
-    """Accuracy and F1 of each group with 95 % intervals, one mark for each series."""
+    """Accuracy and F1 of each group with 95 % intervals, one mark per series."""
     groups = table.groups
     heights, place = [], 0.0
     for group, previous in zip(groups, [None, *groups[:-1]], strict=True):
@@ -134,7 +135,7 @@ def forest(table: results.Dataset, columns: Sequence[results.Series]) -> str:
 
 @_styled
 def shares(runs: Sequence[results.Run]) -> str | None:
-    """Mean share of |A| that fell to each group over the training, one dot a run; absent from a batch counts as 0."""
+    """Mean share of |A| of each group over the training, one dot per run; a group absent from a batch counts as 0."""
     prefix = "advantage/share/"
     names = list(dict.fromkeys(name for run in runs for name in run.names("train", prefix)))
     if not names:
@@ -154,7 +155,7 @@ def shares(runs: Sequence[results.Run]) -> str | None:
 
 
 def running_mean(values: np.ndarray) -> np.ndarray:
-    """Centred mean over about a twentieth of the curve, narrower at its ends; NaN values are left out."""
+    """Centred mean over about a twentieth of the curve, narrower at its ends; NaN values are ignored."""
     half = max(1, len(values) // 40)
     windows = (values[max(0, i - half) : i + half + 1] for i in range(len(values)))
     return np.asarray([np.nanmean(window) if np.isfinite(window).any() else math.nan for window in windows])

@@ -1,9 +1,9 @@
-"""Run folders in, numbers out: what the report prints and plots, and no markup.
+"""Computes the numbers that the report prints and plots from run folders.
 
 The interval of a group's score is that of ``metrics.intervals``. Intervals of differences come from one cluster
-bootstrap: within a dataset, patients are drawn with replacement, all records of a patient together, and the same draws
-serve every run, every step and every group. So the difference between two runs is paired record by record, and its
-interval is that of the difference itself, narrower than two intervals side by side.
+bootstrap: within a dataset, patients are drawn with replacement, with all their records, and the same draws are used
+for all runs, steps and groups. So the difference between two runs is paired by record, and its interval is that of the
+difference itself, narrower than two separate intervals suggest.
 """
 
 import dataclasses
@@ -20,9 +20,9 @@ from fairgrpo_jax.demographics import DEFAULT, EDGES, JOINT, Scheme
 
 
 REPLICATES = 1000
-ATTRIBUTES = ("sex", "age")  # of runs whose config names none
-FEW_PATIENTS = 50  # below this a dataset carries no claim about accuracy
-# The fairness measures: name, what it is, key of metrics.fairness_report, format.
+ATTRIBUTES = ("sex", "age")  # for runs whose config has none
+FEW_PATIENTS = 50  # with fewer, a dataset supports no claim about accuracy
+# The fairness measures: name, description, key of metrics.fairness_report, format.
 MEASURES = (
     ("PP", "predictive parity: gap of the false discovery rate, × 100", "paper/PP", ".1f"),
     ("EOD", "equal opportunity: gap of the true positive rate, × 100", "paper/EOD", ".1f"),
@@ -46,25 +46,25 @@ MEASURES = (
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """The content of one run folder; missing pieces are empty and named in ``notes``."""
+    """The content of a run folder; missing parts are empty and named in ``notes``."""
 
     name: str
     path: Path
     config: dict[str, Any]
     metrics: list[dict[str, Any]]
     evals: dict[int, list[dict[str, Any]]]  # step -> one row per held-out record
-    samples: list[dict[str, Any]]  # prompts with their completions, at the last step that kept any
+    samples: list[dict[str, Any]]  # prompts with their completions, from the last step that kept any
     samples_step: int
     notes: list[str]
 
     def curve(self, kind: str, metric: str) -> tuple[np.ndarray, np.ndarray]:
-        """Steps and values of a metric, where it was logged."""
+        """Steps at which a metric was logged, and its values."""
         rows = [(row["step"], row[metric]) for row in self.metrics if row["kind"] == kind and metric in row]
         steps, values = zip(*rows, strict=True) if rows else ((), ())
         return np.asarray(steps, int), np.asarray(values, float)
 
     def names(self, kind: str, prefix: str) -> list[str]:
-        """The metrics of a kind of rows that begin with ``prefix``, in order of appearance."""
+        """The metrics of one kind of rows that begin with ``prefix``, in order of appearance."""
         rows = (row for row in self.metrics if row["kind"] == kind)
         return list(dict.fromkeys(name for row in rows for name in row if name.startswith(prefix)))
 
@@ -78,27 +78,27 @@ class Estimate(NamedTuple):
 
     @property
     def clear(self) -> bool:
-        """Whether the interval, of a difference, excludes zero."""
+        """Whether the interval, that of a difference, excludes zero."""
         return self.low > 0 or self.high < 0
 
 
 class Series(NamedTuple):
-    """One evaluation of one run: a column of the tables and a colour of the plots."""
+    """One evaluation of one run: a column of the tables, a colour in the plots."""
 
     label: str
-    run: int | None  # position of the run; None where all runs agree, as they do after a shared warm-up
+    run: int | None  # position of the run; None if all runs agree, as after a shared warm-up
     before: bool  # the state before training, or the first that was evaluated
     rows: dict[str, dict[str, Any]]  # by uid
 
 
 class Group(NamedTuple):
-    """One group of patients in one dataset, with its scores, their intervals and their paired bootstrap."""
+    """A group of patients in a dataset, with its scores, their intervals and their paired bootstrap."""
 
     attribute: str
     name: str
     records: int
     patients: int
-    intervals: dict[str, list[Estimate]]  # "accuracy" and "f1": one for each series
+    intervals: dict[str, list[Estimate]]  # "accuracy" and "f1": one per series
     accuracy: np.ndarray  # (series, 1 + replicates); column 0 is the observed value
     f1: np.ndarray  # (series, 1 + replicates)
 
@@ -126,7 +126,7 @@ class Dataset(NamedTuple):
 
     @property
     def attributes(self) -> list[str]:
-        """The single attributes that some record tells."""
+        """The single attributes that are known for some record."""
         return [name for name in dict.fromkeys(g.attribute for g in self.groups) if name not in ("all", JOINT)]
 
     def of(self, *attributes: str) -> list[Group]:
@@ -135,7 +135,7 @@ class Dataset(NamedTuple):
 
 
 def load(name: str, path: Path) -> Run:
-    """Read a run folder.
+    """Reads a run folder.
 
     Raises:
         ValueError: if ``path`` is not a run folder, or a file in it is damaged.
@@ -163,13 +163,13 @@ def load(name: str, path: Path) -> Run:
 
 
 def scheme(config: Mapping[str, Any]) -> Scheme:
-    """The groups that a run tells apart, by its ``config.json``."""
+    """The groups that a run distinguishes, from its ``config.json``."""
     data = config.get("data", {})
     return Scheme(tuple(data.get("attributes", ATTRIBUTES)), tuple(data.get("age_edges", EDGES)))
 
 
 def series(runs: Sequence[Run]) -> list[Series]:
-    """The evaluations to compare: before and after, of each run; one "before" when all runs start alike."""
+    """The evaluations to compare: before and after for each run; a single "before" if all runs start alike."""
     evaluated = [(position, run) for position, run in enumerate(runs) if run.evals]
     starts = [by_uid(run.evals[0]) for _, run in evaluated if 0 in run.evals]
     shared = len(starts) == len(evaluated) > 0 and all(_same_answers(starts[0], other) for other in starts[1:])
@@ -202,9 +202,9 @@ def datasets(columns: Sequence[Series], *, scheme: Scheme = DEFAULT, replicates:
 
 
 def estimate(values: np.ndarray) -> Estimate:
-    """Observed value (first) and the central 95 % of the replicates; replicates without the group are left out.
+    """Observed value (first) and the central 95 % of the replicates; replicates without the group are ignored.
 
-    Where all replicates agree (every patient was answered right, say) a bootstrap knows no interval: NaN.
+    If all replicates agree (e.g. every answer was right), a bootstrap gives no interval: NaN.
     """
     replicates = values[1:][np.isfinite(values[1:])]
     if not len(replicates) or np.ptp(replicates) < 1e-12:
@@ -214,7 +214,7 @@ def estimate(values: np.ndarray) -> Estimate:
 
 
 def joint(tables: Sequence[Dataset]) -> Joint | None:
-    """How F1 varies over the joint groups, mean over datasets; None where no dataset has two joint groups."""
+    """Variation of F1 over the joint groups, averaged over datasets; None if no dataset has two joint groups."""
     cells = [np.stack([group.f1 for group in table.of(JOINT)]) for table in tables if len(table.of(JOINT)) > 1]
     if not cells:
         return None
@@ -226,13 +226,13 @@ def joint(tables: Sequence[Dataset]) -> Joint | None:
 
 
 def pooled_accuracy(tables: Sequence[Dataset]) -> np.ndarray:
-    """Accuracy over all records, patients of each dataset drawn apart: (series, 1 + replicates)."""
+    """Accuracy over all records, with patients of each dataset drawn separately: (series, 1 + replicates)."""
     whole = [table.of("all")[0].accuracy * table.records for table in tables]
     return np.sum(whole, axis=0) / sum(table.records for table in tables)
 
 
 def headline(tables: Sequence[Dataset]) -> list[tuple[str, np.ndarray]]:
-    """The few numbers to look at first, each (series, 1 + replicates)."""
+    """The main numbers, each (series, 1 + replicates)."""
     if not tables:
         return []
     rows = [
@@ -252,7 +252,7 @@ def headline(tables: Sequence[Dataset]) -> list[tuple[str, np.ndarray]]:
 def fairness_columns(
     columns: Sequence[Series], *, scheme: Scheme = DEFAULT
 ) -> list[tuple[str, str, str, list[float | str]]]:
-    """Rows (name, what it is, format, value in each series) of the measures, on the records that all series have."""
+    """Rows (name, description, format, value in each series) of the measures, on the records that all series have."""
     if not columns:
         return []
     common = set.intersection(*(set(column.rows) for column in columns))
@@ -270,7 +270,7 @@ def fairness_columns(
 
 
 def _fairness(rows: Sequence[dict[str, Any]], scheme: Scheme) -> dict[str, Any]:
-    """``metrics.fairness_report``, its worst and best groups by the names that tables show."""
+    """``metrics.fairness_report``, with the worst and best groups named as in tables."""
     figures = metrics.figures(*_answers(rows), scheme=scheme)
     return metrics.report_of([row | {"group": row["name"]} for row in figures])
 
@@ -309,12 +309,12 @@ def _answers(rows: Sequence[dict[str, Any]]) -> tuple[list, list, list, list]:
 
 
 def person(row: Mapping[str, Any]) -> dict[str, Any]:
-    """What a row of ``evals/`` tells about its patient, by attribute."""
+    """The known attributes of the patient of a row of ``evals/``."""
     return {"sex": row["sex"], "age": row["age"]} | row.get("attributes", {})
 
 
 def _intervals(rows: Sequence[dict[str, Any]], scheme: Scheme) -> dict[tuple[str, str], dict[str, Estimate]]:
-    """(attribute, group) -> score -> estimate, by ``metrics.intervals``; NaN where it is a single point."""
+    """Maps (attribute, group) -> score -> estimate, by ``metrics.intervals``; NaN if the interval is a single point."""
     found = metrics.intervals(*_answers(rows), [str(row["patient"]) for row in rows], scheme=scheme)
     return {
         (row["attribute"], row["name"]): {
@@ -328,7 +328,7 @@ def _intervals(rows: Sequence[dict[str, Any]], scheme: Scheme) -> dict[tuple[str
 
 
 def _nanstd(values: np.ndarray) -> np.ndarray:
-    """Sample standard deviation over the first axis, NaN entries left out."""
+    """Sample standard deviation over the first axis, ignoring NaN."""
     present = np.isfinite(values)
     count = present.sum(0)
     centred = np.where(present, values - np.where(present, values, 0).sum(0) / np.maximum(count, 1), 0)
@@ -336,7 +336,7 @@ def _nanstd(values: np.ndarray) -> np.ndarray:
 
 
 def by_uid(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The rows of one evaluation by the identity of their record."""
+    """The rows of an evaluation by the uid of their record."""
     return {row["uid"]: row for row in rows}
 
 
@@ -345,13 +345,13 @@ def _same_answers(one: Mapping[str, dict[str, Any]], other: Mapping[str, dict[st
 
 
 def _numbered(folder: Path, suffix: str) -> list[Path]:
-    """The files called by a step number, in that order."""
+    """The files named by a step number, in order of the step."""
     files = [file for file in folder.glob("*" + suffix) if re.fullmatch(r"\d+", file.stem)]
     return sorted(files, key=lambda file: int(file.stem))
 
 
 def _missing(run: Run) -> list[str]:
-    """What a complete run folder would have and this one has not, in plain words."""
+    """Describes the parts of a complete run folder that this one lacks."""
     planned = run.config.get("steps")
     done = max((row["step"] for row in run.metrics if row["kind"] == "train"), default=0)
     notes = []

@@ -1,4 +1,4 @@
-"""The closing table of a run, for the terminal."""
+"""The final table of a run, for the terminal."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,17 +14,17 @@ from fairgrpo_jax.report import results
 def held_out_table(
     before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]], *, scheme: Scheme = DEFAULT
 ) -> Table:
-    """The closing table of a run: share of exact answers by dataset and group, before and after.
+    """The final table of a run: share of exact answers by dataset and group, before and after.
 
     Args:
         before: rows of ``evals/000000.jsonl`` ("dataset", "sex", "age" in years, further "attributes", "reward"), after
             the warm-up.
         after: rows of the last evaluation, of the same records.
-        scheme: the groups of the run.
+        scheme: the groups that the run distinguishes.
 
     Returns:
-        a rich table; print it with ``rich.print``. A star marks the worst group of a dataset after training, the first
-        of several that are equally bad.
+        A rich table; print it with ``rich.print``. A star marks the worst group of a dataset after training, the first
+        one if several tie.
     """
     table = Table(title="Held-out answers, exact", title_justify="left", caption="* worst group of its dataset after")
     for name in ("dataset", "group"):
@@ -47,7 +47,7 @@ def held_out_table(
 def _exact_shares(
     rows: Sequence[Mapping[str, Any]], scheme: Scheme
 ) -> dict[str, dict[tuple[str, str], tuple[int, float]]]:
-    """Dataset -> (attribute, group) -> (records, mean reward), in the order of tables."""
+    """Maps dataset -> (attribute, group) -> (records, share of exact answers), in the order of tables."""
     shares: dict[str, dict[tuple[str, str], tuple[int, float]]] = {}
     for head, its in members([results.person(row) for row in rows], [row["dataset"] for row in rows], scheme):
         if head["attribute"] != JOINT:

@@ -1,4 +1,4 @@
-"""The summary of the report in words, computed from the numbers, and the cautions that always belong to it."""
+"""The summary of the report in words, computed from the numbers, and its cautions."""
 
 from collections.abc import Iterable, Sequence
 
@@ -8,7 +8,7 @@ from fairgrpo_jax.report import results
 
 
 def summary(columns: Sequence[results.Series], tables: Sequence[results.Dataset]) -> list[tuple[str, str]]:
-    """What rose and for whom, as (lead, text): each run against its start, then each run against the first one."""
+    """Changes by group as (lead, text): each run against its start, then each run against the first one."""
     if not tables:
         return [("Nothing to compare.", "No held-out record has been evaluated in all runs.")]
     afters = [index for index, column in enumerate(columns) if not column.before]
@@ -25,7 +25,7 @@ def summary(columns: Sequence[results.Series], tables: Sequence[results.Dataset]
 
 
 def cautions(runs: Sequence[results.Run], tables: Sequence[results.Dataset]) -> list[str]:
-    """What may not be concluded."""
+    """Conclusions that the results do not support."""
     seeds = len({(run.config.get("algorithm"), run.config.get("seed")) for run in runs})
     found = [
         f"{'One run is' if seeds == 1 else 'Each run is'} one seed. The intervals know which patients were tested, but "

@@ -1,6 +1,6 @@
-"""Text to score: components look at completions and their records, and a run's reward is made of them.
+"""Scores of completions: components score completions against their records; a run's reward combines them.
 
-A component is called once with the whole batch. NaN says that a completion was not scored; it enters no mean, and the
+A component is called once with the whole batch. NaN means that a completion was not scored: it enters no mean, and the
 completion gets no advantage.
 """
 
@@ -15,19 +15,19 @@ from fairgrpo_jax.rewards import accuracy
 
 
 class Asked(Protocol):
-    """What a component may ask of a record."""
+    """The attributes of a record that components may use."""
 
     @property
     def answer(self) -> str: ...
 
 
 class Answers(NamedTuple):
-    """What a component may look at: G completions of each of P records."""
+    """The input of a component: G completions of each of P records."""
 
     texts: Sequence[Sequence[str]]  # P x G
     records: Sequence[Asked]  # P
-    lengths: np.ndarray  # (P, G) int, tokens with the end token
-    finished: np.ndarray  # (P, G) bool, whether it ended by itself
+    lengths: np.ndarray  # (P, G) int, tokens including the end token
+    finished: np.ndarray  # (P, G) bool, whether the completion ended by itself
 
 
 Component = Callable[[Answers], np.ndarray]  # to (P, G) float32, NaN = not scored
@@ -47,10 +47,10 @@ COMPONENTS: Mapping[str, Component] = {"exact": exact, "set_f1": set_f1}
 
 
 def components(answers: Answers, names: Sequence[str]) -> np.ndarray:
-    """(P, G, K) float32: each named component of every completion.
+    """Scores (P, G, K) float32: each named component of every completion.
 
     Raises:
-        ValueError: for an unknown name, or a component of another shape.
+        ValueError: if a name is unknown, or a component returns another shape.
     """
     found: list[np.ndarray] = []
     for name in names:
@@ -64,7 +64,7 @@ def components(answers: Answers, names: Sequence[str]) -> np.ndarray:
 
 
 def score(answers: Answers, reward: options.Reward, sampling: options.Sampling) -> np.ndarray:
-    """Rewards (P, G) float32 as a run pays them: the component ``reward.kind``, less for length where wanted."""
+    """Rewards (P, G) float32 of a run: the component ``reward.kind``, with a length penalty if configured."""
     values = components(answers, (reward.kind,))[..., 0]
     if sampling.truncated == "penalise":
         penalty = overlong_penalty(answers.lengths, max_length=sampling.max_new_tokens, buffer=sampling.overlong_buffer)

@@ -1,4 +1,4 @@
-r"""Is the answer right? The last ``\boxed{...}`` of a completion against the reference labels."""
+r"""Scores the last ``\boxed{...}`` of a completion against the reference labels."""
 
 from collections.abc import Sequence
 
@@ -13,18 +13,18 @@ WRAPPERS = (r"\text{", r"\textbf{", r"\mathrm{")
 def extract(text: str) -> str | None:
     r"""Content of the last complete ``\boxed{...}``, stripped; None if there is none.
 
-    Braces inside the box must balance. Where the text holds ``</think>``, only what follows its last occurrence
-    counts: a box inside the reasoning is not an answer, whether the completion or its prompt began the thought. A
-    thought begun after that and never ended leaves no answer. A ``\text{}``, ``\textbf{}`` or ``\mathrm{}`` around
-    the whole content is taken off.
+    Braces inside the box must balance. If the text contains ``</think>``, only what follows its last occurrence counts:
+    a box inside the reasoning is not an answer, whether the completion or its prompt opened the thought. A thought
+    opened after that and never closed leaves no answer. A ``\text{}``, ``\textbf{}`` or ``\mathrm{}`` around the whole
+    content is removed.
 
     Args:
         text: one completion, without the tokens sampled after its end.
 
     Returns:
-        the answer, possibly the empty string; None where no box closes.
+        The answer, possibly the empty string; None if no box is closed.
 
-    The authors of FairGRPO fall back to any text in square brackets when no box is found; here that is no answer.
+    The authors of FairGRPO fall back to any text in square brackets if there is no box; here that is not an answer.
 
     >>> extract(r"<think>\boxed{Nevus}?</think> \boxed{Melanoma}")
     'Melanoma'
@@ -46,8 +46,8 @@ def extract(text: str) -> str | None:
 def exact(texts: Sequence[str], answers: Sequence[str]) -> np.ndarray:
     r"""1.0 where the set of boxed labels equals the set of reference labels, else 0.0.
 
-    Labels are separated by a comma and a space, stripped of white space, compared as sets (order and repetition do
-    not matter) and case-sensitively, as the authors compare them. A completion without a box scores 0.
+    Labels are separated by a comma and a space, stripped of white space, and compared as sets (order and repetition do
+    not matter), case-sensitively as in the authors' code. A completion without a box scores 0.
 
     Args:
         texts: N completions.
@@ -75,7 +75,7 @@ def exact(texts: Sequence[str], answers: Sequence[str]) -> np.ndarray:
 def set_f1(texts: Sequence[str], answers: Sequence[str]) -> np.ndarray:
     r"""F1 of the set of boxed labels against the set of reference labels: 2 |A and B| / (|A| + |B|).
 
-    For questions with several right labels; of single labels it is :func:`exact`.
+    For questions with several right labels; with single labels it equals :func:`exact`.
 
     Args:
         texts: N completions.
@@ -105,7 +105,7 @@ def _labels(answer: str) -> frozenset[str]:
 
 
 def _unwrapped(text: str) -> str:
-    r"""Text without white space and without any ``\text{...}`` and the like around the whole of it."""
+    r"""The text without surrounding white space and without a ``\text{...}`` or similar around all of it."""
     text = text.strip()
     for wrapper in WRAPPERS:
         if text.startswith(wrapper) and _until_closed(text[len(wrapper) :]) == text[len(wrapper) : -1]:

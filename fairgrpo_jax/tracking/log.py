@@ -1,12 +1,12 @@
 """The log of a run, ``metrics.jsonl``.
 
-A run appends one JSON object a line to ``metrics.jsonl``::
+A run appends JSON objects, one per line, to ``metrics.jsonl``::
 
     {"kind": "train", "step": 12, "reward/mean": 0.71, "time/step": 0.11}
 
 ``kind`` is ``"warmup"``, ``"train"`` or ``"eval"``, every other field is a number, and every field about wall time
-starts with ``time/`` (seconds) or ``speed/``, so that two runs of one seed agree in all other fields. A process may be
-killed at any moment: at worst the last line is cut in two, and whoever opens the file next drops that half line.
+starts with ``time/`` (seconds) or ``speed/``, so that two runs with the same seed agree in all other fields. A process
+may be killed at any moment: at worst the last line is incomplete, and it is dropped when the file is next opened.
 """
 
 import json
@@ -24,12 +24,12 @@ class MetricsLog:
     """An append-only JSONL file of metrics that survives ``kill -9``.
 
     Each row is one flushed write. NaN and infinities have no JSON form: they are written as ``null`` and read back as
-    NaN by :func:`read_metrics`, so a metric that came out undefined differs from one that was not computed.
+    NaN by :func:`read_metrics`, so an undefined metric differs from one that was not computed.
 
-    Opening an existing file continues it; a half-written last line is dropped first.
+    Opening an existing file appends to it; an incomplete last line is dropped first.
 
     Args:
-        path: the file; its folder is created when missing.
+        path: the file; its folder is created if missing.
 
     Raises:
         ValueError: if a line other than the last one is not a JSON object.
@@ -56,10 +56,10 @@ class MetricsLog:
         self._file = self.path.open("a", encoding="utf-8")
 
     def append(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
-        """Write one row; values are Python, NumPy or JAX scalars.
+        """Writes one row; values are Python, NumPy or JAX scalars.
 
         Raises:
-            ValueError: if a value is no single number, or a metric is called "kind" or "step".
+            ValueError: if a value is not a single number, or a metric is named "kind" or "step".
         """
         if clash := {"kind", "step"} & values.keys():
             raise ValueError(f"metrics named {sorted(clash)} would hide the row's own fields; rename them")
@@ -68,10 +68,10 @@ class MetricsLog:
         self._file.flush()
 
     def truncate_after(self, **last_steps: int) -> int:
-        """Forget the rows that come after a checkpoint, and return how many they were.
+        """Removes the rows after a checkpoint; returns their number.
 
-        ``truncate_after(train=100, eval=100)`` keeps, of each kind named, the rows with ``step`` up to and including
-        the number; -1 forgets the kind altogether. Kinds that are not named stay whole.
+        ``truncate_after(train=100, eval=100)`` keeps the rows of the named kinds with ``step`` up to and including the
+        number; -1 removes all of a kind. Other kinds are not changed.
         """
         self._file.close()
         lines, _ = _json_lines(self.path)
@@ -85,7 +85,7 @@ class MetricsLog:
         return len(lines) - len(kept)
 
     def close(self) -> None:
-        """Close the file; further rows are refused."""
+        """Closes the file; appending further rows is an error."""
         self._file.close()
 
     def __enter__(self) -> "MetricsLog":
@@ -98,7 +98,7 @@ class MetricsLog:
 
 
 def read_rows(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The objects of a JSONL file as they stand (``null`` is None); a half-written last line is left out.
+    """Reads the objects of a JSONL file as they are (``null`` is None); an incomplete last line is skipped.
 
     Raises:
         ValueError: if a line other than the last one is not a JSON object.
@@ -107,7 +107,7 @@ def read_rows(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The rows of a ``metrics.jsonl``, oldest first, with ``null`` read as NaN.
+    """Reads the rows of a ``metrics.jsonl``, oldest first, with ``null`` as NaN.
 
     Raises:
         ValueError: if a line other than the last one is not a JSON object.
@@ -116,13 +116,13 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def _number(name: str, value: Any) -> int | float | None:
-    """The scalar as a JSON number; None when it is not finite."""
+    """The scalar as a JSON number; None if it is not finite."""
     array = np.asarray(value)
     if array.shape != () or not (array.dtype.kind in "biuf" or array.dtype.name == "bfloat16"):
         raise ValueError(f"metric {name!r}: got {_shown(value)}; wanted one number, reduce it before logging")
     if array.dtype.kind in "biu":
         return int(array)
-    number = float(str(array))  # the shortest digits that name this float: 0.1, not 0.10000000149011612
+    number = float(str(array))  # the shortest digits for this float: 0.1, not 0.10000000149011612
     return number if math.isfinite(number) else None
 
 
@@ -131,7 +131,7 @@ def _shown(value: Any) -> str:
 
 
 def _json_lines(path: Path) -> tuple[list[str], bool]:
-    """The lines of a JSONL file that hold an object, and whether the file ends where a line ends."""
+    """The lines of a JSONL file that hold an object, and whether the file ends with a complete line."""
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     tail = lines.pop()
     for number, line in enumerate(lines, start=1):
@@ -148,7 +148,7 @@ def _json_lines(path: Path) -> tuple[list[str], bool]:
 
 
 def _replace(path: Path, lines: Sequence[str]) -> None:
-    """Put ``lines`` in place of the file's content, all or nothing."""
+    """Replaces the content of the file by ``lines`` atomically."""
     draft = path.with_name(path.name + ".tmp")
     draft.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
     os.replace(draft, path)

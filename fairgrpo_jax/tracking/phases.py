@@ -1,4 +1,4 @@
-"""Where the seconds of a step go, compilation apart."""
+"""Times the phases of a step, with compilation counted separately."""
 
 import contextlib
 import threading
@@ -9,7 +9,7 @@ import jax
 
 
 class Phases:
-    """Seconds of each phase of a step, compilation apart."""
+    """Seconds of each phase of a step; compilation is a separate phase."""
 
     def __init__(self):
         _listen()
@@ -18,7 +18,7 @@ class Phases:
 
     @contextlib.contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        """Adds the time of the block to phase ``name``; compilation inside it is counted as such."""
+        """Adds the time of the block to phase ``name``, except compilation inside it, which is counted separately."""
         compiled, begin = _COMPILED[0], time.perf_counter()
         yield
         compiled = _COMPILED[0] - compiled
@@ -30,9 +30,9 @@ class Phases:
             self.seconds["compile"] = self.seconds.get("compile", 0.0) + compiled
 
     def collect(self) -> dict[str, float]:
-        """``{"time/rollout": seconds, ...}`` since the last call, with the whole as ``time/step``.
+        """Returns ``{"time/rollout": seconds, ...}`` since the last call; ``time/step`` is all but compilation.
 
-        ``speed/programs`` counts the programs compiled since then: 0 once a run has seen all its shapes.
+        ``speed/programs`` is the number of programs compiled since then: 0 once a run has seen all its shapes.
         """
         now = time.perf_counter()
         self.seconds["step"] = now - self._begin - self.seconds.get("compile", 0.0)
@@ -42,7 +42,7 @@ class Phases:
 
 
 _COMPILED = [0.0]  # seconds that this process has spent tracing and compiling
-_PROGRAMS = [0]  # that this process has compiled
+_PROGRAMS = [0]  # number of programs that this process has compiled
 _listening = threading.Event()
 
 

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 
-# The numbers worth watching, in the order of display: metric, short name, format.
+# The displayed numbers, in order: metric, short name, format.
 _WATCHED = (
     ("reward/mean", "reward", "{:.3f}"),
     ("loss", "loss", "{:+.3f}"),
@@ -29,23 +29,23 @@ _WATCHED = (
 
 
 class Progress:
-    """One live line about a long loop: phase, bar, time left and the numbers worth watching.
+    """A live line about a long loop: phase, bar, time left and the main metrics.
 
-    On a terminal the display redraws itself in place. Elsewhere (a pipe, a CI log) it prints one plain line every
-    ``every`` steps and at the last one, and phases are silent. Notes are printed on both.
+    On a terminal the display is redrawn in place. Elsewhere (a pipe, a CI log) one plain line is printed every
+    ``every`` steps and after the last one, and phases are not shown. Notes are printed in both cases.
 
-    The time left is the median duration of the last steps times the steps to come, so one slow step (a compilation, an
-    evaluation) does not frighten anybody.
+    The time left is the median duration of the last steps times the steps to come, so a single slow step (a
+    compilation, an evaluation) hardly changes it.
 
     Args:
-        total: number of steps of the whole loop.
+        total: number of steps of the loop.
         description: what the loop does, in a word or two.
-        start: steps done before this process, when a run is resumed.
-        every: distance of the plain lines in steps.
-        console: where to print; standard output by default.
+        start: number of steps done before this process, for a resumed run.
+        every: number of steps between plain lines.
+        console: where to print; default: standard output.
 
     Raises:
-        ValueError: if ``total`` or ``every`` is not positive, or ``start`` lies outside [0, total].
+        ValueError: if ``total`` or ``every`` is not positive, or ``start`` is outside [0, total].
 
     Example:
         >>> with Progress(2, "training", every=1, console=Console(width=100)) as progress:
@@ -85,7 +85,7 @@ class Progress:
             self._live.stop()
 
     def update(self, step: int, values: Mapping[str, Any]) -> None:
-        """Say that ``step`` steps are done, with the metrics of the last one."""
+        """Reports that ``step`` steps are done, with the metrics of the last one."""
         now = time.monotonic()
         if step > self._step:
             self._durations.extend([(now - self._last) / (step - self._step)] * min(step - self._step, 31))
@@ -97,11 +97,11 @@ class Progress:
             self._print(" · ".join(part for part in parts if part))
 
     def phase(self, name: str) -> None:
-        """Name what the loop is doing now: "warm-up", "rollout", "update", "evaluation", ..."""
+        """Sets the current phase: "warm-up", "rollout", "update", "evaluation", ..."""
         self._phase = name
 
     def note(self, text: str) -> None:
-        """Say something once and for good, above the display."""
+        """Prints a permanent line above the display."""
         self._print(f"{self._description}: {text}")
 
     def _print(self, text: str) -> None:
@@ -125,7 +125,7 @@ class Progress:
 
 
 def _shares(values: Mapping[str, Any]) -> list[str]:
-    """The phases that take a twentieth of a step or more, and what compiling took beside it."""
+    """The phases that take at least a twentieth of a step, and the time of compilation."""
     step, compiled = values.get("time/step", 0), values.get("time/compile", 0)
     phases = {name: value for name, value in values.items() if name.startswith("time/")}
     large = [

@@ -1,1 +1,1 @@
-"""Checkpoint folders of Hugging Face and adapters of PEFT, read and written."""
+"""Reads and writes Hugging Face checkpoint folders and PEFT adapters."""

@@ -1,4 +1,4 @@
-"""Low-rank adapters in the format of PEFT: ``adapter_config.json`` and ``adapter_model.safetensors``."""
+"""Low-rank adapters in PEFT's format: ``adapter_config.json`` and ``adapter_model.safetensors``."""
 
 import dataclasses
 import json
@@ -19,7 +19,7 @@ from fairgrpo_jax.models.tree import flatten, unflatten
 
 SETTINGS, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
-# What this format can ask for and our adapters do not compute; the values that ask for nothing.
+# Options of this format that our adapters do not support, with their neutral values.
 COMPUTED: dict[str, tuple] = {
     "peft_type": ("LORA",),
     "bias": ("none",),
@@ -29,19 +29,19 @@ COMPUTED: dict[str, tuple] = {
     "lora_bias": (False, None),
     "alora_invocation_tokens": (None,),
 }
-# Values of ``init_lora_weights`` with which PEFT changed the base weights when it made the adapter.
+# Values of ``init_lora_weights`` with which PEFT changes the base weights when it creates an adapter.
 CHANGES_BASE = r"(pissa(_niter_\d+)?|olora|corda|loftq|lora_ga)"
 
 
 def save(vlm: Any, folder: Path | str) -> None:
-    """Writes the adapters of a model so that PEFT and vLLM load them beside the checkpoint that it came from.
+    """Writes the adapters of a model for PEFT and vLLM, to be loaded with the checkpoint that the model came from.
 
     Args:
         vlm: a ``models.VLM`` with adapters.
-        folder: new, or without an adapter in it.
+        folder: a new folder, or one without an adapter.
 
     Raises:
-        ValueError: the model has no adapters, or the folder holds one.
+        ValueError: if the model has no adapters, or the folder already holds one.
     """
     folder, leaves = Path(folder), flatten(vlm.params)
     adapted = [path.removesuffix(".lora_a") for path in leaves if path.endswith(".lora_a")]
@@ -68,7 +68,7 @@ def save(vlm: Any, folder: Path | str) -> None:
 
 
 def _settings(ranks: Mapping[str, int], scale: float) -> dict[str, Any]:
-    """What ``adapter_config.json`` says; the rank most maps have stands first, others by name."""
+    """The content of ``adapter_config.json``: the most common rank as the default, others by name."""
     usual = max(set(ranks.values()), key=[*ranks.values()].count)
     other = {name: rank for name, rank in ranks.items() if rank != usual}
     return {
@@ -88,18 +88,18 @@ def _settings(ranks: Mapping[str, int], scale: float) -> dict[str, Any]:
 
 
 def load(vlm: Any, folder: Path | str) -> Any:
-    """The model with the adapters of a folder in PEFT's format.
+    """Loads the adapters of a folder in PEFT's format into a model.
 
-    Maps that have an adapter in some layers only, or of a smaller rank there, get zeros in the rest. All adapters are
-    brought to the scale of the first: what a map asks for beyond that goes into its ``lora_b``.
+    Maps that have an adapter only in some layers, or one of smaller rank there, are filled up with zeros. All adapters
+    are converted to the scale of the first one; differences in scale go into ``lora_b``.
 
     Args:
         vlm: a ``models.VLM`` without adapters.
-        folder: with ``adapter_config.json`` and ``adapter_model.safetensors``.
+        folder: folder with ``adapter_config.json`` and ``adapter_model.safetensors``.
 
     Raises:
-        ValueError: a file is missing or broken, asks for what is not computed here, or holds tensors that do not fit;
-            all misfits are named in one error.
+        ValueError: if a file is missing or broken, uses unsupported options, or holds tensors that do not fit; all
+            misfits are named in one error.
     """
     folder = Path(folder)
     if lora.has(vlm.params):
@@ -142,7 +142,7 @@ def load(vlm: Any, folder: Path | str) -> Any:
 
 
 def _pairs(folder: Path, vlm: Any) -> dict[str, dict[str, Tensor]]:
-    """By module name as transformers has it in memory, the tensors A (r, in) and B (out, r); checked to fit."""
+    """The tensors A (r, in) and B (out, r) by transformers' module name in memory, after checking that they fit."""
     leaves, known = flatten(vlm.params), {}
     for path, name in names.modules(vlm.config).items():
         kernel = leaves.get(f"{path}.kernel") if path.startswith(lora.INSIDE) else None
@@ -172,7 +172,7 @@ def _pairs(folder: Path, vlm: Any) -> dict[str, dict[str, Tensor]]:
 
 
 def _scale(settings: Mapping[str, Any], module: str, rank: int) -> float:
-    """The scale of one map, alpha / r, or alpha / sqrt(r) where the adapter is rank-stabilised."""
+    """The scale of one map, alpha / r, or alpha / sqrt(r) if the adapter is rank-stabilised."""
     patterns = settings.get("alpha_pattern") or {}
     alpha = next(
         (value for key, value in patterns.items() if re.fullmatch(rf"(.*\.)?({key})", module)), settings["lora_alpha"]

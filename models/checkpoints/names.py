@@ -1,4 +1,4 @@
-"""Hugging Face's tensor names and layouts of every family, to our parameter tree and back."""
+"""Maps the Hugging Face tensor names and layouts of every family to our parameter tree and back."""
 
 import dataclasses
 import re
@@ -56,7 +56,7 @@ _TOWERS = {
         "blocks.mlp.down": "encoder.layers.*.mlp.fc2",
     },
 }
-# Held by some files and used by no model: the pooling head of SigLIP.
+# In some files but used by no model: the pooling head of SigLIP.
 _UNUSED = r"^vision_tower\.head\."
 _PROJECTOR = {
     "projector.kernel": "multi_modal_projector.mm_input_projection_weight",
@@ -70,7 +70,7 @@ def _table(decoder: dict, text: str, head: str, family: str = "", tower: str = "
     return names | (more or {})
 
 
-# As the hub publishes them, by model_type.
+# Names as published on the hub, by model_type.
 _NAMES = {
     "qwen2_vl": _table(_DECODER, "model.", "lm_head", "qwen2_vl", "visual."),
     "qwen2_5_vl": _table(_DECODER, "model.", "lm_head", "qwen2_5_vl", "visual."),
@@ -86,7 +86,7 @@ _NAMES = {
     **dict.fromkeys(("qwen2", "qwen3", "mistral"), _table(_DECODER, "model.", "lm_head")),
 }
 
-# The spellings of other releases, brought to one: transformers 5 names the parts differently in memory than on disk.
+# Spellings of other releases, mapped to one: transformers 5 names the parts differently in memory than on disk.
 _SPELLINGS = (
     (r"^(model\.)?(language_model\.)?lm_head\.", "lm_head."),
     (r"^(model\.language_model\.|language_model\.model\.|model\.)(?=embed_tokens\.|layers\.|norm\.)", "text."),
@@ -98,16 +98,16 @@ _SPELLINGS = (
 
 @dataclasses.dataclass(frozen=True)
 class Slot:
-    """A published tensor and its place in our tree."""
+    """A published tensor and its position in our tree."""
 
-    name: str  # as the hub publishes it
+    name: str  # as published on the hub
     shape: tuple[int, ...]  # likewise
     path: str  # of our leaf
-    layer: int | None  # in the leaf's stack, if it has one
+    layer: int | None  # index in the leaf's stack, if it has one
     transposed: bool  # a linear kernel, published as (out, in)
 
     def to_ours(self, tensor: np.ndarray) -> np.ndarray:
-        """The tensor, or some of its first rows' axis, in our orientation."""
+        """Converts the tensor, or a slice of its first axis, to our orientation."""
         return tensor.reshape(len(tensor), -1).T if self.transposed else tensor
 
     def to_published(self, array: np.ndarray) -> np.ndarray:
@@ -116,18 +116,18 @@ class Slot:
 
 
 def slots(config: Any) -> dict[str, list[Slot]]:
-    """Every leaf of the model's tree, and the published tensors that it is made of."""
+    """Maps every leaf of the model's tree to the published tensors that it consists of."""
     leaves = flatten(jax.eval_shape(lambda: family(config).init(config, jax.random.key(0))))
     return {path: _slots(path, leaf.shape, config) for path, leaf in leaves.items()}
 
 
 def match(found: Mapping[str, Any], config: Any, same: Callable[[Any, Any], bool]) -> dict[str, str]:
-    """The name under which a checkpoint has each tensor, by its published name.
+    """Maps the published name of each tensor to its name in a checkpoint.
 
     Args:
-        found: name to anything with a ``shape``; every known spelling is understood.
+        found: name to an object with a ``shape``; all known spellings are accepted.
         config: the model.
-        same: whether two tensors are equal; asked when a tied checkpoint repeats the embedding as its head.
+        same: whether two tensors are equal; called if a tied checkpoint repeats the embedding as its head.
 
     Raises:
         ValueError: naming every missing, unexpected and misshapen tensor.
@@ -160,15 +160,16 @@ def match(found: Mapping[str, Any], config: Any, same: Callable[[Any, Any], bool
 
 
 def from_hugging_face(tensors: Mapping[str, np.ndarray], config: Any) -> dict:
-    """Our parameter tree from the tensors of a checkpoint.
+    """Converts the tensors of a checkpoint to our parameter tree.
 
     Args:
-        tensors: name to array, as published or as transformers 5 holds them in memory. A tied checkpoint may repeat
+        tensors: name to array, with published names or those of transformers 5 in memory. A tied checkpoint may repeat
             the embedding as ``lm_head.weight``.
         config: the model.
 
     Returns:
-        Nested dict of NumPy arrays in the dtype of the tensors; linear weights transposed to (in, out), layers stacked.
+        A nested dict of NumPy arrays in the dtype of the tensors; linear weights transposed to (in, out), layers
+        stacked.
 
     Raises:
         ValueError: naming every missing, unexpected and misshapen tensor.
@@ -182,9 +183,9 @@ def from_hugging_face(tensors: Mapping[str, np.ndarray], config: Any) -> dict:
 
 
 def to_hugging_face(params: dict, config: Any) -> dict[str, np.ndarray]:
-    """The tensors of a checkpoint, under their published names, from our parameter tree.
+    """Converts our parameter tree to the tensors of a checkpoint under their published names.
 
-    The inverse of :func:`from_hugging_face`; a tied head is left out.
+    The inverse of :func:`from_hugging_face`; a tied head is omitted.
     """
     leaves = flatten(params)
     return {
@@ -195,7 +196,7 @@ def to_hugging_face(params: dict, config: Any) -> dict[str, np.ndarray]:
 
 
 def modules(config: Any) -> dict[str, str]:
-    """Paths of our linear maps and norms -> names of transformers' modules in memory, ``*`` for the layer.
+    """Maps paths of our linear maps and norms to names of transformers' modules in memory, ``*`` for the layer.
 
     Example:
         >>> from fairgrpo_jax.models import qwen2_5_vl
@@ -211,7 +212,7 @@ def modules(config: Any) -> dict[str, str]:
 
 
 def canonical_module(name: str) -> str:
-    """One spelling for all that name the same module, of a published name or of one in memory."""
+    """The canonical spelling of a module name, published or in memory."""
     return _canonical(name + ".").removesuffix(".")
 
 
@@ -233,7 +234,7 @@ def _slots(path: str, shape: tuple[int, ...], config: Any) -> list[Slot]:
 
 
 def _canonical(name: str) -> str:
-    """One spelling for all that name the same tensor."""
+    """The canonical spelling of a tensor name."""
     for pattern, spelling in _SPELLINGS:
         name, count = re.subn(pattern, spelling, name)
         if count:

@@ -1,4 +1,4 @@
-"""What a checkpoint folder says beside its weights: how prompts are made, which tokens end an answer."""
+"""Reads the processor and the special tokens of a checkpoint folder."""
 
 import dataclasses
 import json
@@ -10,7 +10,7 @@ from fairgrpo_jax.models import pixels, processing
 from fairgrpo_jax.models.tiny.tokenizer import quiet_transformers
 
 
-# What the processors compute; a preprocessor_config.json that is silent or null means the same.
+# Settings that the processors compute; a missing or null entry of preprocessor_config.json means the same.
 COMPUTED = {
     "do_resize": True,
     "do_rescale": True,
@@ -22,7 +22,7 @@ COMPUTED = {
     "cap_pixels_per_frame": False,
     "rescale_factor": 1 / 255,
 }
-# What transformers' classes take where a file is silent.
+# Defaults of transformers' classes for missing entries.
 GEOMETRY = ("patch_size", "merge_size", "temporal_patch_size", "image_mean", "image_std")
 QWEN_IMAGES = {
     **{"patch_size": 14, "merge_size": 2, "temporal_patch_size": 2},
@@ -56,25 +56,25 @@ def processor(
     video_min_pixels: int | None = None,
     video_max_pixels: int | None = None,
 ) -> processing.TextProcessor:
-    """The processor of a checkpoint folder: its tokenizer, chat template and image settings. Reads no network.
+    """Builds the processor of a checkpoint folder from its tokenizer, chat template and image settings; offline.
 
-    As in transformers, image settings come from ``processor_config.json`` if it holds them, else from
-    ``preprocessor_config.json``; of videos from the first, ``video_preprocessor_config.json`` or those of images; the
-    chat template from ``chat_template.json``, ``chat_template.jinja`` or ``tokenizer_config.json``.
+    As in transformers, image settings come from ``processor_config.json`` if it has them, otherwise from
+    ``preprocessor_config.json``; video settings from the first, from ``video_preprocessor_config.json``, or from the
+    image settings; the chat template from ``chat_template.json``, ``chat_template.jinja`` or ``tokenizer_config.json``.
 
     Args:
         checkpoint_dir: folder as Hugging Face publishes it.
-        min_pixels: least area of an image, of Qwen2-VL and Qwen2.5-VL also of a frame, instead of the checkpoint's.
-        max_pixels: largest area, likewise.
-        video_min_pixels: least area of a frame; of Qwen3-VL least frames x height x width.
-        video_max_pixels: largest, likewise.
+        min_pixels: least area of an image (for Qwen2-VL and Qwen2.5-VL also of a frame), instead of the checkpoint's.
+        max_pixels: largest area, as above.
+        video_min_pixels: least area of a frame; for Qwen3-VL least frames x height x width.
+        video_max_pixels: largest, as above.
 
     Returns:
         ``processing.Processor`` or the class of its family; call it with messages, images and videos.
 
     Raises:
-        ValueError: a folder without config, tokenizer or image settings, of an unknown family, with settings that are
-            not computed here; a budget for a family whose images have one size.
+        ValueError: if the folder has no config, tokenizer or image settings, is of an unknown family, or has
+            unsupported settings; or if a budget is given for a family whose images have one size.
     """
     folder = pathlib.Path(checkpoint_dir)
     config = read_json(folder / "config.json")
@@ -92,7 +92,7 @@ def processor(
         )
     if given and family not in QWEN:
         raise ValueError(f"got {given}, but {family} has no images of varying size: leave the pixel budget out")
-    if family in ("qwen2_vl", "qwen2_5_vl"):  # a frame is bounded as an image is
+    if family in ("qwen2_vl", "qwen2_5_vl"):  # frames have the bounds of images
         given = {f"video_{name}": value for name, value in given.items() if "video" not in name} | given
     known = dict(tokenizer=tokenizer(folder), chat_template=_template(folder))
     if family in QWEN:
@@ -106,7 +106,7 @@ def tokenizer(folder: pathlib.Path) -> Any:
     """The folder's tokenizer, from its own files.
 
     Raises:
-        ValueError: there is none, or it cannot be read.
+        ValueError: if there is none, or it cannot be read.
     """
     quiet_transformers()
     from transformers import AutoTokenizer
@@ -120,7 +120,7 @@ def tokenizer(folder: pathlib.Path) -> Any:
 
 
 def eos_ids(folder: pathlib.Path, tokenizer: Any = None) -> tuple[int, ...]:
-    """Every token that ends an answer: of ``generation_config.json``, ``config.json`` and the tokenizer, each once."""
+    """The tokens that end an answer, from ``generation_config.json``, ``config.json`` and the tokenizer, each once."""
     config = read_json(folder / "config.json")
     generation = folder / "generation_config.json"
     found = []
@@ -135,22 +135,22 @@ def eos_ids(folder: pathlib.Path, tokenizer: Any = None) -> tuple[int, ...]:
 
 
 def vision_ids(tokenizer: Any) -> tuple[int, ...]:
-    """The ids of all tokens that open, close or stand for an image or video: never to be sampled."""
+    """The ids of all tokens that open, close or represent an image or video; they are never sampled."""
     vocabulary = tokenizer.get_vocab()
     named = [getattr(tokenizer, name, None) for name in ("boi_token", "eoi_token", "image_token", "video_token")]
     return tuple(sorted({vocabulary[token] for token in (*VISION_TOKENS, *named) if token in vocabulary}))
 
 
 def with_token_ids(config: Any, folder: pathlib.Path, tokenizer: Any = None) -> Any:
-    """A family's config with all the folder's end tokens; vision tokens and ids its tokenizer does not know are banned.
+    """Adds the folder's end tokens to a config, and bans vision tokens and ids that the tokenizer does not have.
 
     Args:
-        config: of the family.
-        folder: the checkpoint.
-        tokenizer: its tokenizer, where it has one.
+        config: the family's config.
+        folder: the checkpoint folder.
+        tokenizer: its tokenizer, if it has one.
 
     Raises:
-        ValueError: an end token outside the vocabulary.
+        ValueError: if an end token is outside the vocabulary.
     """
     ends = tuple(dict.fromkeys((*eos_ids(folder, tokenizer), *config.eos_ids)))
     if max(ends, default=0) >= config.vocab_size:
@@ -163,10 +163,10 @@ def with_token_ids(config: Any, folder: pathlib.Path, tokenizer: Any = None) -> 
 
 
 def read_json(path: pathlib.Path) -> dict:
-    """A JSON object.
+    """Reads a JSON object.
 
     Raises:
-        ValueError: no such file, or something else in it.
+        ValueError: if the file does not exist or does not hold a JSON object.
     """
     if not path.is_file():
         raise ValueError(f"{path} does not exist; wanted a checkpoint folder as Hugging Face publishes it")
@@ -185,7 +185,7 @@ def _template(folder: pathlib.Path) -> str | None:
 
 
 def _settings(folder: pathlib.Path, kind: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """What the folder says of images or of videos; a null says nothing; what is not computed here is refused."""
+    """The folder's settings for images or videos; null entries are ignored, unsupported settings are errors."""
     combined = folder / "processor_config.json"
     given = read_json(combined).get(f"{kind}_processor") if combined.is_file() else None
     if given is None:
@@ -227,7 +227,7 @@ def _qwen_settings(folder: pathlib.Path, family: str) -> dict[str, Any]:
 
 
 def _bounds(settings: Mapping[str, Any]) -> tuple[int, int]:
-    """Least and largest area: ``min_pixels`` and ``max_pixels``, else the ``size``, which has two spellings."""
+    """Least and largest area: ``min_pixels`` and ``max_pixels``, otherwise ``size``, which has two spellings."""
     size = settings["size"]
     least = settings.get("min_pixels", size.get("shortest_edge", size.get("min_pixels")))
     most = settings.get("max_pixels", size.get("longest_edge", size.get("max_pixels")))

@@ -1,4 +1,4 @@
-"""Config and processor as the JSON files of a checkpoint folder, for models that were not loaded from one."""
+"""Writes config and processor as the JSON files of a checkpoint folder, for models not loaded from one."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,10 +18,10 @@ CLASSES = {
 
 
 def config_json(config: Any) -> dict[str, Any]:
-    """What ``config.json`` must say for transformers to build the model; ``Config.from_hugging_face`` reads it back.
+    """The ``config.json`` with which transformers builds the model; ``Config.from_hugging_face`` reads it back.
 
     Raises:
-        ValueError: transformers has no such model.
+        ValueError: if transformers has no such model.
 
     Example:
         >>> from fairgrpo_jax.models import qwen2_5_vl
@@ -174,7 +174,7 @@ TOWERS: dict[str, Callable[[Any], dict[str, Any]]] = {
 
 
 def processor_json(processor: Any) -> dict[str, dict[str, Any]]:
-    """The files that ``models.processor`` makes the processor from again, by name; a tokenizer writes its own."""
+    """The files, by name, from which ``models.processor`` rebuilds the processor; a tokenizer writes its own files."""
     if isinstance(processor, processing.Gemma3Processor):
         side = {"height": processor.image_size, "width": processor.image_size}
         images = {"size": side, "image_seq_length": processor.tokens_per_image, "resample": 2}

@@ -1,7 +1,7 @@
-"""Checkpoint folders as Hugging Face publishes them: read into sharded arrays, and written.
+"""Reads Hugging Face checkpoint folders into sharded arrays, and writes them.
 
-The host holds little beside what the devices keep: tensors are read in blocks of rows, which go to their place on each
-device, and are fetched one at a time on the way out.
+The host needs little memory: tensors are read in blocks of rows that are copied to their devices, and for writing they
+are fetched one at a time.
 """
 
 import functools
@@ -28,10 +28,10 @@ from fairgrpo_jax.models.tree import flatten, unflatten
 
 
 LARGEST_BLOCK = 32 << 20  # bytes read at once
-SMALL = 1 << 20  # leaves of up to so many bytes are put together on the host
-LONG = 1 << 30  # bytes from which a progress bar is shown
+SMALL = 1 << 20  # bytes up to which leaves are assembled on the host
+LONG = 1 << 30  # least number of bytes for a progress bar
 DTYPES = ("bfloat16", "float16", "float32")
-# What goes along unread when a model from a folder is written again.
+# Files that are copied unread when a model from a folder is written again.
 CARRIED = (
     *("tokenizer*", "vocab*", "merges*", "special_tokens_map.json", "added_tokens.json", "*.model", "tekken.json"),
     *("chat_template*", "*processor_config.json", "generation_config.json", "LICENSE*", "NOTICE*"),
@@ -43,19 +43,19 @@ Part = Sequence[tuple[names.Slot, Tensor]]
 def describe(
     folder: Path, *, min_pixels: int | None = None, max_pixels: int | None = None
 ) -> tuple[Any, processing.TextProcessor | None]:
-    """Config and processor of a checkpoint folder, without its weights.
+    """Reads config and processor of a checkpoint folder, without its weights.
 
     Args:
-        folder: as Hugging Face publishes it.
-        min_pixels: pixel budget of the processor instead of the folder's; see ``models.processor``.
-        max_pixels: likewise.
+        folder: checkpoint folder as Hugging Face publishes it.
+        min_pixels: least pixels for the processor, instead of the folder's; see ``models.processor``.
+        max_pixels: largest, as above.
 
     Returns:
-        The family's config with all end tokens and banned tokens of the folder; the processor, None where the files
-        of one are not there.
+        The family's config with all end tokens and banned tokens of the folder; and the processor, or None if its files
+        are missing.
 
     Raises:
-        ValueError: no folder, no config, an unknown family, or settings that are not computed here.
+        ValueError: if folder or config do not exist, or for an unknown family or unsupported settings.
     """
     quiet_transformers()
     tensorfile.require_folder(folder)
@@ -64,7 +64,7 @@ def describe(
         config = families.read_config(values)
     except ValueError:
         raise
-    except Exception as error:  # transformers' own classes complain in many ways
+    except Exception as error:  # transformers' classes raise many kinds of errors
         raise ValueError(f"got {folder / 'config.json'}, which transformers refuses: {error}") from error
     kinds = ("tokenizer.json", "vocab.json", "tokenizer.model"), ("preprocessor_config.json", "processor_config.json")
     here = [any((folder / name).is_file() for name in names) for names in kinds]
@@ -74,24 +74,24 @@ def describe(
 
 
 def progress(total: int) -> Progress:
-    """A bar on standard error, for long work only."""
+    """A progress bar on standard error, only for long work."""
     return Progress(console=Console(stderr=True), transient=True, disable=total < LONG)
 
 
 def load_params(folder: Path, config: Any, *, mesh: jax.sharding.Mesh | str | None, dtype: Any) -> dict:
-    """The parameters of a checkpoint folder as device arrays.
+    """Loads the parameters of a checkpoint folder as device arrays.
 
-    Every shard of every leaf is allocated on its device and filled block by block: beside the arrays themselves, less
-    than the largest tensor of the checkpoint is held at any time.
+    Every shard of every leaf is allocated on its device and filled block by block, so that less than the largest tensor
+    of the checkpoint is held at any time in addition to the arrays.
 
     Args:
-        folder: with safetensors files.
-        config: the model.
-        mesh: where the arrays live, sharded by the rules of ``fairgrpo_jax.mesh``; the first device without one.
-        dtype: of the arrays, whatever that of the files: bfloat16, float16 or float32.
+        folder: folder with safetensors files.
+        config: the model's config.
+        mesh: mesh over which the arrays are sharded by the rules of ``fairgrpo_jax.mesh``; None: the first device.
+        dtype: dtype of the arrays, independent of the files: bfloat16, float16 or float32.
 
     Raises:
-        ValueError: another dtype; from ``tensorfile.folder`` and ``names.match``, before any weight is read.
+        ValueError: for another dtype, or from ``tensorfile.folder`` and ``names.match``; before any weight is read.
     """
     if (name := getattr(dtype, "__name__", str(dtype))) not in DTYPES:
         raise ValueError(f"got dtype={name}; wanted one of {', '.join(DTYPES)}")
@@ -122,7 +122,7 @@ def _shardings(tree: dict, mesh: jax.sharding.Mesh | None) -> dict:
 
 
 def _gather(leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding, part: Part) -> jax.Array:
-    """A small leaf, put together on the host."""
+    """Builds a small leaf on the host."""
     host = np.empty(leaf.shape, leaf.dtype)
     for slot, tensor in part:
         host[... if slot.layer is None else slot.layer] = slot.to_ours(tensor.read())
@@ -130,7 +130,7 @@ def _gather(leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding, part: P
 
 
 def _fill(leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding, part: Part, block: int) -> jax.Array:
-    """A large leaf: zeros on every device, then its share of every tensor in blocks of rows."""
+    """Builds a large leaf: zeros on every device, then the device's share of every tensor in blocks of rows."""
     index = sharding.addressable_devices_indices_map(leaf.shape)
     own = {d: tuple(s.indices(n)[:2] for s, n in zip(i or (), leaf.shape, strict=True)) for d, i in index.items()}
     buffers = {
@@ -151,7 +151,7 @@ def _fill(leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding, part: Par
 
 
 def _cut(rows: np.ndarray, own: Sequence, axis: int, start: int, layer: int | None) -> tuple[np.ndarray, tuple]:
-    """What of a block of rows a device keeps, and where in its buffer."""
+    """The part of a block of rows that a device keeps, and its position in the device's buffer."""
     keep, offset = [slice(*bounds) for bounds in own], [0] * len(own)
     keep[axis], offset[axis] = slice(None), start - own[axis][0]
     if layer is not None:
@@ -160,7 +160,7 @@ def _cut(rows: np.ndarray, own: Sequence, axis: int, start: int, layer: int | No
 
 
 def _zeros(shape: tuple[int, ...], dtype: Any, device: Any) -> jax.Array:
-    """Made where it stays; ``jnp.zeros(device=)`` makes it on the first device and copies it."""
+    """Zeros allocated on their device; ``jnp.zeros(device=)`` allocates on the first device and copies."""
     return jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=jax.sharding.SingleDeviceSharding(device))()
 
 
@@ -184,17 +184,17 @@ def _same(one: Tensor, other: Tensor) -> bool:
 def save(vlm: Any, checkpoint_dir: str | Path, *, max_shard_bytes: int = 5 * 10**9) -> None:
     """Writes a model as a checkpoint folder that transformers and vLLM load; adapters are merged into its kernels.
 
-    Tokenizer, processor and other small files are those of the folder that the model came from; a model from none gets
-    them from its config and processor. Files are written under a temporary name and moved, ``config.json`` last: a
-    folder that has one is whole.
+    Tokenizer, processor and other small files are copied from the folder that the model was loaded from; for other
+    models they are made from its config and processor. Files are written under a temporary name and moved,
+    ``config.json`` last, so a folder that has one is complete.
 
     Args:
-        vlm: the model, its parameters anywhere.
-        checkpoint_dir: new, or without a model in it.
-        max_shard_bytes: of tensors in one safetensors file.
+        vlm: the model, with parameters on any devices.
+        checkpoint_dir: a new folder, or one without a model.
+        max_shard_bytes: maximum bytes of tensors in one safetensors file.
 
     Raises:
-        ValueError: the folder holds a model already, or cannot be written; parameters of several processes.
+        ValueError: if the folder already holds a model or cannot be written, or parameters span several processes.
     """
     folder = Path(checkpoint_dir)
     if not all(getattr(leaf, "is_fully_addressable", True) for leaf in jax.tree.leaves(vlm.params)):
@@ -240,14 +240,14 @@ def _write_weights(vlm: Any, folder: Path, max_shard_bytes: int) -> None:
 
 
 def _layer(leaf: jax.Array, a: jax.Array | None, b: jax.Array | None, layer: int | None, scale: float) -> jax.Array:
-    """One layer of a leaf, its adapter merged."""
+    """One layer of a leaf, with its adapter merged."""
     if layer is not None:
         leaf, a, b = _take((leaf, a, b), np.int32(layer))
     return leaf if a is None or b is None else lora.merged(leaf, a, b, scale=scale)
 
 
 def _fetch(array: jax.Array) -> np.ndarray:
-    """An array on the host; unlike ``np.asarray``, no copy stays with one whose parts live on several devices."""
+    """Copies an array to the host; unlike with ``np.asarray``, arrays sharded over devices do not keep the copy."""
     if isinstance(array, np.ndarray) or len(array.devices()) == 1:
         return np.asarray(array)
     host = np.empty(array.shape, array.dtype)
@@ -262,13 +262,13 @@ def _take(leaves: Any, layer: jax.Array) -> Any:
 
 
 def _small_files(vlm: Any) -> dict[str, dict]:
-    """The JSON files that are made: ``config.json``, and without a source the processor's."""
+    """The generated JSON files: ``config.json``, and those of the processor if the model has no source folder."""
     dtype = np.dtype(vlm.params["embedding"].dtype).name
     if vlm.source is not None:
         config = folders.read_json(vlm.source / "config.json")
         _set_dtype(config, dtype)
         if vlm.config.model_type == "gemma3":
-            config["vision_config"]["vision_use_head"] = False  # unused weights of SigLIP are not kept
+            config["vision_config"]["vision_use_head"] = False  # SigLIP's unused weights are not kept
         return {"config.json": config}
     files = {"config.json": published.config_json(vlm.config) | {"dtype": dtype}}
     files["generation_config.json"] = {"eos_token_id": [*vlm.config.eos_ids], "pad_token_id": vlm.config.pad_id}
@@ -276,7 +276,7 @@ def _small_files(vlm: Any) -> dict[str, dict]:
 
 
 def _set_dtype(config: dict, dtype: str) -> None:
-    """The dtype of the weights, under the name that the config has for it, in its parts too."""
+    """Sets the dtype of the weights in the config and its parts, under the name that the config uses."""
     for part in [config, *(value for value in config.values() if isinstance(value, dict))]:
         names = {"dtype", "torch_dtype"} & part.keys()
         part.update(dict.fromkeys(names or ({"dtype"} if part is config else ()), dtype))

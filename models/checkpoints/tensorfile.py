@@ -1,6 +1,6 @@
-"""Safetensors files, read and written in pieces: no tensor is ever held whole unless the caller asks for it.
+"""Reads and writes safetensors files in pieces: no tensor is held whole unless the caller asks for it.
 
-A file is eight bytes with the length of its header, the header (JSON: name -> dtype, shape, place), and the data.
+A file is eight bytes with the length of its header, the header (JSON: name -> dtype, shape, offsets), and the data.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """One tensor of a file: what it is and where it lies."""
+    """One tensor of a file: its dtype, shape and position."""
 
     path: Path
     offset: int
@@ -37,23 +37,23 @@ class Tensor:
         return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
 
     def rows(self, start: int, stop: int) -> np.ndarray:
-        """Entries ``start`` to ``stop`` along the first axis, as a new array in the dtype of the file."""
+        """Reads entries ``start`` to ``stop`` along the first axis into a new array in the dtype of the file."""
         size = int(np.prod(self.shape[1:], dtype=np.int64))
         place = self.offset + start * size * self.dtype.itemsize
         data = np.fromfile(self.path, self.dtype, (stop - start) * size, offset=place)
         return data.reshape(stop - start, *self.shape[1:])
 
     def read(self) -> np.ndarray:
-        """The whole tensor."""
+        """Reads the whole tensor."""
         return self.rows(0, self.shape[0])
 
 
 def header(path: Path) -> dict[str, Tensor]:
-    """The tensors of one file, none of them read yet.
+    """The tensors of one file, not yet read.
 
     Raises:
-        ValueError: not a safetensors file, shorter than its header says, or with a dtype other than float16, bfloat16
-            and float32.
+        ValueError: if it is not a safetensors file, is shorter than its header says, or has a dtype other than float16,
+            bfloat16 and float32.
     """
     size = path.stat().st_size
     places: dict[str, Any]
@@ -81,10 +81,10 @@ def header(path: Path) -> dict[str, Tensor]:
 
 
 def require_folder(path: Path) -> None:
-    """Refuses a path that is not a folder, with the way to get one.
+    """Checks that a path is a folder; the error says how to get one.
 
     Raises:
-        ValueError: as said.
+        ValueError: if it is not.
     """
     if not path.is_dir():
         raise ValueError(
@@ -94,11 +94,11 @@ def require_folder(path: Path) -> None:
 
 
 def folder(path: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint folder: of ``model.safetensors``, or of the files that the index names.
+    """The tensors of a checkpoint folder, from ``model.safetensors`` or the files in its index.
 
     Raises:
-        ValueError: no folder, no safetensors (pickled weights are not read), a file missing, cut short, or not holding
-            what the index says.
+        ValueError: if there is no folder or no safetensors file (pickled weights are not read), or a file is missing,
+            truncated, or does not match the index.
     """
     require_folder(path)
     if (path / SINGLE).exists():
@@ -129,10 +129,10 @@ Shapes = Mapping[str, tuple[tuple[int, ...], np.dtype]]
 
 
 def write(path: Path, shapes: Shapes, tensors: Iterable[np.ndarray]) -> None:
-    """Writes one file, taking the tensors one after the other.
+    """Writes one file, taking the tensors one at a time.
 
     Args:
-        path: of the file.
+        path: path of the file.
         shapes: shape and dtype of every tensor, in order.
         tensors: as many arrays.
     """
@@ -157,8 +157,8 @@ def write_folder(path: Path, shapes: Shapes, tensors: Iterable[np.ndarray], max_
     Args:
         path: an existing folder.
         shapes: shape and dtype of every tensor, in order.
-        tensors: as many arrays, taken one at a time.
-        max_shard_bytes: of data in one file; a larger tensor gets a file of its own.
+        tensors: the arrays in the same order, taken one at a time.
+        max_shard_bytes: maximum bytes of data in one file; a larger tensor gets its own file.
     """
     shards = list(_shards(shapes, max_shard_bytes))
     files = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]

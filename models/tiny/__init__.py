@@ -1,4 +1,4 @@
-"""Sizes of the tiny models of all families: every mechanism of the large ones, for the tiny tokenizer."""
+"""Sizes of the tiny models of all families, which have all mechanisms of the large ones, for the tiny tokenizer."""
 
 from typing import Any
 

@@ -2,9 +2,8 @@ r"""Builds the tiny tokenizer: byte-level BPE over the few sentences of the synt
 
     python -m fairgrpo_jax.models.tiny.build_tokenizer [folder]
 
-It has the special tokens and the chat format of Qwen, and no other data than this file. The text inside
-``\boxed{...}`` is one word to the merges, so that every answer is one token and the length of a completion says nothing
-about its answer.
+It has Qwen's special tokens and chat format, and no data other than this file. The text inside ``\boxed{...}`` is one
+word for the merges, so that every answer is one token and the length of a completion does not depend on its answer.
 """
 
 import json
@@ -16,7 +15,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 
 FOLDER = pathlib.Path(__file__).parent / "tiny_tokenizer"
 VOCABULARY_LIMIT = 512
-SPECIAL_TOKENS = (  # their ids are their places; the config of the tiny model relies on them
+SPECIAL_TOKENS = (  # ids are positions in this tuple; the config of the tiny model relies on them
     "<|endoftext|>",
     "<|im_start|>",
     "<|im_end|>",
@@ -78,13 +77,13 @@ CHAT_TEMPLATE = """\
 
 
 def corpus() -> list[str]:
-    """The training text; what is repeated more is merged first: answers and findings before questions."""
+    """The training text; text that is repeated more is merged first: answers and findings before questions."""
     completions = [f"\\boxed{{{answer}}}" for answer in ANSWERS] + list(FINDINGS)
     return 100 * [*completions, "user\n", "assistant\n"] + 10 * list(QUESTIONS) + [INSTRUCTION]
 
 
 def build() -> Tokenizer:
-    """Trains the tokenizer; the same text gives the same bytes."""
+    """Trains the tokenizer; the result is deterministic."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [

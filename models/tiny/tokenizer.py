@@ -1,4 +1,4 @@
-"""The tiny tokenizer, read from the package: no network."""
+"""The tiny tokenizer, read from the package without network."""
 
 import logging
 import pathlib
@@ -12,7 +12,7 @@ def tiny_tokenizer() -> Any:
     r"""The byte-level BPE tokenizer of the tiny model, a ``transformers.PreTrainedTokenizerFast``.
 
     Qwen's special tokens and chat format; every answer and finding of the synthetic clinic is one token.
-    ``build_tokenizer.py`` makes it.
+    ``build_tokenizer.py`` builds it.
 
     Example:
         >>> tiny_tokenizer().tokenize(r"<think>ring</think>\boxed{Basal Cell Carcinoma}")
@@ -25,7 +25,7 @@ def tiny_tokenizer() -> Any:
 
 
 def quiet_transformers() -> None:
-    """Before transformers is imported: it advises to install torch; this program is made to do without."""
+    """Silences transformers' advice to install torch, which is not needed; call before importing transformers."""
     logging.getLogger("transformers").addFilter(_wanted)
 
 
