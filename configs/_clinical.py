@@ -15,7 +15,7 @@ from fairgrpo_jax.config import Config, Data, Evaluation, Fairness, Model, Optim
 
 DATASETS = ("chexpert", "hemorrhage", "vindr_mammo", "isic2020", "ham10000", "pad_ufes_20", "covid_blues")
 
-# The table of the paper: every method is FairGRPO's configuration but for this.
+# The table of the paper: every method is FairGRPO's configuration except for these options.
 METHODS: dict[str, dict[str, Any]] = {
     "fair_grpo": {},
     "fair_grpo_nd": dict(algorithm="fair_grpo_nd"),

@@ -23,7 +23,7 @@ def chunk_count(architecture: Any, tree: Any, layout: footprint.Layout, memory: 
     Args:
         architecture: the family's config.
         tree: the parameters, as arrays or shapes.
-        layout: of the run; its ``chunks`` is ignored.
+        layout: layout of the run; its ``chunks`` is ignored.
         memory: memory of a device in bytes.
 
     Returns:
@@ -52,7 +52,7 @@ def chunks(
 
     Args:
         params: arrays, shapes or tracers.
-        batch: a ``learner.PolicyBatch``, likewise.
+        batch: a ``learner.PolicyBatch`` of arrays, shapes or tracers.
         architecture: the family's config.
         update: options of the update.
         compute: dtype of the passes; default: that of the parameters.

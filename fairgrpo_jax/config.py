@@ -445,7 +445,7 @@ class Evaluation:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """One experiment. A run folder belongs to one config: the same command resumes it, a changed one is refused."""
+    """One experiment. A run folder belongs to one config: the same config resumes it, a changed one is an error."""
 
     name: str = "clinic"
     """Name of the preset that this config was made from."""

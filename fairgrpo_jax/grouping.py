@@ -107,15 +107,15 @@ def cluster(
     With I_k the inertia (weighted sum of squared distances to the nearest of k centres) and K = min(k_max, number of
     distinct points), k is the smallest 2 <= k < K with I_k - I_{k+1} < threshold (I_{k-1} - I_k), else K.
 
-    ``method="jax"`` is jitted, of fixed shape and deterministic in ``key``. Equal points are merged into one of their
+    ``method="jax"`` is jitted, of fixed shape and deterministic in ``key``. Equal points are merged into one with their
     joint weight. For each k, 32 k-means++ starts (up to 64 where points are few) run 2, 4 and 8 Lloyd steps, the worse
     half dropping out after each round; the rest move points between clusters until no move lowers the inertia, for at
-    most 100 steps; the lowest inertia wins. ``method="sklearn"`` runs on the host: ``KMeans(n_init="auto",
-    random_state=0)``.
+    most 100 steps; the lowest inertia wins.
+    ``method="sklearn"`` runs on the host: ``KMeans(n_init="auto", random_state=0)``.
 
     Args:
         vectors: (n, d) points, finite where their weight is not 0.
-        k_max: most clusters, >= 1.
+        k_max: maximum number of clusters, >= 1.
         threshold: threshold of the elbow, in [0, 1].
         key: a PRNG key; None is ``jax.random.key(0)``. Not used by scikit-learn.
         method: see above.
@@ -158,7 +158,7 @@ def cluster_successes(
 
     Args:
         counts: (G + 1,) number of vectors with 0, 1, .., G ones, >= 0.
-        k_max: most clusters, >= 1.
+        k_max: maximum number of clusters, >= 1.
         threshold: threshold of the elbow, in [0, 1], see ``cluster``.
 
     Returns:

@@ -122,7 +122,7 @@ def with_logprobs(
         params: the learner's before its first update, or the ``reference`` made from them.
         batch: P prompts, G rollouts each.
         architecture: the model's architecture.
-        temperature: of the policy.
+        temperature: temperature of the policy.
         remat: as in the update; no gradient is computed here.
         compute: see ``cast``.
         parts: number of micro-batches of prompts, a divisor of P.

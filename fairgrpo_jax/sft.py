@@ -1,4 +1,4 @@
-r"""Supervised warm-up: teach the policy to answer at all, before reinforcement learning.
+r"""Supervised warm-up: trains the policy to answer in the right form, before reinforcement learning.
 
 The policy is trained on each record's reference completion, ``<think>finding</think>\boxed{answer}``. The command runs
 only this stage; several runs can start from its folder (``--warmup.run DIR``), or ``fairgrpo_jax.train`` can continue

@@ -58,11 +58,11 @@ def train(config: options.Config, workdir: Path | None = None) -> dict[str, floa
 
     Args:
         config: the experiment.
-        workdir: run folder; by default one named after the config under ``outputs/``.
+        workdir: run folder; default: one under ``outputs/`` named after the config.
 
     Raises:
         ValueError: for anything wrong with the options, the data or the folder, before long work starts.
-        FloatingPointError: when the loss is no longer a number.
+        FloatingPointError: if the loss or the gradient is not finite.
     """
     with runs.open_run(config, workdir) as run:
         state, start, prompts = sft.begin(run)

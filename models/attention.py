@@ -275,8 +275,8 @@ def merged(
     """Attention to both blocks by a kernel for single blocks, (P, G, T, N, H).
 
     Forward, with outputs o and log denominators l of the blocks: ``l = log(exp(l1) + exp(l2))`` and
-    ``o = o1 exp(l1 - l) + o2 exp(l2 - l)`` in float32. Backward, a kernel recomputes the weights of its block as ``p =
-    exp(scale q kᵀ - l)`` and their gradient as ``p (do vᵀ - rowsum(do o))``. With the l and o of the whole softmax
+    ``o = o1 exp(l1 - l) + o2 exp(l2 - l)`` in float32. Backward, a kernel recomputes its block's weights as
+    ``p = exp(scale q kᵀ - l)`` and their gradient as ``p (do vᵀ - rowsum(do o))``. With l and o of the whole softmax,
     these are the block's part of the whole gradient: the gradients of k and v are complete, that of q is the sum over
     both blocks, and no gradient of a denominator is needed. With a block's own l and o they would be wrong. (Ring
     attention, arXiv:2310.01889, splits its backward pass in this way.)

@@ -110,7 +110,7 @@ def init(config: TextConfig, key: jax.Array, dtype: Any = jnp.float32) -> dict:
     Args:
         config: the model.
         key: PRNG key.
-        dtype: of all parameters; activations follow it.
+        dtype: dtype of all parameters; activations follow it.
     """
     embedding, decoder, tower, head = jax.random.split(key, 4)
     scale, size = config.initializer_range, config.hidden_size
@@ -164,9 +164,9 @@ def completion_pass(
 ) -> jax.Array:
     """Runs whole completions against the keys and values of their prompts.
 
-    Token t of a completion has order n + t, with n the length of its prompt, and rotary position ``prompt.following +
-    t`` in all three rows, independent of padding. It sees its whole prompt and tokens 0..t of its own rollout; in a
-    local layer, only those inside the window.
+    Token t of a completion has order n + t, where n is the length of its prompt, and rotary position
+    ``prompt.following + t`` in all three rows, independent of padding. It sees its whole prompt and tokens 0..t of its
+    own rollout; in a local layer, only those inside the window.
 
     Args:
         params: parameters.

@@ -40,7 +40,7 @@ def text_fields(config: Any, rope: Mapping[str, Any] | None = None) -> dict[str,
     """The fields of a ``TextConfig`` that all published configs spell in the same way.
 
     Args:
-        config: of the whole model.
+        config: config of the whole model.
         rope: rotary parameters of the global layers, if the config has others for local ones.
     """
     text = config.get_text_config()
@@ -80,7 +80,7 @@ def media_fields(config: Any, mrope_section: tuple[int, ...]) -> dict[str, Any]:
     """The placeholder ids of a Qwen-VL, the ids that are never sampled, and its M-RoPE.
 
     Args:
-        config: of the whole model.
+        config: config of the whole model.
         mrope_section: default for configs without it.
     """
     markers = (config.vision_start_token_id, config.vision_end_token_id, getattr(config, "vision_token_id", None))

@@ -60,8 +60,8 @@ class TextProcessor:
         """Processes a batch, or one conversation with its images and videos.
 
         Args:
-            messages: one conversation per row; the content of a message is a string or a list of parts ``{"type":
-                "text", "text": ...}``, ``{"type": "image"}``, ``{"type": "video"}``.
+            messages: one conversation per row; a message's content is a string or a list of parts
+                ``{"type": "text", "text": ...}``, ``{"type": "image"}``, ``{"type": "video"}``.
             images: the images of every row in order: PIL images, or uint8 arrays (H, W, 3), (H, W, 4) or (H, W).
             videos: the videos of every row in order: uint8 arrays (F, H, W, 3) or (F, H, W), or sequences of images.
             seconds_per_frame: time between the given frames, one number, or one for every video of every row.
@@ -217,8 +217,8 @@ class Processor(TextProcessor):
         max_pixels: largest area of a resized image.
         video_min_pixels: least area of a resized frame; None is ``min_pixels``.
         video_max_pixels: largest area of a resized frame; None is ``max_pixels``.
-        mean: of the normalisation, one number a channel, on the 0..1 scale.
-        std: likewise.
+        mean: mean of the normalisation, one number per channel, on the 0..1 scale.
+        std: standard deviation, as above.
         chat_template: Jinja source; None takes the tokenizer's own.
 
     Raises:
@@ -364,8 +364,8 @@ class Gemma3Processor(TextProcessor):
         tokenizer: a Hugging Face tokenizer with Gemma's special tokens.
         image_size: side S of the square in pixels.
         tokens_per_image: number of features of an image in the prompt.
-        mean: of the normalisation, one number a channel, on the 0..1 scale.
-        std: likewise.
+        mean: mean of the normalisation, one number per channel, on the 0..1 scale.
+        std: standard deviation, as above.
         chat_template: Jinja source; None takes the tokenizer's own.
     """
 

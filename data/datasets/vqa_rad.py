@@ -57,7 +57,7 @@ def load(
         ValueError: for missing files, all named; bad rows, all named; an unknown split.
 
     Source:
-        Others report 3,064 training questions, because they count the template questions (``question_frame``) as
+        Others report 3,064 training questions because they count the template questions (``question_frame``) as
         separate rows; here one row of the file is one question.
 
     Example:

@@ -139,7 +139,7 @@ def layout(config: options.Config, architecture: Any, tree: Any, memory: int) ->
     """The input of the formulas for a config, with the number of chunks that the learner would choose.
 
     Args:
-        config: of the run.
+        config: options of the run.
         architecture: from :func:`describe`.
         tree: the parameters as shapes.
         memory: bytes of a device that JAX takes.
@@ -181,7 +181,7 @@ def programs(config: options.Config, architecture: Any, mesh: Mesh) -> dict[str,
     """The device programs of a run, each as a function that lowers it from shapes.
 
     Args:
-        config: of the run.
+        config: options of the run.
         architecture: from :func:`describe`.
         mesh: mesh of any devices, including those this machine does not have.
 
@@ -405,7 +405,7 @@ def compile_one(
     """Lowers and compiles one program in this process, or reads an earlier result of the same program from the cache.
 
     Args:
-        config: of the run; its mesh must have the target's number of devices.
+        config: options of the run; its mesh must have the target's number of devices.
         target: what to compile for.
         program: one of ``PROGRAMS``.
         cache: folder of earlier results; None: always compile.
@@ -449,7 +449,7 @@ def compile_apart(
     """Runs :func:`compile_one` in a separate process and reports its outcome however it ends.
 
     Args:
-        config: of the run.
+        config: options of the run.
         target: what to compile for.
         program: one of ``PROGRAMS``.
         timeout: seconds after which the process is terminated.

@@ -99,7 +99,7 @@ def state(tree: Any, layout: Layout) -> dict[str, int]:
 
     Args:
         tree: the parameters as shapes, from ``policy.shapes``.
-        layout: of the run.
+        layout: layout of the run.
     """
     trained = lora.trainable(tree, layout.training.freeze)[0]
     copied = layout.reference and not layout.training.lora_rank
@@ -120,7 +120,7 @@ def rollout(architecture: Any, tree: Any, layout: Layout) -> tuple[dict[str, int
     Args:
         architecture: the family's config.
         tree: the parameters as shapes.
-        layout: of the run.
+        layout: layout of the run.
     """
     sizes, size = layout.sizes, cost.BYTES[layout.sampler]
     own, tokens, rows = max(sizes.completion - 1, 1), layout.prompts * sizes.prompt, layout.prompts * sizes.rollouts
@@ -159,7 +159,7 @@ def update(architecture: Any, tree: Any, layout: Layout) -> dict[str, int]:
     Args:
         architecture: the family's config.
         tree: the parameters as shapes.
-        layout: of the run.
+        layout: layout of the run.
     """
     sizes, size, tensor = layout.sizes, cost.BYTES[layout.compute], layout.mesh[1]
     trained = lora.trainable(tree, layout.training.freeze)[0]

@@ -101,7 +101,7 @@ class Slot:
     """A published tensor and its position in our tree."""
 
     name: str  # as published on the hub
-    shape: tuple[int, ...]  # likewise
+    shape: tuple[int, ...]  # as published on the hub
     path: str  # of our leaf
     layer: int | None  # index in the leaf's stack, if it has one
     transposed: bool  # a linear kernel, published as (out, in)
