@@ -57,6 +57,13 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: places.get(item.path.stem, len(places)))
 
 
+def pytest_collection_finish():
+    """Leaves what the imports made out of garbage collection, a tenth of the processor time otherwise."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
+
+
 def cpu_seconds() -> float:
     """Seconds of processor time of this process and of its children that have ended."""
     return sum(os.times()[:4])

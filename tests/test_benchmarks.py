@@ -145,6 +145,7 @@ def test_step_sizes_are_models_that_fit_their_images(load, index):
 # ---- prefix ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_prefix_agrees_and_counts(tmp_path, load):
     """4 prompts of 24 tokens with 2 completions of at most 16; that the losses agree is checked before timing."""
     printed, (figures,) = run(tmp_path, "prefix", "--toy", "--steps", "1")

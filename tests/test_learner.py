@@ -17,7 +17,8 @@ from tests import tiny_batch
 
 OPTIM = options.Optim(lr=1e-2, weight_decay=0.0)
 LOGPROBS = jax.jit(learner.completion_logprobs, static_argnums=1)
-POLICY = dict(architecture=tiny_batch.MODEL, optim=OPTIM, temperature=1.0, steps=10)
+PLAIN = dataclasses.replace(OPTIM, b1=0.0, max_grad_norm=1e9)  # its first moment is the gradient
+POLICY = dict(optim=OPTIM, temperature=1.0, steps=10)
 
 
 def state(params, optim=OPTIM):
@@ -28,16 +29,27 @@ def state(params, optim=OPTIM):
 
 @pytest.fixture(scope="module")
 def recorded():
-    """A rollout batch of 8 prompts x 4 completions of ragged length, with advantages and an older policy."""
+    """A rollout batch of 8 prompts x 4 completions of ragged length, with advantages and an older policy.
+
+    Without images: a tower takes as long to compile as the rest.
+    """
+    return record(tiny_batch.TEXT, tiny_batch.text_prompt)
+
+
+@pytest.fixture(scope="module")
+def with_images():
+    return record(tiny_batch.MODEL, tiny_batch.prompt)
+
+
+def record(architecture, pack):
     rows, rng = tiny_batch.records(8), np.random.default_rng(0)
     tokens, mask = (np.array(x) for x in tiny_batch.completions(rows, rollouts=4))
     for i, j in np.ndindex(8, 4):
         cut = int(rng.integers(2, 8))
         mask[i, j, cut:] = False
         tokens[i, j, cut:] = tiny_batch.MODEL.pad_id
-    params = tiny_batch.params()
-    prompt = tiny_batch.prompt(rows)
-    logprobs = LOGPROBS(params, tiny_batch.MODEL, prompt, jnp.asarray(tokens))
+    params, prompt = tiny_batch.params(architecture=architecture), pack(rows)
+    logprobs = LOGPROBS(params, architecture, prompt, jnp.asarray(tokens))
     old = logprobs + 0.3 * jnp.asarray(
         rng.standard_normal(logprobs.shape), jnp.float32
     )  # ratios on both sides of the clip
@@ -46,12 +58,16 @@ def recorded():
     return params, batch
 
 
+def descend(params, batch, index=0, *, optim=OPTIM, **update):
+    """One policy step: the state after it, and its metrics."""
+    architecture = tiny_batch.TEXT if batch.prompt.vision is None else tiny_batch.MODEL
+    more: dict = POLICY | dict(architecture=architecture, optim=optim, update=options.Update(**update))
+    return learner.policy_step(state(params, optim), batch, jnp.int32(index), **more)
+
+
 def gradient(params, batch, **update):
     """Gradient of the policy step, read off plain SGD-like moments: the first moment after one step."""
-    optim = dataclasses.replace(OPTIM, b1=0.0, max_grad_norm=1e9)
-    after, metrics = learner.policy_step(
-        state(params, optim), batch, jnp.int32(0), **POLICY | dict(optim=optim, update=options.Update(**update))
-    )
+    after, metrics = descend(params, batch, optim=PLAIN, **update)
     moments = [
         m
         for m in jax.tree.leaves(after.moments, is_leaf=lambda x: isinstance(x, optax.ScaleByAdamState))
@@ -82,7 +98,7 @@ def test_importance_weights_correct_for_the_sampler(recorded, level):
     weights = np.where(batch.mask, np.minimum(raw, 1.5), 0)
 
     def wanted(params):
-        ratio = jnp.exp(LOGPROBS(params, tiny_batch.MODEL, batch.prompt, batch.tokens) - batch.old_logprobs)
+        ratio = jnp.exp(LOGPROBS(params, tiny_batch.TEXT, batch.prompt, batch.tokens) - batch.old_logprobs)
         a = batch.advantages[..., None]
         return -(weights * jnp.minimum(ratio * a, jnp.clip(ratio, 0.8, 1.2) * a)).sum() / batch.mask.sum()
 
@@ -93,8 +109,8 @@ def test_importance_weights_correct_for_the_sampler(recorded, level):
     assert metrics["weight_capped"] == pytest.approx((raw > 1.5)[batch.mask].mean(), rel=1e-5)
 
 
-def test_padding_more_or_on_the_other_side_changes_nothing(recorded):
-    params, batch = recorded
+def test_padding_more_or_on_the_other_side_changes_nothing(with_images):
+    params, batch = with_images
     rows = tiny_batch.records(8)
     wanted = gradient(params, batch)
     wanted[1].pop("padding_share")
@@ -116,9 +132,9 @@ def test_padding_more_or_on_the_other_side_changes_nothing(recorded):
     assert_close(wanted, got)
 
 
-def test_prompt_once_equals_the_repeated_form(recorded):
+def test_prompt_once_equals_the_repeated_form(with_images):
     """Each rollout as one long row of its own, prompt and completion contiguous: the same log-probs and gradients."""
-    params, batch = recorded
+    params, batch = with_images
     rows = tiny_batch.records(8)
     packed = tiny_batch.models.pack(tiny_batch.inputs(rows), tiny_batch.MODEL, length=48, num_patches=64)
     tokens, weight = (
@@ -158,20 +174,14 @@ def test_prompt_once_equals_the_repeated_form(recorded):
 
 def test_mini_batches_are_strided_and_cover_the_batch_once(recorded):
     params, batch = recorded
-    optim = dataclasses.replace(OPTIM, b1=0.0, max_grad_norm=1e9)
     for index in range(2):
-        after, _ = learner.policy_step(
-            state(params, optim),
-            batch,
-            jnp.int32(index),
-            **POLICY | dict(optim=optim, update=options.Update(mini_batches=2, aggregation="sequence")),
-        )
+        after, _ = descend(params, batch, index, optim=PLAIN, mini_batches=2, aggregation="sequence")
         half = jax.tree.map(operator.itemgetter(slice(index, None, 2)), batch)
         assert_close(after.moments[0].mu, gradient(params, half, aggregation="sequence")[0])
 
 
-def test_replay_on_a_mesh_gives_the_same_loss_and_gradient(recorded):
-    params, batch = recorded
+def test_replay_on_a_mesh_gives_the_same_loss_and_gradient(with_images):
+    params, batch = with_images
     wanted = gradient(params, batch)
     devices = mesh.make("2x2")
     with jax.set_mesh(devices):
@@ -198,7 +208,7 @@ def test_masked_tokens_are_not_in_the_loss(recorded):
 def test_one_update_needs_no_old_logprobs(recorded):
     params, batch = recorded
     scored = learner.with_logprobs(
-        params, batch.replace(old_logprobs=None), architecture=tiny_batch.MODEL, temperature=1.0
+        params, batch.replace(old_logprobs=None), architecture=tiny_batch.TEXT, temperature=1.0
     )
     assert_close(gradient(params, batch.replace(old_logprobs=None))[0], gradient(params, scored)[0])
 
@@ -231,9 +241,7 @@ def test_supervised_loss_falls_to_its_floor_on_one_repeated_batch():
 def test_gradients_are_clipped_to_the_norm(recorded):
     params, batch = recorded
     optim = dataclasses.replace(OPTIM, b1=0.0, max_grad_norm=1e-3)
-    after, metrics = learner.policy_step(
-        state(params, optim), batch, jnp.int32(0), **POLICY | dict(optim=optim, update=options.Update())
-    )
+    after, metrics = descend(params, batch, optim=optim)
     norm = np.sqrt(sum(float((x**2).sum()) for x in jax.tree.leaves(after.moments[0].mu)))
     assert metrics["optim/grad_norm"] > 1e-2
     np.testing.assert_allclose(norm, 1e-3, rtol=1e-2)

@@ -56,21 +56,21 @@ def test_a_folder_of_every_family(tmp_path, family, seed):
     assert {leaf.dtype for leaf in jax.tree.leaves(vlm.params)} == {np.dtype("float32")}
 
 
-def test_in_blocks_onto_any_mesh(tmp_path, in_blocks):
+@pytest.mark.parametrize("family, seed, spec", [("qwen3_vl", 1, "2x2"), ("mistral", 0, "1x4"), ("mistral", 0, None)])
+def test_in_blocks_onto_any_mesh(tmp_path, in_blocks, family, seed, spec):
     """The same arrays, sharded by the rules, and where both axes are there the same logits as on one device."""
-    config, tensors = write(tmp_path, "qwen3_vl", 1)
-    wanted, inputs = names.from_hugging_face(tensors, config), tiny_models.published("qwen3_vl", 1)[2]["images"][0]
-    expected = models.VLM(config, wanted).logits(inputs)
-    for spec in (None, "2x2", "1x4"):
-        with jax.set_mesh(mesh.make("4x1")):  # as inside a run; of no consequence
-            vlm = models.load(tmp_path, mesh=spec, dtype="float32")
-        assert_equal(vlm.params, wanted)
-        if spec is not None:
-            places = mesh.shardings(vlm.params, mesh.make(spec))
-            assert jax.tree.map(lambda leaf: leaf.sharding, vlm.params) == places
-            assert any(not place.is_fully_replicated for place in jax.tree.leaves(places))
-        if spec == "2x2":
-            np.testing.assert_allclose(vlm.logits(inputs), expected, atol=1e-5)
+    config, tensors = write(tmp_path, family, seed)
+    wanted = names.from_hugging_face(tensors, config)
+    with jax.set_mesh(mesh.make("4x1")):  # as inside a run; of no consequence
+        vlm = models.load(tmp_path, mesh=spec, dtype="float32")
+    assert_equal(vlm.params, wanted)
+    if spec is not None:
+        places = mesh.shardings(vlm.params, mesh.make(spec))
+        assert jax.tree.map(lambda leaf: leaf.sharding, vlm.params) == places
+        assert any(not place.is_fully_replicated for place in jax.tree.leaves(places))
+    if spec == "2x2":
+        inputs = tiny_models.published(family, seed)[2]["images"][0]
+        np.testing.assert_allclose(vlm.logits(inputs), models.VLM(config, wanted).logits(inputs), atol=1e-5)
 
 
 @pytest.mark.parametrize("of_file", [np.float16, ml_dtypes.bfloat16, np.float32])

@@ -182,6 +182,14 @@ def test_an_update_by_hand():
     assert held["weights in the compute dtype"] == 0
 
 
+def test_a_batch_without_media_needs_nothing_of_the_tower():
+    architecture = qwen2_5_vl.tiny()
+    _, tree, layout = described(architecture, "1x1")
+    bare = dataclasses.replace(layout, sizes=dataclasses.replace(layout.sizes, patches=0))
+    blind = dataclasses.replace(architecture, vision=None)
+    assert footprint.update(architecture, tree, bare)["working"] == footprint.update(blind, tree, bare)["working"]
+
+
 def test_parts_and_chunks_divide_what_is_kept():
     architecture = wide(qwen2_5_vl.tiny())
     _, tree, layout = described(architecture, "1x1")

@@ -118,9 +118,9 @@ def test_stages_of_every_family(family):
     assert_same_as_rows(family, 2, 4, False)
 
 
-def adapted():
-    """All mechanisms at once, with adapters that change what it computes, in decoder and tower."""
-    params, config = model("everything")
+def adapted(family):
+    """A model with adapters that change what it computes, in decoder and tower."""
+    params, config = model(family)
     params = lora.add_to(params, lora.LoRA(rank=3, alpha=6.0, targets="/(q|v|down|qkv)$"), jax.random.key(1))
     trained, frozen = lora.trainable(params)
     rng = np.random.default_rng(2)
@@ -128,8 +128,9 @@ def adapted():
     return noisy, frozen, lora.scaled(config, 2.0)
 
 
-def test_adapters_get_the_gradient_of_rows_that_share_nothing():
-    trained, frozen, config = adapted()
+@pytest.mark.parametrize("family", ["mistral", pytest.param("everything", marks=pytest.mark.slow)])
+def test_adapters_get_the_gradient_of_rows_that_share_nothing(family):
+    trained, frozen, config = adapted(family)
     value, wanted = repeated(trained, frozen, config, rollouts()["weight"])
     grads, metrics = in_stages(trained, frozen, batch(config), rollouts(), plan(config, 1, 2, True))
     np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)

@@ -1,5 +1,7 @@
 """A real batch of the embedded clinic, prepared as the loop prepares it: ragged prompts, one image each."""
 
+import dataclasses
+
 import jax
 import numpy as np
 
@@ -11,6 +13,8 @@ from fairgrpo_jax.models.tiny.tokenizer import tiny_tokenizer
 
 
 MODEL = policy.small(options.Model(hidden_size=32))
+# Without a tower, which takes as long to compile as the decoder; placeholders of images are tokens like others.
+TEXT = dataclasses.replace(MODEL, model_type="qwen2", vision=None, image_id=None, video_id=None)
 PROCESSOR = models.Processor(tiny_tokenizer(), patch_size=4, min_pixels=32 * 32, max_pixels=32 * 32)
 
 
@@ -32,9 +36,15 @@ def prompt(rows, length=48, num_patches=64):
     return jax.device_put(models.pack(inputs(rows), MODEL, length=length, num_patches=num_patches))
 
 
-def params(seed=0):
+def text_prompt(rows, length=48):
+    """The tokens of records alone, for ``TEXT``."""
+    tokens = {name: inputs(rows)[name] for name in ("input_ids", "attention_mask")}
+    return jax.device_put(models.pack(tokens, TEXT, length=length))
+
+
+def params(seed=0, architecture=MODEL):
     """Parameters large enough that no layer is near the identity."""
-    fresh = models.init(MODEL, jax.random.key(seed)).params
+    fresh = models.init(architecture, jax.random.key(seed)).params
     leaves, tree = jax.tree.flatten(fresh)
     keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
     return jax.tree.unflatten(

@@ -199,7 +199,7 @@ def _tower(
 ) -> float:
     """Bytes of the activations of one block of the tower, with attention over the patches of a prompt or an image."""
     vision = architecture.vision
-    if vision is None:
+    if vision is None or not each:
         return 0.0
     row = 8 * vision.hidden_size + (3 if vision.gated else 2) * vision.intermediate_size
     keys = vision.unit if vision.image_size else each
