@@ -293,6 +293,13 @@ class Reward:
     kind: Literal["exact", "set_f1"] = "exact"
     """Reward function: "exact" is 1 if the boxed labels equal the reference labels, else 0; "set_f1" is the F1 of the
     two sets."""
+    max_unscored: float = 0.5
+    """Largest share of a step's completions without a score (NaN), e.g. because a judge did not answer; above it the
+    run saves and stops. A step without any score stops it at once."""
+
+    def __post_init__(self):
+        _require_finite("reward.", self)
+        _require(0 <= self.max_unscored <= 1, f"reward.max_unscored={self.max_unscored}", "a share, 0 to 1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -554,6 +561,41 @@ def from_dict(values: dict, schema: type = Config) -> Any:
             f"got unknown options {sorted(unknown)} for {schema.__name__}; wanted a config.json of this version"
         )
     return schema(**{key: _cast(hints[key], value) for key, value in values.items()})
+
+
+def read(path: Path) -> tuple[Config, list[str]]:
+    """Reads a ``config.json``, also of another version of this library.
+
+    Returns:
+        The config, and a line for every option that this version does not know, which is left out, or that the file
+        lacks, which gets its default.
+
+    Raises:
+        ValueError: naming the file, if it is missing, cut short, or has a value that this version refuses.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        kept, lines = _known(values, Config)
+        return from_dict(kept), lines
+    except OSError as error:
+        raise ValueError(f"got {path} ({error.strerror}); wanted the config.json of a run folder") from error
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"got {path} with {error}; wanted a config.json as a run writes it") from error
+
+
+def _known(values: dict, schema: Any, prefix: str = "") -> tuple[dict, list[str]]:
+    """The values that the schema has, and what is told of the others."""
+    hints, kept, lines = typing.get_type_hints(schema), {}, []
+    lines += [f"{prefix}{name} is not an option of this version: left out" for name in sorted(values.keys() - hints)]
+    for name, hint in hints.items():
+        if name not in values:
+            lines.append(f"{prefix}{name} is new in this version: {getattr(schema(), name)}")
+        elif dataclasses.is_dataclass(hint):
+            kept[name], more = _known(values[name], hint, f"{prefix}{name}.")
+            lines += more
+        else:
+            kept[name] = values[name]
+    return kept, lines
 
 
 def _cast(hint: Any, value: Any) -> Any:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from fairgrpo_jax import answers, demographics, metrics, runs
+from fairgrpo_jax import answers, demographics, files, metrics, runs
 
 
 SMALLEST_GROUP = 20  # records; smaller groups cannot be the worst or the best group
@@ -32,7 +32,7 @@ def held_out(run: runs.Run, params: Any, step: int) -> dict[str, float]:
     )
     path = _path(run.folder, step)
     path.parent.mkdir(exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files.write(path, "".join(json.dumps(row) + "\n" for row in rows))
     values = summary(rows, config.data.scheme) | {"reward_sampled": _mean(drawn, "reward")}
     run.log.append("eval", step, values | run.phases.collect())
     return values

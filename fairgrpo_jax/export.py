@@ -9,7 +9,6 @@ Example::
 
 import contextlib
 import dataclasses
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -45,8 +44,8 @@ def export(run: Path, out: Path, *, step: int | None = None) -> int:
     path = run / "config.json"
     if not path.is_file():
         raise ValueError(f"got {run} without a config.json; wanted a run folder of `python -m fairgrpo_jax.train`")
-    config = options.from_dict(json.loads(path.read_text()))
-    with contextlib.closing(checkpoint.manager(run / "checkpoints")) as checkpoints:
+    config = options.read(path)[0]
+    with contextlib.closing(checkpoint.manager(run / "checkpoints", read_only=True)) as checkpoints:
         steps = sorted(checkpoints.all_steps())
         if not steps:
             raise ValueError(f"got {run} without a checkpoint; wanted a run that has saved one: let it train on")

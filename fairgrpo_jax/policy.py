@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import json
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +95,7 @@ def supervised(folder: Path, model: options.Model, architecture: Any, key: jax.A
         raise ValueError(
             f"got warmup.run={folder} without a config.json; wanted a run folder of `python -m fairgrpo_jax.sft`"
         )
-    begun = options.from_dict(json.loads(path.read_text()))
+    begun, _ = options.read(path)
     free = ["freeze"] + ["lora_rank", "lora_alpha", "lora_targets"] * (not begun.model.lora_rank)
     lines = options.difference(options.to_dict(begun.model), options.to_dict(model), ignore=tuple(free))
     if lines:
@@ -108,7 +107,7 @@ def supervised(folder: Path, model: options.Model, architecture: Any, key: jax.A
         tree,
         meshes.shardings(tree, mesh),
     )
-    with contextlib.closing(checkpoint.manager(folder / "checkpoints", always=[steps])) as checkpoints:
+    with contextlib.closing(checkpoint.manager(folder / "checkpoints", read_only=True)) as checkpoints:
         if steps not in checkpoints.all_steps():
             raise ValueError(
                 f"got warmup.run={folder} with checkpoints {checkpoints.all_steps()}; wanted {steps}, the end of its "

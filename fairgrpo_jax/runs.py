@@ -1,8 +1,8 @@
 """Opens a run from its config: folder, mesh, data, model, state; resuming and signals.
 
 A run is identified by its folder, which holds ``config.json``, ``metrics.jsonl``, ``checkpoints/``, ``evals/``,
-``samples/`` and ``report.html``. Opening it with the same config resumes from the last checkpoint; opening it with a
-different config is an error that lists the differences. The mesh may change when a run is resumed.
+``samples/``, ``report.html`` and ``lock``. Opening it with the same config resumes from the last whole checkpoint;
+``fairgrpo_jax.folder`` says which options may change, and docs/runs.md what to do about each message.
 
 A checkpoint's number counts from the start of the run: supervised updates first, then reinforcement learning steps.
 """
@@ -13,7 +13,6 @@ import functools
 import hashlib
 import json
 import signal
-import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,8 +27,10 @@ from fairgrpo_jax import (
     config as options,
     estimators,
     fairness,
+    folder,
     grouping,
     learner,
+    lock,
     mesh,
     policy,
     sources,
@@ -128,12 +129,55 @@ class Run:
         return checkpoint.restore_params(self.checkpoints, self.warmup_steps, like)
 
     def save(self, done: int, state: learner.TrainState, iterator: Any) -> None:
-        """Writes checkpoint ``done``: the state and the position in the data."""
-        host = {"data": iterator.get_state(), "domains": self.encoder.domains, "groups": self.encoder.vocabulary.cells}
-        checkpoint.save(self.checkpoints, done, state.params, _training(state), json.loads(json.dumps(host)))
+        """Writes checkpoint ``done``: the state and the position in the data; the files are written in the background.
 
-    def restore(self, done: int, like: learner.TrainState) -> tuple[learner.TrainState, dict]:
-        """Reads checkpoint ``done``: the state and the position in the data; later rows of the log are removed."""
+        Raises:
+            FloatingPointError: if the parameters or the moments of the optimizer are not finite.
+        """
+        with self.phases("save"):
+            self.log.sync()  # a checkpoint never knows more than the log
+            host = {
+                "data": iterator.get_state(),
+                "domains": self.encoder.domains,
+                "groups": self.encoder.vocabulary.cells,
+                "records": self._records,
+            }
+            checkpoint.save(self.checkpoints, done, state.params, _training(state), json.loads(json.dumps(host)))
+
+    def resume(self) -> tuple[int, learner.TrainState, dict] | None:
+        """Restores the newest whole checkpoint; later rows of the log are removed.
+
+        Returns:
+            The number of updates done, the state and the position in the data; None if nothing has been saved.
+
+        Raises:
+            ValueError: if all checkpoints are damaged, or the data are not those of the run.
+        """
+        damaged: dict[int, checkpoint.Damaged] = {}
+        for done in sorted(self.checkpoints.all_steps(), reverse=True):
+            try:
+                state, host = self._restore(done)
+            except checkpoint.Damaged as fault:
+                damaged[done] = fault
+                continue
+            for step, fault in damaged.items():
+                print(f"warning: {fault}; kept as {checkpoint.set_aside(self.checkpoints, step)}", flush=True)
+            self._cut_log(done)
+            return done, state, host["data"]
+        if damaged:
+            raise ValueError(
+                f"got no whole checkpoint in {self.folder}: {'; '.join(map(str, damaged.values()))}; wanted one: put "
+                "back a copy of the folder, or begin anew with another --workdir"
+            )
+        return None
+
+    def _restore(self, done: int) -> tuple[learner.TrainState, dict]:
+        """Reads checkpoint ``done``: the state, and what is kept of the host."""
+        spec = self.config.warmup
+        if done < self.warmup_steps:
+            like = self.blank(spec.optim, spec.steps)
+        else:
+            like = self.blank(self.config.optim, self.config.steps * self.config.update.per_step)
         params, training, host = checkpoint.restore(self.checkpoints, done, like.params, _training(like))
         domains, cells = self.encoder.domains, self.encoder.vocabulary.cells
         if (host["domains"], host["groups"]) != ([*domains], [*cells]):
@@ -141,10 +185,34 @@ class Run:
                 f"got data with domains {domains} and groups {cells} for a checkpoint of domains "
                 f"{host['domains']} and groups {host['groups']}; wanted the dataset with which {self.folder} began"
             )
+        for split, now in self._records.items():
+            before = host.get("records", {}).get(split, now)
+            if before != now:
+                line = f"records of {split!r}: {before} -> {now}; batches are drawn from the new ones from here on"
+                print(f"warning: {line}", flush=True)
+                self.log.note(done, [line])
+        memory = estimators.Memory(**{name: training.pop(name) for name in estimators.Memory._fields})
+        return dataclasses.replace(like, params=params, memory=memory, **training), host
+
+    @functools.cached_property
+    def _records(self) -> dict[str, str]:
+        """Number and digest of the records of each split, in their order."""
+        found = {}
+        for split, source in self.sources.items():
+            names = "\n".join(f"{record.dataset}/{record.uid}" for record in source.records)
+            found[split] = f"{len(source.records)} ({hashlib.sha256(names.encode()).hexdigest()[:8]})"
+        return found
+
+    def _cut_log(self, done: int) -> None:
+        """Removes the rows after a checkpoint, and tells of those that should be there and are not."""
         trained = done - self.warmup_steps
         self.log.truncate_after(warmup=min(done, self.warmup_steps), train=trained, eval=trained - 1)
-        memory = estimators.Memory(**{name: training.pop(name) for name in estimators.Memory._fields})
-        return dataclasses.replace(like, params=params, memory=memory, **training), host["data"]
+        for kind, last in (("warmup", min(done, self.warmup_steps)), ("train", trained)):
+            missing = max(last, 0) - self.log.count(kind)
+            if missing:
+                line = f"{missing} of the {kind} rows before update {done} are not in metrics.jsonl"
+                print(f"warning: {line}", flush=True)
+                self.log.note(done, [line])
 
 
 def _training(state: learner.TrainState) -> dict:
@@ -156,8 +224,8 @@ def open_run(config: options.Config, workdir: Path | None) -> Iterator[Run]:
     """Checks everything that can be checked, then opens or resumes the run; closes log and checkpoints at the end.
 
     Raises:
-        ValueError: if the mesh does not fit the devices or divide the batches, if the folder belongs to another config
-            or cannot be written, or from loading the datasets.
+        ValueError: if the mesh does not fit the devices or divide the batches, if the folder belongs to another config,
+            cannot be written or is in use, or from loading the datasets.
     """
     devices = mesh.make(config.mesh)
     mesh.require_divisible(config.split_sizes, *mesh.parse(config.mesh))
@@ -166,7 +234,8 @@ def open_run(config: options.Config, workdir: Path | None) -> Iterator[Run]:
         sources.check_leakage(records[use], records["test"], config.data)
     architecture, processor = policy.describe(config.model, config.data)
     policy.shapes(config.model, architecture)
-    folder = open_folder(config, workdir)
+    path = workdir or folder.default(config)
+    folder.create(path)
     known = [record for source in records.values() for record in source.records]
     encoder = batches.Encoder(
         settings=config.data,
@@ -175,17 +244,24 @@ def open_run(config: options.Config, workdir: Path | None) -> Iterator[Run]:
         domains=tuple(sorted({record.dataset for record in known})),
         vocabulary=grouping.vocabulary(batches.groups_of(record, config.data) for record in known),
     )
-    with (
-        Stop() as stop,
-        tracking.MetricsLog(folder / "metrics.jsonl") as log,
-        contextlib.closing(checkpoint.manager(folder / "checkpoints", always=[config.warmup.own_steps])) as checkpoints,
-        jax.set_mesh(devices),
-    ):
+    with contextlib.ExitStack() as open_while_running:
+        enter = open_while_running.enter_context
+        enter(lock.held(path))
+        changes = folder.claim(path, config)
+        stop = enter(Stop())
+        log = enter(tracking.MetricsLog(path / "metrics.jsonl"))
+        manager = checkpoint.manager(path / "checkpoints", always=[config.warmup.own_steps])
+        checkpoints = enter(contextlib.closing(manager))
+        enter(jax.set_mesh(devices))
         done = checkpoints.latest_step()
-        print(f"run folder {folder}: {'new' if done is None else f'going on after update {done}'}", flush=True)
+        _require_ahead(config, done)
+        print(f"run folder {path}: {'new' if done is None else f'going on after update {done}'}", flush=True)
+        if changes:
+            print(f"changed options: {'; '.join(changes)}", flush=True)
+            log.note(done or 0, changes)
         yield Run(
             config=config,
-            folder=folder,
+            folder=path,
             mesh=devices,
             encoder=encoder,
             sources=records,
@@ -194,45 +270,23 @@ def open_run(config: options.Config, workdir: Path | None) -> Iterator[Run]:
             stop=stop,
             phases=tracking.Phases(),
         )
+        checkpoints.wait_until_finished()
 
 
-def default_workdir(config: options.Config) -> Path:
-    """``outputs/<name>-<algorithm>-<mesh>-<digest>``: one folder for each config, so that equal commands resume."""
-    digest = hashlib.sha256(json.dumps(options.to_dict(config), sort_keys=True).encode()).hexdigest()[:8]
-    return Path("outputs") / f"{config.name.replace('/', '-')}-{config.algorithm}-{config.mesh}-{digest}"
-
-
-def open_folder(config: options.Config, workdir: Path | None) -> Path:
-    """Creates the run folder, or opens an existing one.
-
-    Raises:
-        ValueError: if it cannot be written, or belongs to another config.
-    """
-    folder = workdir or default_workdir(config)
-    wanted = options.to_dict(config)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
+def _require_ahead(config: options.Config, done: int | None) -> None:
+    """Refuses a number of steps that the run has passed already."""
+    if done is not None and done > config.warmup.own_steps + config.steps:
         raise ValueError(
-            f"got a run folder {folder} that cannot be written ({error.strerror}); wanted a writable one: --workdir DIR"
-        ) from error
-    path = folder / "config.json"
-    if path.exists():
-        begun = options.to_dict(options.from_dict(json.loads(path.read_text())))  # newer options: defaults
-        lines = options.difference(begun, wanted, ignore=("mesh",))
-        if lines:
-            raise ValueError(
-                f"got a run folder {folder} of another config ({'; '.join(lines)}); wanted the same options, "
-                "or another --workdir"
-            )
-    path.write_text(json.dumps(wanted, indent=2) + "\n")
-    return folder
+            f"got steps={config.steps} for a run that has done {done - config.warmup.own_steps}; wanted at least as "
+            "many, or another --workdir"
+        )
 
 
 class Stop:
-    """Records Ctrl-C and SIGTERM so that the loop can save before it ends; a second Ctrl-C ends the program at once."""
+    """Records Ctrl-C, SIGTERM and SIGHUP so that the loop can save before it ends; a second one ends it at once.
+
+    A SIGHUP that is ignored (``nohup``) stays ignored.
+    """
 
     def __init__(self):
         self.signal: int | None = None
@@ -240,8 +294,9 @@ class Stop:
 
     def __enter__(self) -> "Stop":
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._note)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                if signal.getsignal(number) != signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *_: Any) -> None:
@@ -261,6 +316,7 @@ class Interrupted(SystemExit):
     """Raised when a run has saved after a signal; exits with the status that shells expect (130 for Ctrl-C)."""
 
     def __init__(self, run: Run, done: int):
+        run.checkpoints.wait_until_finished()
         self.message = f"stopped after saving update {done} in {run.folder}; the same command resumes"
         super().__init__(128 + (run.stop.signal or signal.SIGINT))
 

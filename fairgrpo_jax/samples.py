@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from fairgrpo_jax import files
 from fairgrpo_jax.data import media
 from fairgrpo_jax.data.record import Record
 
@@ -36,7 +37,8 @@ def save(
         frames = [*decoded.images, *(frame for clip in decoded.videos for frame in clip.frames)]
         names = [f"samples/{step:06d}-{i}-{j}.png" for j in range(len(frames))]
         for name, frame in zip(names, frames, strict=True):
-            Image.fromarray(frame).save(folder / name)
+            with files.replacing(folder / name) as file:
+                Image.fromarray(frame).save(file, "PNG")
         completions = [
             {"text": text, "reward": float(reward), "advantage": float(value)}
             for text, reward, value in zip(texts[i], rewards[i], advantages[i], strict=True)
@@ -44,4 +46,4 @@ def save(
         known = {"uid": record.uid, "dataset": record.dataset, "sex": record.sex, "age": record.age}
         asked = {"question": record.question, "answer": record.answer, "images": names}
         rows.append(known | asked | {"completions": completions})
-    (folder / "samples" / f"{step:06d}.json").write_text(json.dumps(rows))
+    files.write(folder / "samples" / f"{step:06d}.json", json.dumps(rows))

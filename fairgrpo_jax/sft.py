@@ -27,25 +27,25 @@ def sft(config: options.Config, workdir: Path | None = None) -> dict[str, float]
 def begin(run: runs.Run) -> tuple[learner.TrainState, int, Any]:
     """Runs the supervised stage; returns the state, step and data from which reinforcement learning starts."""
     config = run.config
-    updates = config.steps * config.update.per_step
-    done = run.checkpoints.latest_step()
-    if done is None or done < run.warmup_steps:
-        state = run.with_moments(warm_up(run), config.optim, updates)
+    found = run.resume()
+    if found is None or found[0] < run.warmup_steps:
+        params = warm_up(run, found)
+        state = run.with_moments(params, config.optim, config.steps * config.update.per_step)
         prompts = run.stream("train", config.prompts, run.encoder, start=0)
         run.save(run.warmup_steps, state, prompts)
         return state, 0, prompts
-    state, place = run.restore(done, run.blank(config.optim, updates))
+    done, state, place = found
     prompts = run.stream("train", config.prompts, run.encoder, start=place["next_index"])
     return state, done - run.warmup_steps, prompts
 
 
-def warm_up(run: runs.Run) -> Any:
-    """Runs or resumes the supervised updates; returns the parameters."""
+def warm_up(run: runs.Run, found: tuple[int, learner.TrainState, dict] | None) -> Any:
+    """Runs the supervised updates, or the rest of them after what ``run.resume`` found; returns the parameters."""
     config, spec = run.config, run.config.warmup
-    start, place = run.checkpoints.latest_step() or 0, {"next_index": 0}
-    if start:
-        state, place = run.restore(start, run.blank(spec.optim, spec.steps))
+    if found is not None:
+        start, state, place = found
     else:
+        start, place = 0, {"next_index": 0}
         state = run.with_moments(run.initial_params(), spec.optim, spec.steps)
         run.log.truncate_after(warmup=-1, train=-1, eval=-1)
     if not run.warmup_steps:

@@ -102,6 +102,7 @@ def reinforce(run: runs.Run, state: learner.TrainState, start: int, prompts: Any
                 with phases("reward"):
                     texts = rollout.texts(rollouts, run.tokenizer)
                     seen.append(score(batch, rollouts, texts, config, architecture))
+                    require_scores(step + 1, seen, config.reward)
                 kept, drawn = refill(kept, seen)
                 if drawn["rollout/zero_variance"] == 0:
                     break
@@ -125,8 +126,11 @@ def reinforce(run: runs.Run, state: learner.TrainState, start: int, prompts: Any
             run.log.append("train", step + 1, values)
             runs.require_finite(step + 1, "training", values)
             progress.update(step + 1, values)
-            if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
+            unscored = values["reward/unscored_share"] > config.reward.max_unscored
+            if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps or unscored:
                 run.save(run.warmup_steps + step + 1, state, prompts)
+            if unscored:
+                raise too_few_scores(step + 1, values["reward/unscored_share"], config.reward)
     return final
 
 
@@ -201,6 +205,29 @@ def score(
         learned = np.asarray(losses.mask_truncated(rollouts.mask, given.finished))
     values = rewards.score(given, config.reward, config.sampling)
     return Sampled(batch, rollouts, texts, values, given.finished, learned)
+
+
+def require_scores(step: int, seen: list[Sampled], reward: options.Reward) -> None:
+    """Stops a run in which nothing is scored any more, as when a judge is down.
+
+    Raises:
+        ValueError: if no completion of the step has a score.
+    """
+    if all(np.isnan(part.rewards).all() for part in seen):
+        count = sum(part.rewards.size for part in seen)
+        raise ValueError(
+            f"got no score by {reward.kind} for any of the {count} completions of step {step}; wanted scores: mend "
+            "what scores, and the same command goes on after the last checkpoint"
+        )
+
+
+def too_few_scores(step: int, share: float, reward: options.Reward) -> ValueError:
+    """The error that stops a run after a step of which too much was not scored."""
+    return ValueError(
+        f"got {share:.0%} of the completions of step {step} without a score by {reward.kind}; wanted at most "
+        f"reward.max_unscored={reward.max_unscored:.0%}: the step is saved, see reward/unscored in metrics.jsonl; mend "
+        "what scores, and the same command goes on"
+    )
 
 
 def refill(kept: Kept | None, seen: list[Sampled]) -> tuple[Kept, dict[str, int]]:
@@ -317,7 +344,8 @@ def step_metrics(
 ) -> dict[str, np.floating | float]:
     """Rewards and lengths of the step, and for each group its mean reward and its share of |advantage|.
 
-    Rewards are means over all sampled prompts; ``reward/kept_mean`` is the mean over the prompts learned from.
+    Rewards are means over the scored completions of all sampled prompts; ``reward/kept_mean`` is the mean over the
+    prompts learned from. Groups with completions that were not scored have their share as ``reward/unscored/...``.
     """
     rewards, domains, groups, lengths, finished = (
         np.concatenate(parts)
@@ -339,7 +367,10 @@ def step_metrics(
     for domain, group in sorted({*zip(domains.tolist(), groups.tolist(), strict=True)}):
         its = (kept.batch.domains == domain) & (kept.batch.groups == group)
         cell = f"{encoder.domains[domain]}/{names[group]}"
-        values[f"reward/group/{cell}"] = _mean(rewards[(domains == domain) & (groups == group)])
+        scored = rewards[(domains == domain) & (groups == group)]
+        values[f"reward/group/{cell}"] = _mean(scored)
+        if np.isnan(scored).any():
+            values[f"reward/unscored/{cell}"] = np.isnan(scored).mean()
         values[f"advantage/share/{cell}"] = np.abs(advantage[its]).sum() / total if total else 0.0
     return values
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fairgrpo_jax import commandline, configs, runs, sft, study, train
+from fairgrpo_jax import commandline, configs, folder, runs, sft, study, train
 from tests import covid_fixture
 
 
@@ -108,6 +108,6 @@ def test_every_command_has_help_without_starting_anything(module):
 
 def test_default_workdir_tells_configs_apart():
     config = configs.get("clinic")
-    first, again = runs.default_workdir(config), runs.default_workdir(configs.get("clinic"))
+    first, again = folder.default(config), folder.default(configs.get("clinic"))
     assert first == again and first.parent.name == "outputs" and first.name.startswith("clinic-fair_grpo-1x1-")
-    assert runs.default_workdir(configs.get("covid_blues")) != first
+    assert folder.default(configs.get("covid_blues")) != first

@@ -25,10 +25,21 @@ FLOORS = (
         "fairness",
         "estimators",
     )
-    + ("metrics", "interop"),
+    + ("metrics", "interop", "files"),
     ("config", "mesh", "configs", "data", "models", "rewards", "tracking", "report"),
     ("rollout", "staged", "plan.cost", "plan.devices", "plan.footprint", "chunking", "learner", "checkpoint", "policy")
-    + ("plan.utilisation", "plan.gathers", "plan.ahead", "sources", "batches", "answers", "samples", "runs"),
+    + (
+        "plan.utilisation",
+        "plan.gathers",
+        "plan.ahead",
+        "sources",
+        "batches",
+        "answers",
+        "samples",
+        "folder",
+        "lock",
+        "runs",
+    ),
     ("commandline", "evaluate", "sft", "train", "study", "export", "plan.plan"),
 )
 ORDER = {name: (floor, place) for floor, names in enumerate(FLOORS) for place, name in enumerate(names)}

@@ -21,6 +21,8 @@ from fairgrpo_jax import (
     configs,
     data,
     learner,
+    lock,
+    rewards,
     runs,
     sft,
     tracking,
@@ -116,7 +118,8 @@ def test_run_writes_what_it_promises(whole):
 def test_nothing_is_compiled_after_the_first_steps(whole):
     """Prompts and completions of every length go through the programs of the first step and evaluation."""
     programs = [row["speed/programs"] for row in read_metrics(whole[0] / "metrics.jsonl")]
-    assert programs[0] > 0 and sum(programs[:-2]) == sum(programs) and programs[1:40] == [0] * 39
+    first_save = [1] + [0] * 19  # the program of the digests
+    assert programs[0] > 0 and sum(programs[:-2]) == sum(programs) and programs[1:40] == [0] * 19 + first_save
 
 
 def test_evaluation_holds_every_record_once_and_the_report_opens(whole):
@@ -149,25 +152,26 @@ def test_changed_config_is_refused_with_the_difference(whole):
 @pytest.mark.parametrize(
     "stage, calls", [("policy", 3), ("warm-up alone", 25), pytest.param("warm-up", 25, marks=pytest.mark.slow)]
 )
-def test_sigterm_saves_and_the_same_command_resumes_to_the_same_log(whole, tmp_path, monkeypatch, stage, calls):
+def test_a_signal_saves_and_the_same_command_resumes_to_the_same_log(whole, tmp_path, monkeypatch, stage, calls):
     folder, _ = whole
     config = after_warmup(whole) if stage == "policy" else SMALL
     run = teach if stage == "warm-up alone" else go
     name = "policy_step" if stage == "policy" else "supervised_step"
     step, count = getattr(learner, name), [0]
+    number = signal.SIGHUP if stage == "policy" else signal.SIGTERM
 
     def struck(*args, **kwargs):
         count[0] += 1
         if count[0] == calls:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
         return step(*args, **kwargs)
 
     with monkeypatch.context() as patched:
         patched.setattr(learner, name, struck)
         with pytest.raises(runs.Interrupted) as stopped:
             run(config, tmp_path)
-    assert stopped.value.code == 128 + signal.SIGTERM and "the same command resumes" in stopped.value.message
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert stopped.value.code == 128 + number and "the same command resumes" in stopped.value.message
+    assert signal.getsignal(number) == signal.SIG_DFL
     last = rows(tmp_path)[-1]
     assert (last["kind"], last["step"]) == ("train" if stage == "policy" else "warmup", calls)
     run(config, tmp_path)
@@ -205,6 +209,116 @@ def test_weights_and_fairness_statistics_survive_the_checkpoint(whole, tmp_path,
         jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.params), saved)
         assert start == 4 and int(state.memory.fairness.domain_count.sum()) == 4 * SMALL.prompts
         assert int(state.step) == 4
+
+
+def copied(whole, tmp_path):
+    return Path(shutil.copytree(whole[0], tmp_path / "copy"))
+
+
+def spoil(checkpoint_folder):
+    """Flips a bit in the largest file of the parameters."""
+    path = max((checkpoint_folder / "params").rglob("d/*"), key=lambda file: file.stat().st_size)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def test_a_damaged_checkpoint_is_kept_aside_and_the_run_goes_on_from_the_one_before(whole, tmp_path, capsys):
+    folder = copied(whole, tmp_path)
+    spoil(folder / "checkpoints" / "44")
+    go(SMALL, folder)
+    assert rows(folder) == rows(whole[0])
+    kept = folder / "damaged" / "44"
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
+    assert len(told) == 1 and f"{folder}/checkpoints/44 is damaged" in told[0] and told[0].endswith(f"kept as {kept}")
+    assert kept.is_dir() and (folder / "checkpoints" / "44").is_dir()
+
+
+def test_without_a_whole_checkpoint_nothing_is_begun_anew(whole, tmp_path):
+    folder = copied(whole, tmp_path)
+    for name in ("40", "44"):
+        spoil(folder / "checkpoints" / name)
+    before = (folder / "metrics.jsonl").read_bytes()
+    with pytest.raises(ValueError, match="got no whole checkpoint in .*/44 is damaged.*/40 is damaged.*begin anew"):
+        go(SMALL, folder)
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["40", "44"]
+    assert (folder / "metrics.jsonl").read_bytes() == before
+
+
+def test_the_second_process_touches_nothing(whole, tmp_path):
+    folder = copied(whole, tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file() and path.name != "lock"}
+    with lock.held(folder), pytest.raises(ValueError, match=f"in which another process is at work .pid {os.getpid()}"):
+        go(dataclasses.replace(SMALL, steps=6), folder)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_a_finished_run_may_become_longer(whole, tmp_path):
+    folder = copied(whole, tmp_path)
+    go(dataclasses.replace(SMALL, steps=5), folder)
+    mine, before = rows(folder), rows(whole[0])
+    assert mine[: len(before) - 1] == before[:-1]  # the last evaluation is made anew, before step 5
+    (note,) = [row for row in mine if row["kind"] == "note"]
+    assert note == {"kind": "note", "step": 44, "changes": ["steps: 4 -> 5"]}
+    assert [row["step"] for row in mine if row["kind"] == "train"] == [1, 2, 3, 4, 5]
+    assert mine[-1]["kind"] == "eval" and mine[-1]["step"] == 5
+    with pytest.raises(ValueError, match="got steps=3 for a run that has done 5"):
+        go(dataclasses.replace(SMALL, steps=3), folder)
+
+
+def test_rows_that_are_lost_are_told(whole, tmp_path, capsys):
+    """As after a power cut, had the log not been forced to disk before its checkpoint."""
+    folder = copied(whole, tmp_path)
+    lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (folder / "metrics.jsonl").write_text("".join(lines[:-3]))
+    go(SMALL, folder)
+    line = "2 of the train rows before update 44 are not in metrics.jsonl"
+    assert f"warning: {line}" in capsys.readouterr().out
+    assert {"kind": "note", "step": 44, "changes": [line]} in rows(folder)
+
+
+def test_other_records_are_told(whole, tmp_path, capsys):
+    folder = copied(whole, tmp_path)
+    path = folder / "checkpoints" / "44" / "host" / "metadata"
+    host = json.loads(path.read_text())
+    host.pop("crc32")
+    host["state"]["records"]["train"] = "7 (0000)"
+    path.write_text(json.dumps(host | {"crc32": checkpoint._crc32(host)}))
+    go(SMALL, folder)
+    assert "warning: records of 'train': 7 (0000) -> " in capsys.readouterr().out
+
+
+def unscored(share):
+    """Scores of which the first ``share`` are lost, as by a judge that does not answer."""
+    score = rewards.score
+
+    def lossy(answers, *args):
+        values = score(answers, *args)
+        values.reshape(-1)[: round(share * values.size)] = np.nan
+        return values
+
+    return lossy
+
+
+def test_a_step_with_too_few_scores_is_saved_and_stops_the_run(whole, tmp_path, monkeypatch):
+    config = after_warmup(whole, checkpoint_every=20, reward=options.Reward(max_unscored=0.25))
+    monkeypatch.setattr(rewards, "score", unscored(0.5))
+    with pytest.raises(ValueError, match="got 50% of the completions of step 1 without a score by exact.*=25%"):
+        go(config, tmp_path)
+    (row,) = rows(tmp_path, "train")
+    lost = {name: value for name, value in row.items() if name.startswith("reward/unscored/")}
+    assert row["reward/unscored_share"] == 0.5 and 0 < len(lost) and set(lost.values()) <= {0.5, 1.0, 0.25, 0.75}
+    assert np.isfinite(row["reward/mean"])
+    monkeypatch.undo()
+    go(config, tmp_path)
+    assert [row["step"] for row in rows(tmp_path, "train")] == [1, 2, 3, 4]
+
+
+def test_a_step_without_any_score_stops_at_once(whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(rewards, "score", unscored(1.0))
+    with pytest.raises(ValueError, match="got no score by exact for any of the 32 completions of step 1"):
+        go(after_warmup(whole), tmp_path)
+    assert rows(tmp_path, "train") == []
 
 
 @pytest.mark.slow

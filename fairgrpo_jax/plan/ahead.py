@@ -33,6 +33,7 @@ from fairgrpo_jax import (
     config as options,
     estimators,
     fairness,
+    files,
     learner,
     mesh as meshes,
     models,
@@ -429,9 +430,7 @@ def compile_one(
     outcome = dataclasses.replace(outcome, seconds=round(time.monotonic() - began, 1), versions=installed)
     if path is not None and outcome.status != "compile error":
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(f".{os.getpid()}")
-        part.write_text(json.dumps(dataclasses.asdict(outcome)))
-        part.replace(path)
+        files.write(path, json.dumps(dataclasses.asdict(outcome)))
     return outcome
 
 

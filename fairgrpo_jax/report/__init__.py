@@ -19,7 +19,7 @@ import jinja2
 import numpy as np
 from PIL import Image
 
-from fairgrpo_jax import __version__, config as options, diagnostics
+from fairgrpo_jax import __version__, config as options, diagnostics, files
 from fairgrpo_jax.demographics import Scheme
 from fairgrpo_jax.report import plots, results, words
 
@@ -68,7 +68,7 @@ def build(runs: Mapping[str, Path], out: Path, *, title: str) -> Path:
     page = environment.get_template("report.html.jinja").render(_content(loaded, title))
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(page, encoding="utf-8")
+    files.write(out, page)
     return out
 
 

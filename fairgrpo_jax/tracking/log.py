@@ -5,8 +5,9 @@ A run appends JSON objects, one per line, to ``metrics.jsonl``::
     {"kind": "train", "step": 12, "reward/mean": 0.71, "time/step": 0.11}
 
 ``kind`` is ``"warmup"``, ``"train"`` or ``"eval"``, every other field is a number, and every field about wall time
-starts with ``time/`` (seconds) or ``speed/``, so that two runs with the same seed agree in all other fields. A process
-may be killed at any moment: at worst the last line is incomplete, and it is dropped when the file is next opened.
+starts with ``time/`` (seconds) or ``speed/``, so that two runs with the same seed agree in all other fields. A row of
+kind ``"note"`` has lines of text instead: options that changed, records that are not those of before. A process may be
+killed at any moment: at worst the last line is incomplete, and it is dropped when the file is next opened.
 """
 
 import json
@@ -18,6 +19,8 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+
+from fairgrpo_jax import files
 
 
 class MetricsLog:
@@ -64,6 +67,21 @@ class MetricsLog:
         if clash := {"kind", "step"} & values.keys():
             raise ValueError(f"metrics named {sorted(clash)} would hide the row's own fields; rename them")
         row = {"kind": kind, "step": int(step)} | {name: _number(name, value) for name, value in values.items()}
+        self._write(row)
+
+    def note(self, step: int, changes: Sequence[str]) -> None:
+        """Writes a row of kind "note" with lines of text: what changed about the run after update ``step``."""
+        self._write({"kind": "note", "step": int(step), "changes": [*changes]})
+
+    def count(self, kind: str) -> int:
+        """Number of different steps that have a row of a kind."""
+        return len({row.get("step") for row in map(json.loads, _json_lines(self.path)[0]) if row.get("kind") == kind})
+
+    def sync(self) -> None:
+        """Forces all rows to disk."""
+        files.sync(self._file.buffer)
+
+    def _write(self, row: dict[str, Any]) -> None:
         self._file.write(json.dumps(row, allow_nan=False, ensure_ascii=False) + "\n")
         self._file.flush()
 
@@ -78,7 +96,7 @@ class MetricsLog:
         kept: list[str] = []
         for line in lines:
             row = json.loads(line)
-            if row["step"] <= last_steps.get(row["kind"], math.inf):
+            if row.get("step", 0) <= last_steps.get(row.get("kind"), math.inf):
                 kept.append(line)
         _replace(self.path, kept)
         self._file = self.path.open("a", encoding="utf-8")
@@ -149,6 +167,4 @@ def _json_lines(path: Path) -> tuple[list[str], bool]:
 
 def _replace(path: Path, lines: Sequence[str]) -> None:
     """Replaces the content of the file by ``lines`` atomically."""
-    draft = path.with_name(path.name + ".tmp")
-    draft.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-    os.replace(draft, path)
+    files.write(path, "".join(line + "\n" for line in lines))

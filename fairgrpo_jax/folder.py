@@ -1,0 +1,71 @@
+"""The identity of a run: its folder, the config that it began with, and which options may change later.
+
+A folder belongs to one config. An option may change if it cannot have changed what the run has done so far (``FREE``);
+the change is written into the log. Any other change is refused with the difference, but for a folder without a
+checkpoint, which may still become any run.
+"""
+
+import contextlib
+import hashlib
+import json
+from pathlib import Path
+
+from fairgrpo_jax import config as options, files
+
+
+# Options whose change cannot falsify what a run has done: its length, what is measured and kept, where and on what it
+# computes, and limits that nothing so far has reached. With the schedule "cosine", another number of steps bends the
+# learning rate from here on.
+FREE = ("steps", "checkpoint_every", "mesh", "evaluation.every", "evaluation.batch", "evaluation.samples")
+FREE += ("data.root", "data.workers", "data.prompt_length", "data.num_patches", "data.on_broken", "data.leakage")
+FREE += ("reward.max_unscored",)
+
+
+def default(config: options.Config) -> Path:
+    """``outputs/<name>-<algorithm>-<mesh>-<digest>``: one folder for each config, so that equal commands resume."""
+    digest = hashlib.sha256(json.dumps(options.to_dict(config), sort_keys=True).encode()).hexdigest()[:8]
+    return Path("outputs") / f"{config.name.replace('/', '-')}-{config.algorithm}-{config.mesh}-{digest}"
+
+
+def create(folder: Path) -> None:
+    """Creates a run folder, or checks that an existing one can be written.
+
+    Raises:
+        ValueError: if it cannot.
+    """
+    try:
+        files.require_writable(folder)
+    except OSError as error:
+        raise ValueError(
+            f"got a run folder {folder} that cannot be written ({error.strerror}); wanted a writable one: --workdir DIR"
+        ) from error
+
+
+def claim(folder: Path, config: options.Config) -> list[str]:
+    """Makes the folder that of a config; returns the changes since it was last opened, such as ``steps: 4 -> 8``.
+
+    Raises:
+        ValueError: if it belongs to another config, or its ``config.json`` cannot be read.
+    """
+    path, changes = folder / "config.json", []
+    if path.exists() and _has_steps(folder):
+        begun, told = options.read(path)
+        for line in told:
+            print(f"{path}: {line}", flush=True)
+        before, now = options.to_dict(begun), options.to_dict(config)
+        refused = options.difference(before, now, ignore=FREE)
+        if refused:
+            raise ValueError(
+                f"got a run folder {folder} of another config ({'; '.join(refused)}); wanted the same options, "
+                f"or another --workdir. These may change: {', '.join(FREE)}"
+            )
+        changes = options.difference(before, now)
+    files.write(path, json.dumps(options.to_dict(config), indent=2) + "\n")
+    return changes
+
+
+def _has_steps(folder: Path) -> bool:
+    """Whether a checkpoint has been written, damaged ones included."""
+    with contextlib.suppress(FileNotFoundError):
+        return any(path.name.isdigit() for path in (folder / "checkpoints").iterdir()) or (folder / "damaged").exists()
+    return (folder / "damaged").exists()
