@@ -20,6 +20,9 @@ from pathlib import Path
 from typing import Any
 
 
+LARGEST = 2 << 30  # bytes of a member that is read into memory
+
+
 class _Archive:
     """One zip: a part of an open file, and its directory."""
 
@@ -49,9 +52,11 @@ class _Archive:
         entry = self.entry(name)
         if entry.flag_bits & 1:
             raise ValueError(f"archive {self.path}: {name} is encrypted; unpack the archive with its password first")
+        if entry.file_size > LARGEST:
+            raise ValueError(f"archive {self.path}: {name} has {entry.file_size} bytes; wanted at most {LARGEST}")
         content = os.pread(self.file, entry.compress_size, self.offset(entry))
         try:
-            content = _UNPACK[entry.compress_type](content)
+            content = _UNPACK[entry.compress_type](content, entry.file_size)
         except KeyError:
             raise ValueError(
                 f"archive {self.path}: {name} is packed by method {entry.compress_type}; unpack the archive, or "
@@ -110,9 +115,14 @@ class _Part(io.RawIOBase):
         return len(content)
 
 
-_UNPACK: dict[int, Callable[[bytes], bytes]] = {
-    zipfile.ZIP_STORED: bytes,
-    zipfile.ZIP_DEFLATED: functools.partial(zlib.decompress, wbits=-zlib.MAX_WBITS),
+def _inflate(packed: bytes, size: int) -> bytes:
+    """Unpacks at most one byte more than the directory says, however much the member holds."""
+    return zlib.decompressobj(wbits=-zlib.MAX_WBITS).decompress(packed, size + 1)
+
+
+_UNPACK: dict[int, Callable[[bytes, int], bytes]] = {
+    zipfile.ZIP_STORED: lambda packed, size: packed,
+    zipfile.ZIP_DEFLATED: _inflate,
 }
 
 

@@ -15,6 +15,8 @@ from fairgrpo_jax.data.record import Media, Record, RecordList, Source
 
 
 BOX_COLOUR, BOX_WIDTH = (0, 255, 0), 8  # as in the reference code of MedVidBench; pixels of the file
+FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF", "JPEG2000")  # others would run more of Pillow than needed
+LARGEST_IMAGE = 80_000_000  # pixels; more is refused before anything is decoded
 HELD_PIXELS = 2**28  # maximum pixels of a video held while its frames are counted: about 400 MB
 
 
@@ -247,7 +249,12 @@ def open_image(file: IO[bytes], name: str, media: Media | None = None) -> np.nda
         return dicom.pixels(file.read(), name, window=(media and media.window) or "voi")
     file.seek(0)
     try:
-        with Image.open(file) as image:
+        with Image.open(file, formats=FORMATS) as image:
+            if image.width * image.height > LARGEST_IMAGE:
+                raise ValueError(
+                    f"image {name} has {image.width} x {image.height} pixels; wanted at most {LARGEST_IMAGE:,}: make a "
+                    "smaller copy"
+                )
             if image.mode.startswith(("I", "F")):
                 raise ValueError(f"image {name} holds {image.mode} pixels; window it to 8 bits first")
             return np.array(ImageOps.exif_transpose(image).convert("RGB"))

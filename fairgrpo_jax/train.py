@@ -21,6 +21,7 @@ Examples:
 
 import dataclasses
 import functools
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -67,13 +68,25 @@ def train(config: options.Config, workdir: Path | None = None) -> dict[str, floa
     with runs.open_run(config, workdir) as run:
         state, start, prompts = sft.begin(run)
         final = reinforce(run, state, start, prompts)
-        path = report.build(
-            {config.algorithm: run.folder}, run.folder / "report.html", title=f"{config.name}: {config.algorithm}"
-        )
+        show(run)
+    return final
+
+
+def show(run: runs.Run) -> None:
+    """Writes the report and prints the table of results; whatever goes wrong here does not fail the run."""
+    config = run.config
+    title, out = f"{config.name}: {config.algorithm}", run.folder / "report.html"
+    try:
+        print(f"report: {report.build({config.algorithm: run.folder}, out, title=title)}")
         before, after = (evaluate.read(run.folder, step) for step in (0, config.steps))
         rich.print(tables.held_out_table(before, after, scheme=config.data.scheme))
-        print(f"report: {path}")
-    return final
+    except Exception as error:
+        if not isinstance(error, ValueError | OSError):
+            traceback.print_exc()
+        print(
+            f"warning: the run is complete, its report is not ({error}); `python -m fairgrpo_jax.report {run.folder} "
+            f"--out {out}` builds it again"
+        )
 
 
 def reinforce(run: runs.Run, state: learner.TrainState, start: int, prompts: Any) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """Members of archives against the standard library's own reading of them."""
 
 import io
+import resource
 import threading
 import zipfile
 
@@ -108,3 +109,24 @@ def test_images_and_errors_of_images_inside(tmp_path):
     np.testing.assert_array_equal(media.decode(inside("PAT_1.png")), pixels)
     with pytest.raises(ValueError, match=r"z.zip!images/imgs_part_1.zip!imgs_part_1/PAT_2.png is broken"):
         media.decode(inside("PAT_2.png"))
+
+
+def bomb(path, size, says):
+    """A zip of zeros, whose directory and local header say another size."""
+    path.write_bytes(packed({"zeros": bytes(size)}))
+    data = path.read_bytes()
+    path.write_bytes(data.replace(size.to_bytes(4, "little"), says.to_bytes(4, "little")))
+
+
+def test_no_more_is_unpacked_than_the_directory_says(tmp_path):
+    bomb(tmp_path / "a.zip", 300 << 20, says=100)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match="zeros does not have its checksum"):
+        archives.read(tmp_path / "a.zip", "zeros")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10  # KiB
+
+
+def test_a_member_larger_than_memory_should_hold_is_refused(tmp_path):
+    bomb(tmp_path / "a.zip", 1 << 20, says=3 << 30)
+    with pytest.raises(ValueError, match=f"zeros has {3 << 30} bytes; wanted at most {2 << 30}"):
+        archives.read(tmp_path / "a.zip", "zeros")

@@ -1,6 +1,8 @@
 """Decoding against files written here with known pixels and times."""
 
+import struct
 import zipfile
+import zlib
 
 import av
 import numpy as np
@@ -310,3 +312,20 @@ def test_broken_records_are_left_out_and_named(frames, video, tmp_path):
         kept = media.without_broken(RecordList(tuple(rows)))
     assert [record.uid for record in kept] == ["d/0", "d/2"]
     assert media.without_broken(kept).records == kept.records  # and no warning
+
+
+def test_pictures_too_large_are_refused_before_they_are_decoded(tmp_path):
+    """A PNG of 9,000 x 9,000 pixels by its header, with nothing behind it."""
+    body = b"IHDR" + struct.pack(">IIBBBBB", 9000, 9000, 8, 0, 0, 0, 0)
+    chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+    (tmp_path / "x.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 0) + b"IDAT")
+    with pytest.raises(
+        ValueError, match="x.png has 9000 x 9000 pixels; wanted at most 80,000,000: make a smaller copy"
+    ):
+        media.decode(Media("image", path=tmp_path / "x.png"))
+
+
+def test_formats_that_start_other_programs_are_not_opened(tmp_path):
+    (tmp_path / "x.eps").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n")
+    with pytest.raises(ValueError, match="x.eps is broken .cannot identify image file"):
+        media.decode(Media("image", path=tmp_path / "x.eps"))

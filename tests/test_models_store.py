@@ -103,6 +103,20 @@ def test_all_misfits_in_one_error_before_anything_is_read(tmp_path, monkeypatch)
         models.load(tmp_path)
 
 
+def moved(entry, by):
+    entry["data_offsets"] = [place + by for place in entry["data_offsets"]]
+
+
+# Headers that say something else about the first two tensors than is there.
+HEADERS = {
+    "at one place": lambda one, other: one.update(data_offsets=other["data_offsets"]),
+    "shifted": lambda one, other: moved(one, 4),
+    "shorter than its shape": lambda one, other: one.update(shape=[one["shape"][0] + 1, *one["shape"][1:]]),
+    "a negative start": lambda one, other: moved(one, -8),
+    "text for numbers": lambda one, other: one.update(data_offsets=["0", "64"]),
+}
+
+
 def spoil(folder, fault):
     """Breaks a sound folder of two weight files in one way."""
     first, second = sorted(folder.glob("*.safetensors"))
@@ -138,6 +152,21 @@ def spoil(folder, fault):
         index.write_text(json.dumps(listed))
     elif fault == "broken index":
         index.write_text("[]")
+    elif fault == "empty":
+        first.write_bytes(b"")
+    elif fault in HEADERS:
+        data = first.read_bytes()
+        size = int.from_bytes(data[:8], "little")
+        entries = json.loads(data[8 : 8 + size])
+        HEADERS[fault](*[entry for name, entry in entries.items() if name != "__metadata__"][:2])
+        text = json.dumps(entries).encode()
+        first.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + size :])
+    elif fault == "an index that leaves its folder":
+        listed = json.loads(index.read_text())
+        listed["weight_map"]["model.norm.weight"] = "../outside/m.safetensors"
+        index.write_text(json.dumps(listed))
+    elif fault == "an index of lists":
+        index.write_text('{"weight_map": ' + "[" * 100_000)
     elif fault == "quantised":
         first.write_bytes(first.read_bytes().replace(b'"F32"', b'"I32"'))
     return folder
@@ -153,9 +182,20 @@ def spoil(folder, fault):
         ("broken config", "config.json is not JSON"),
         ("odd config", "config.json, which transformers refuses: .*hidden_size"),
         ("unknown family", "model_type='llava'; wanted one of qwen2_vl, .*mistral"),
-        ("cut short", r"00001-of-00002.safetensors of \d+ bytes; wanted \d+, as its header says: copy it again"),
-        ("cut in the header", "50 bytes without a whole safetensors header"),
-        ("not safetensors", "37 bytes without a whole safetensors header"),
+        (
+            "cut short",
+            r"00001-of-00002.safetensors, \d+ bytes, as no whole safetensors file .*; wanted one: copy again",
+        ),
+        ("cut in the header", "50 bytes, as no whole safetensors file"),
+        ("not safetensors", "37 bytes, as no whole safetensors file"),
+        ("empty", "0 bytes, as no whole safetensors file"),
+        ("at one place", "as no whole safetensors file .*[Oo]ffset"),
+        ("shifted", "as no whole safetensors file .*[Oo]ffset"),
+        ("shorter than its shape", "as no whole safetensors file"),
+        ("a negative start", "as no whole safetensors file"),
+        ("text for numbers", "as no whole safetensors file"),
+        ("an index that leaves its folder", r"names \.\./outside/m.safetensors; wanted files of its own folder"),
+        ("an index of lists", "without a weight_map"),
         ("missing shard", "without model-00002-of-00002.safetensors, which model.safetensors.index.json names"),
         ("wrong shard", "(?s)faults:.*00002.safetensors lacks .*00002.safetensors holds .* beyond the index"),
         ("unlisted", "1 faults:\n  model-00002-of-00002.safetensors holds model.norm.weight beyond the index"),

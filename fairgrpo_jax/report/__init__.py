@@ -195,20 +195,23 @@ def _samples(run: results.Run) -> list[dict[str, Any]]:
     """The latest prompts that the run kept, with their images; equal completions once, best first."""
     shown = []
     for sample in run.samples[:_SAMPLES]:
-        files = [run.path / name for name in sample["images"]]
-        images = [_png(file) for file in files if file.exists()]
+        paths = sample["images"]
+        images = [image for path in paths if (image := _png(path)) is not None]
         times = collections.Counter((said["text"], said["reward"], said["advantage"]) for said in sample["completions"])
         ranked = sorted(times.items(), key=lambda item: (-item[0][2], -item[1]))
-        shown.append(sample | {"images": images, "lost": len(files) - len(images), "completions": ranked})
+        shown.append(sample | {"images": images, "lost": len(paths) - len(images), "completions": ranked})
     return shown
 
 
-def _png(file: Path) -> str:
-    """The image as a data URL, reduced if it is large."""
-    with Image.open(file) as image:
-        image.thumbnail((_LARGEST_IMAGE, _LARGEST_IMAGE))
-        data = io.BytesIO()
-        image.convert("RGB").save(data, "PNG", optimize=True)
+def _png(file: Path) -> str | None:
+    """The image as a data URL, reduced if it is large; None if the file is missing or damaged."""
+    data = io.BytesIO()
+    try:
+        with Image.open(file, formats=("PNG",)) as image:
+            image.thumbnail((_LARGEST_IMAGE, _LARGEST_IMAGE))
+            image.convert("RGB").save(data, "PNG", optimize=True)
+    except (OSError, SyntaxError, ValueError):
+        return None
     return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
 
 

@@ -32,7 +32,7 @@ def main() -> None:
         path = report.build(
             dict(zip(names, given.runs, strict=True)), given.out, title=given.title or " and ".join(names)
         )
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     print(path)
 

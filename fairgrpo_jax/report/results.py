@@ -9,7 +9,7 @@ difference itself, narrower than two separate intervals suggest.
 import dataclasses
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -135,31 +135,72 @@ class Dataset(NamedTuple):
 
 
 def load(name: str, path: Path) -> Run:
-    """Reads a run folder.
+    """Reads a run folder; a damaged file is left out, and the run's notes say so.
 
     Raises:
-        ValueError: if ``path`` is not a run folder, or a file in it is damaged.
+        ValueError: if ``path`` is not a run folder.
     """
     config, metrics = path / "config.json", path / "metrics.jsonl"
-    evals = {int(file.stem): tracking.read_rows(file) for file in _numbered(path / "evals", ".jsonl")}
-    if not (config.exists() or metrics.exists() or evals):
+    evaluated, sampled = _numbered(path / "evals", ".jsonl"), _numbered(path / "samples", ".json")
+    if not (config.exists() or metrics.exists() or evaluated):
         raise ValueError(
             f"{path} is no run folder: got neither config.json nor metrics.jsonl nor evals/; "
             "give the folder that `python -m fairgrpo_jax.train --workdir` wrote"
         )
-    sampled = _numbered(path / "samples", ".json")
+    notes: list[str] = []
+    evals = {int(file.stem): _sound(_evaluation, file, [], notes) for file in evaluated}
+    shown: list[dict[str, Any]] = []
+    while sampled and not shown:
+        shown, step = _sound(_samples, last := sampled.pop(), [], notes), int(last.stem)
     run = Run(
         name=name,
         path=path,
-        config=json.loads(config.read_text(encoding="utf-8")) if config.exists() else {},
-        metrics=tracking.read_metrics(metrics) if metrics.exists() else [],
+        config=_sound(_object, config, {}, notes) if config.exists() else {},
+        metrics=_sound(_metrics, metrics, [], notes) if metrics.exists() else [],
         evals={step: rows for step, rows in sorted(evals.items()) if rows},
-        samples=json.loads(sampled[-1].read_text(encoding="utf-8")) if sampled else [],
-        samples_step=int(sampled[-1].stem) if sampled else 0,
-        notes=[],
+        samples=shown,
+        samples_step=step if shown else 0,
+        notes=notes,
     )
     run.notes.extend(_missing(run))
     return run
+
+
+def _sound(read: Callable[[Path], Any], path: Path, empty: Any, notes: list[str]) -> Any:
+    """What a reader finds in a file; if the file is damaged, ``empty`` and a note."""
+    try:
+        return read(path)
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        notes.append(f"{path.name} in {path.parent.name}/ is damaged and left out ({type(error).__name__}: {error}).")
+        return empty
+
+
+def _object(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+def _metrics(path: Path) -> list[dict[str, Any]]:
+    return [row for row in tracking.read_metrics(path) if isinstance(row.get("step"), int) and "kind" in row]
+
+
+def _evaluation(path: Path) -> list[dict[str, Any]]:
+    """The rows of an evaluation, each with the fields that every figure needs."""
+    if path.read_bytes()[-1:] not in (b"", b"\n"):
+        raise ValueError("its last line is cut")
+    rows = tracking.read_rows(path)
+    for row in rows:
+        for name in ("uid", "dataset", "patient", "prediction", "answer", "sex", "age"):
+            row[name]
+    return rows
+
+
+def _samples(path: Path) -> list[dict[str, Any]]:
+    """The prompts kept of a step; their images lie in the folder of the file."""
+    samples = [dict(sample) for sample in json.loads(path.read_text(encoding="utf-8"))]
+    for sample in samples:
+        sample["images"] = [path.parent / Path(name).name for name in sample["images"]]
+        [(said["text"], said["reward"], said["advantage"]) for said in sample["completions"]]
+    return samples
 
 
 def scheme(config: Mapping[str, Any]) -> Scheme:

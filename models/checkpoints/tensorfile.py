@@ -12,6 +12,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+import safetensors
 
 
 DTYPES: dict[str, Any] = {
@@ -51,32 +52,30 @@ class Tensor:
 def header(path: Path) -> dict[str, Tensor]:
     """The tensors of one file, not yet read.
 
+    The safetensors library checks the file first: that the header is whole, and that the tensors fill the data without
+    gap or overlap, each with the bytes of its shape.
+
     Raises:
-        ValueError: if it is not a safetensors file, is shorter than its header says, or has a dtype other than float16,
-            bfloat16 and float32.
+        ValueError: if the library refuses the file, or it has a dtype other than float16, bfloat16 and float32.
     """
-    size = path.stat().st_size
-    places: dict[str, Any]
     try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            entries = json.loads(file.read(length if 8 + length <= size else 0))
-        entries.pop("__metadata__", None)
-        places = {
-            name: (entry["dtype"], tuple(entry["shape"]), *entry["data_offsets"]) for name, entry in entries.items()
-        }
-    except (struct.error, ValueError, AttributeError, KeyError, TypeError) as error:
+        with safetensors.safe_open(path, framework="numpy"):
+            pass
+    except safetensors.SafetensorError as error:
         raise ValueError(
-            f"got {path}, {size} bytes without a whole safetensors header; wanted a whole file: copy it again"
+            f"got {path}, {path.stat().st_size} bytes, as no whole safetensors file ({error}); wanted one: copy again"
         ) from error
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        entries = json.loads(file.read(length))
+    entries.pop("__metadata__", None)
+    places: dict[str, Any] = {
+        name: (entry["dtype"], tuple(entry["shape"]), entry["data_offsets"][0]) for name, entry in entries.items()
+    }
     if foreign := sorted({dtype for dtype, *_ in places.values()} - DTYPES.keys()):
         raise ValueError(f"got {path} with tensors of {', '.join(foreign)}; wanted {', '.join(DTYPES)}, not quantised")
-    end = 8 + length + max((stop for *_, stop in places.values()), default=0)
-    if end != size:
-        raise ValueError(f"got {path} of {size} bytes; wanted {end}, as its header says: copy it again")
     return {
-        name: Tensor(path, 8 + length + start, shape, DTYPES[dtype])
-        for name, (dtype, shape, start, _) in places.items()
+        name: Tensor(path, 8 + length + start, shape, DTYPES[dtype]) for name, (dtype, shape, start) in places.items()
     }
 
 
@@ -108,9 +107,11 @@ def folder(path: Path) -> dict[str, Tensor]:
         got = f"only pickled weights ({pickled[0]})" if pickled else "no weights"
         raise ValueError(f"got {path} with {got}; wanted {SINGLE} or {INDEX}: pickles run code and are never read")
     try:
-        places = json.loads((path / INDEX).read_text())["weight_map"]
-    except (ValueError, KeyError, TypeError) as error:
+        places = dict(json.loads((path / INDEX).read_text())["weight_map"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"got {path / INDEX} without a weight_map; wanted it whole: copy it again") from error
+    if outside := sorted({str(name) for name in places.values() if Path(str(name)).name != name}):
+        raise ValueError(f"got {path / INDEX} that names {', '.join(outside)}; wanted files of its own folder")
     if absent := sorted({name for name in places.values() if not (path / name).exists()}):
         raise ValueError(f"got {path} without {', '.join(absent)}, which {INDEX} names; wanted all of them: copy again")
     held = {name: header(path / name) for name in sorted(set(places.values()))}
