@@ -27,9 +27,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = dict(map(data.option, told.option))
         return _check(told, options) if told.command == "check" else _prepare(told, options)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where it stopped", file=sys.stderr)
+        return 130
 
 
 def _check(told: argparse.Namespace, options: dict) -> int:

@@ -4,8 +4,10 @@ import contextlib
 import dataclasses
 import io
 import re
+import signal
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -60,15 +62,45 @@ def parse(argv: list[str], *, prog: str, description: str | None, schema: type =
         raise ValueError(words) from stop
 
 
-class one_line_errors:  # noqa: N801
-    """Prints user errors and interruptions as one line and exits with a status."""
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Prints errors of the user and of the machine, and interruptions, as one line, and exits with a status.
 
-    def __enter__(self) -> None:
-        return None
+    2 for an error, 128 + signal for an interruption. Anything else is a defect of this library: its traceback stays,
+    with a line that says so.
+    """
+    try:
+        yield
+    except runs.Interrupted as stopped:
+        print(stopped.message, file=sys.stderr)
+        raise
+    except KeyboardInterrupt as error:
+        print("interrupted; what was saved stays, and the same command goes on from there", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGINT) from error
+    except Exception as error:
+        line = _line(error)
+        if line is None:
+            traceback.print_exc()
+            line = "this is a defect of fairgrpo_jax, not of your input: please report it with the lines above"
+        print(f"error: {line}", file=sys.stderr)
+        raise SystemExit(2) from error
 
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if isinstance(error, ValueError | FloatingPointError):
-            print(f"error: {error}", file=sys.stderr)
-            raise SystemExit(2) from error
-        if isinstance(error, runs.Interrupted):
-            print(error.message, file=sys.stderr)
+
+# Libraries that are called with what has been checked: a ValueError from their inside is not about the user's input.
+_INSIDE = re.compile(r"[/\\](jax|jaxlib|flax|optax|numpy)[/\\]")
+_MACHINE = re.compile("No space left on device|Disk quota exceeded|File too large|Input/output error")
+
+
+def _line(error: Exception) -> str | None:
+    """What is wrong and where, in one line; None if it is a defect."""
+    links: list[BaseException] = [error]
+    while (cause := links[-1].__cause__ or links[-1].__context__) is not None:
+        links.append(cause)
+    for link in links:
+        if found := _MACHINE.search(str(link)):
+            return f"{found[0]}: {' '.join(str(link).split())[:300]}; make room, and the same command goes on"
+    if isinstance(error, OSError):
+        return " ".join(str(error).split())
+    frames = traceback.extract_tb(error.__traceback__)
+    known = isinstance(error, ValueError) and not (frames and _INSIDE.search(frames[-1].filename))
+    return str(error) if known or isinstance(error, FloatingPointError) else None

@@ -16,6 +16,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 
 
 AXES = ("fsdp", "tensor")
+MOST_SIMULATED = 1024  # a hundred thousand take minutes to start
 
 # The first match wins; a layer's leading stack axis is never split, nor an axis that the mesh does not divide.
 RULES = (
@@ -45,12 +46,13 @@ def parse(spec: str) -> tuple[int, int]:
 def simulate(spec: str) -> None:
     """Requests as many simulated CPU devices as the mesh needs; call it before JAX starts its backend.
 
-    GPUs and TPUs are not affected. Once a backend runs (in a notebook, say) the call has no effect, and ``make``
-    reports too few devices.
+    GPUs and TPUs are not affected. Once a backend runs (in a notebook, say), or with more than ``MOST_SIMULATED``
+    devices, the call has no effect, and ``make`` reports too few devices.
     """
     fsdp, tensor = parse(spec)
-    with contextlib.suppress(RuntimeError):
-        jax.config.update("jax_num_cpu_devices", fsdp * tensor)
+    if fsdp * tensor <= MOST_SIMULATED:
+        with contextlib.suppress(RuntimeError):
+            jax.config.update("jax_num_cpu_devices", fsdp * tensor)
 
 
 def make(spec: str) -> Mesh:

@@ -232,6 +232,7 @@ def open_run(config: options.Config, workdir: Path | None) -> Iterator[Run]:
     records = sources.load(config)
     for use in ("train", "warmup"):
         sources.check_leakage(records[use], records["test"], config.data)
+    sources.require_attributes([*records["train"].records, *records["test"].records], config.data.attributes)
     architecture, processor = policy.describe(config.model, config.data)
     policy.shapes(config.model, architecture)
     path = workdir or folder.default(config)

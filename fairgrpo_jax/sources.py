@@ -1,5 +1,6 @@
 """Loads the records of a run, by use, from the datasets that its options name."""
 
+import difflib
 import inspect
 from collections.abc import Sequence
 from typing import Any
@@ -57,6 +58,23 @@ def loader_options(settings: options.Data, names: Sequence[str]) -> dict[str, di
         key, value = data.option(rest)
         found[name][key] = value
     return found
+
+
+def require_attributes(records: Sequence[Record], names: Sequence[str]) -> None:
+    """Checks that every attribute that groups are made of is one that records may have.
+
+    Raises:
+        ValueError: for a name that no record has, with those that some have and the nearest one. Sex and age need not
+            be there: data without demographics have them unknown.
+    """
+    known = {"sex", "age"}.union(*(record.extra for record in records))
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, sorted(known), 1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise ValueError(
+                f"got data.attributes {name!r}, which no record has; wanted some of {', '.join(sorted(known))}{hint}"
+            )
 
 
 def check_leakage(one: Source, other: Source, settings: options.Data) -> None:

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax.numpy as jnp
 import pytest
 
 from fairgrpo_jax import commandline, configs, folder, runs, sft, study, train
@@ -29,6 +30,11 @@ def call(monkeypatch, capsys, *arguments, command=train.train):
         (["--optim.lrr", "1"], "Perhaps you meant: --optim.lr"),
         (["--optim.lr", "0"], "optim.lr=0.0; wanted a positive"),
         (["--mesh", "4by1"], "wanted FSDPxTENSOR"),
+        (["--mesh", "99999x9"], "got mesh=99999x9, 899991 devices, with [0-9]+ of cpu at hand"),
+        (["--data.attributes", "sexx"], r"data.attributes 'sexx', which no record has; wanted .*did you mean 'sex'"),
+        (["--data.age-edges"], r"data.age_edges=\(\); wanted at least one age above 0"),
+        (["--freeze", "("], "Perhaps you meant: --model.freeze"),
+        (["--model.freeze", "("], "model.freeze='\\(' .*; wanted a regular expression"),
         (["--mesh", "3x1"], "=64 on a mesh with 3 devices along fsdp; wanted a multiple of 3, e.g. 66"),
         (["covid_blues", "--data.root", "nowhere"], "COVID-BLUES in nowhere: missing clinical_variables.csv.*github"),
         (["--data.name", "mimic"], "no dataset 'mimic'; known are chexpert, covid_blues, "),
@@ -111,3 +117,42 @@ def test_default_workdir_tells_configs_apart():
     first, again = folder.default(config), folder.default(configs.get("clinic"))
     assert first == again and first.parent.name == "outputs" and first.name.startswith("clinic-fair_grpo-1x1-")
     assert folder.default(configs.get("covid_blues")) != first
+
+
+def fails_with(error):
+    def command(config, workdir):
+        raise error
+
+    return command
+
+
+@pytest.mark.parametrize(
+    "error, line",
+    [
+        (FileNotFoundError(2, "No such file or directory", "x.csv"), r"\[Errno 2\] No such file or directory: 'x.csv'"),
+        (OSError(36, "File name too long", "a" * 300), "File name too long"),
+        (OSError(28, "No space left on device", "evals"), "No space left on device: .*; make room, and the same"),
+        (RuntimeError("RESOURCE_EXHAUSTED: [a\nb] No space left on device [source]"), "No space left on device: RES"),
+        (FloatingPointError("loss is nan"), "loss is nan"),
+    ],
+)
+def test_errors_of_the_machine_are_one_line(monkeypatch, capsys, error, line):
+    code, output = call(monkeypatch, capsys, command=fails_with(error))
+    assert code == 2 and len(output.err.splitlines()) == 1 and "Traceback" not in output.err
+    pytest.raises(ValueError, raise_it, output.err).match(f"error: .*{line}")
+
+
+def shapes(config, workdir):
+    jnp.ones(3) @ jnp.ones(4)
+
+
+@pytest.mark.parametrize("command", [fails_with(KeyError("step")), shapes], ids=["KeyError", "inside JAX"])
+def test_a_defect_keeps_its_traceback_and_says_so(monkeypatch, capsys, command):
+    code, output = call(monkeypatch, capsys, command=command)
+    assert code == 2 and "Traceback" in output.err
+    assert output.err.splitlines()[-1].startswith("error: this is a defect of fairgrpo_jax")
+
+
+def test_ctrl_c_at_any_time_is_one_line(monkeypatch, capsys):
+    code, output = call(monkeypatch, capsys, command=fails_with(KeyboardInterrupt()))
+    assert code == 130 and output.err.startswith("interrupted; what was saved stays") and "Traceback" not in output.err

@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from fairgrpo_jax import config as options, configs, models, policy, runs
+from fairgrpo_jax import config as options, configs, folder, models, policy
 
 
 @pytest.mark.parametrize("name", configs.names())
@@ -15,7 +15,7 @@ def test_every_preset_loads_and_its_policy_has_shapes(name):
     config = configs.get(name)
     assert config.name == name
     shapes = jax.eval_shape(lambda key: models.init(policy.small(config.model), key).params, jax.random.key(0))
-    assert sum(x.size for x in jax.tree.leaves(shapes)) > 10_000 and "/" not in runs.default_workdir(config).name
+    assert sum(x.size for x in jax.tree.leaves(shapes)) > 10_000 and "/" not in folder.default(config).name
     assert configs.summaries()[name]
 
 
@@ -84,6 +84,16 @@ def test_bad_values_are_refused_with_what_was_wanted(change, named):
         (options.Optim, "lr", float("inf"), 1e-6),
         (options.Optim, "warmup_steps", -5, 0),
         (options.Sampling, "temperature", float("inf"), 0.5),
+        (options.Sampling, "temperature", 1e-40, 0.5),
+        (options.Sampling, "tries", 1_000_000, 10),
+        (options.Reward, "max_unscored", 1.5, 1.0),
+        (options.Fairness, "capacity", 0, 1),
+        (options.Data, "name", "", "a,b"),
+        (options.Data, "age_edges", (), (40,)),
+        (options.Data, "age_edges", (-5,), (5, 40)),
+        (options.Config, "seed", 2**70, 2**32 - 1),
+        (options.Config, "steps", 10**18, 0),
+        (options.Config, "mesh", "0x1", "4x2"),
         (options.Evaluation, "samples", -1, 0),
         (options.Data, "workers", 0, 1),
         (options.Data, "num_patches", -1, 0),

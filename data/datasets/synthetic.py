@@ -158,6 +158,7 @@ def load(
     """
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}; the clinic has 'train', 'warmup' and 'test'")
+    domains = (domains,) if isinstance(domains, str) else domains
     unknown = [name for name in domains if name not in DOMAINS]
     if unknown or not domains or len(set(domains)) < len(domains):
         raise ValueError(f"domains {list(domains)}: unknown {unknown}; wanted some of {', '.join(DOMAINS)}, each once")

@@ -1,58 +1,11 @@
-"""The schema of all options: default, unit and help of each.
-
-Presets live in ``configs/`` as Python; the command line overrides any field by its dotted name
-(``--optim.lr 1e-6``). Every value is checked when the config is made, before any long work starts.
-"""
+"""The options of each part of a run: default, unit and help of each."""
 
 import dataclasses
-import json
-import math
-import re
-import types
-import typing
 from pathlib import Path
 from typing import Any, Literal
 
+from fairgrpo_jax.config.checks import require, require_finite, require_pattern
 from fairgrpo_jax.demographics import Scheme
-
-
-Algorithm = Literal[
-    "grpo",
-    "dr_grpo",
-    "rloo",
-    "gpg",
-    "opo",
-    "pass_at_k",
-    "reinforce_plus_plus",
-    "reinforce_plus_plus_baseline",
-    "fair_grpo",
-    "fair_grpo_nd",
-    "drpo",
-    "group_dro",
-]
-
-
-def _require(condition: bool, got: str, wanted: str) -> None:
-    if not condition:
-        raise ValueError(f"got {got}; wanted {wanted}")
-
-
-def _require_finite(section: str, options: Any) -> None:
-    for field in dataclasses.fields(options):
-        value = getattr(options, field.name)
-        for number in value if isinstance(value, tuple) else (value,):
-            _require(
-                not isinstance(number, float) or math.isfinite(number),
-                f"{section}{field.name}={value}",
-                "finite numbers",
-            )
-
-
-def _require_pattern(name: str, pattern: str) -> None:
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise ValueError(f"got {name}={pattern!r} ({error}); wanted a regular expression") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,36 +55,37 @@ class Data:
         return Scheme(self.attributes, self.age_edges)
 
     def __post_init__(self):
-        _require_finite("data.", self)
-        _require(self.workers > 0, f"data.workers={self.workers}", "at least one thread")
-        _require(self.num_patches >= 0, f"data.num_patches={self.num_patches}", "a number >= 0")
-        _require(all(self.attributes), f"data.attributes={self.attributes}", "names that are not empty")
-        _require(
+        require_finite("data.", self)
+        require(self.workers > 0, f"data.workers={self.workers}", "at least one thread")
+        require(all(self.name.split(",")), f"data.name={self.name!r}", "names of datasets, joined by commas")
+        require(self.num_patches >= 0, f"data.num_patches={self.num_patches}", "a number >= 0")
+        require(all(self.attributes), f"data.attributes={self.attributes}", "names that are not empty")
+        require(
             self.num_frames >= 2 and self.num_frames % 2 == 0,
             f"data.num_frames={self.num_frames}",
             "an even number of frames, at least 2",
         )
-        _require(0 <= self.temperature <= 1, f"data.temperature={self.temperature}", "0 to 1")
-        _require(
+        require(0 <= self.temperature <= 1, f"data.temperature={self.temperature}", "0 to 1")
+        require(
             self.prompt_length > 0,
             f"data.prompt_length={self.prompt_length}",
             "a positive length",
         )
         least, most = self.min_pixels, self.max_pixels
-        _require(
+        require(
             (least is None or least > 0) and (most is None or most >= (least or 1)),
             f"data.min_pixels={least}, data.max_pixels={most}",
             "0 < min_pixels <= max_pixels",
         )
-        _require(
+        require(
             len(self.attributes) == len(set(self.attributes)) > 0,
             f"data.attributes={self.attributes}",
             "at least one attribute, none twice",
         )
-        _require(
-            list(self.age_edges) == sorted(set(self.age_edges)),
+        require(
+            0 < len(self.age_edges) and list(self.age_edges) == sorted({edge for edge in self.age_edges if edge > 0}),
             f"data.age_edges={self.age_edges}",
-            "ages in rising order",
+            "at least one age above 0, in rising order",
         )
 
 
@@ -166,15 +120,15 @@ class Model:
     """Without a path: whether the output head shares the embedding table."""
 
     def __post_init__(self):
-        _require_finite("model.", self)
-        _require(self.hidden_size > 0, f"model.hidden_size={self.hidden_size}", "a positive multiple of 16")
-        _require(self.num_layers > 0, f"model.num_layers={self.num_layers}", "at least one layer")
-        _require(self.vision_depth > 0, f"model.vision_depth={self.vision_depth}", "at least one block")
-        _require_pattern("model.lora_targets", self.lora_targets)
+        require_finite("model.", self)
+        require(self.hidden_size > 0, f"model.hidden_size={self.hidden_size}", "a positive multiple of 16")
+        require(self.num_layers > 0, f"model.num_layers={self.num_layers}", "at least one layer")
+        require(self.vision_depth > 0, f"model.vision_depth={self.vision_depth}", "at least one block")
+        require_pattern("model.lora_targets", self.lora_targets)
         for pattern in self.freeze:
-            _require_pattern("model.freeze", pattern)
-        _require(self.hidden_size % 16 == 0, f"model.hidden_size={self.hidden_size}", "a multiple of 16")
-        _require(
+            require_pattern("model.freeze", pattern)
+        require(self.hidden_size % 16 == 0, f"model.hidden_size={self.hidden_size}", "a multiple of 16")
+        require(
             self.lora_rank >= 0 and self.lora_alpha > 0,
             f"model.lora_rank={self.lora_rank}, model.lora_alpha={self.lora_alpha}",
             "lora_rank >= 0 and a positive lora_alpha",
@@ -201,13 +155,13 @@ class Optim:
     """Gradients with a larger global norm are scaled down to this norm."""
 
     def __post_init__(self):
-        _require_finite("optim.", self)
-        _require(self.warmup_steps >= 0, f"optim.warmup_steps={self.warmup_steps}", "a number >= 0")
+        require_finite("optim.", self)
+        require(self.warmup_steps >= 0, f"optim.warmup_steps={self.warmup_steps}", "a number >= 0")
         for name in ("b1", "b2"):
-            _require(0 <= getattr(self, name) < 1, f"optim.{name}={getattr(self, name)}", "0 <= decay < 1")
-        _require(self.weight_decay >= 0, f"optim.weight_decay={self.weight_decay}", "a decay >= 0")
-        _require(self.lr > 0, f"optim.lr={self.lr}", "a positive learning rate")
-        _require(self.max_grad_norm > 0, f"optim.max_grad_norm={self.max_grad_norm}", "a positive norm")
+            require(0 <= getattr(self, name) < 1, f"optim.{name}={getattr(self, name)}", "0 <= decay < 1")
+        require(self.weight_decay >= 0, f"optim.weight_decay={self.weight_decay}", "a decay >= 0")
+        require(self.lr > 0, f"optim.lr={self.lr}", "a positive learning rate")
+        require(self.max_grad_norm > 0, f"optim.max_grad_norm={self.max_grad_norm}", "a positive norm")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,13 +182,13 @@ class Warmup:
     """Optimizer of this stage."""
 
     def __post_init__(self):
-        _require_finite("warmup.", self)
-        _require(
+        require_finite("warmup.", self)
+        require(
             self.steps >= 0 and self.batch > 0,
             f"warmup.steps={self.steps}, warmup.batch={self.batch}",
             "steps >= 0 and a positive batch",
         )
-        _require(
+        require(
             self.accumulation > 0 and self.batch % self.accumulation == 0,
             f"warmup.batch={self.batch} with warmup.accumulation={self.accumulation}",
             "accumulation as a divisor of the batch",
@@ -270,20 +224,20 @@ class Sampling:
     """With truncated "penalise": number of tokens before the limit over which the reward falls by up to 1."""
 
     def __post_init__(self):
-        _require_finite("sampling.", self)
-        _require(self.tries > 0, f"sampling.tries={self.tries}", "at least 1")
-        _require(
+        require_finite("sampling.", self)
+        require(0 < self.tries <= 100, f"sampling.tries={self.tries}", "1 to 100")
+        require(
             self.truncated != "penalise" or 1 <= self.overlong_buffer <= self.max_new_tokens,
             f"sampling.overlong_buffer={self.overlong_buffer}",
             f"1 to sampling.max_new_tokens={self.max_new_tokens}",
         )
-        _require(self.max_new_tokens > 0, f"sampling.max_new_tokens={self.max_new_tokens}", "at least one token")
-        _require(
-            self.temperature > 0,
+        require(self.max_new_tokens > 0, f"sampling.max_new_tokens={self.max_new_tokens}", "at least one token")
+        require(
+            1e-3 <= self.temperature <= 1e3,
             f"sampling.temperature={self.temperature}",
-            "a positive temperature (evaluation is greedy by itself)",
+            "a positive temperature, from 0.001 to 1000 (evaluation is greedy by itself)",
         )
-        _require(0 < self.top_p <= 1, f"sampling.top_p={self.top_p}", "0 < top_p <= 1")
+        require(0 < self.top_p <= 1, f"sampling.top_p={self.top_p}", "0 < top_p <= 1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -298,8 +252,8 @@ class Reward:
     run saves and stops. A step without any score stops it at once."""
 
     def __post_init__(self):
-        _require_finite("reward.", self)
-        _require(0 <= self.max_unscored <= 1, f"reward.max_unscored={self.max_unscored}", "a share, 0 to 1")
+        require_finite("reward.", self)
+        require(0 <= self.max_unscored <= 1, f"reward.max_unscored={self.max_unscored}", "a share, 0 to 1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -341,23 +295,21 @@ class Update:
     """Recompute activations in the backward pass: less memory, more compute (on a CPU no more time)."""
 
     def __post_init__(self):
-        _require_finite("update.", self)
-        _require(0 <= self.clip_low <= 1, f"update.clip_low={self.clip_low}", "0 <= clip_low <= 1")
-        _require(self.clip_high > 0, f"update.clip_high={self.clip_high}", "a positive number")
-        _require(self.dual_clip is None or self.dual_clip > 1, f"update.dual_clip={self.dual_clip}", "a bound > 1")
+        require_finite("update.", self)
+        require(0 <= self.clip_low <= 1, f"update.clip_low={self.clip_low}", "0 <= clip_low <= 1")
+        require(self.clip_high > 0, f"update.clip_high={self.clip_high}", "a positive number")
+        require(self.dual_clip is None or self.dual_clip > 1, f"update.dual_clip={self.dual_clip}", "a bound > 1")
         for name in ("mini_batches", "passes", "accumulation"):
-            _require(getattr(self, name) > 0, f"update.{name}={getattr(self, name)}", "at least 1")
-        _require(
-            self.chunks >= 0, f"update.chunks={self.chunks}", "at least 1, or 0 for as many as the memory asks for"
-        )
-        _require(self.importance_cap >= 1, f"update.importance_cap={self.importance_cap}", "a cap >= 1")
-        _require(self.beta >= 0, f"update.beta={self.beta}", "a weight >= 0")
-        _require(
+            require(getattr(self, name) > 0, f"update.{name}={getattr(self, name)}", "at least 1")
+        require(self.chunks >= 0, f"update.chunks={self.chunks}", "at least 1, or 0 for as many as the memory asks for")
+        require(self.importance_cap >= 1, f"update.importance_cap={self.importance_cap}", "a cap >= 1")
+        require(self.beta >= 0, f"update.beta={self.beta}", "a weight >= 0")
+        require(
             self.kind != "cispo" or self.dual_clip is None,
             f"update.kind='cispo' with update.dual_clip={self.dual_clip}",
             "no dual clip, which bounds what cispo does not have",
         )
-        _require(
+        require(
             self.kind != "gspo" or max(self.clip_low, self.clip_high) < 0.1,
             f"update.kind='gspo' with update.clip_low={self.clip_low}, update.clip_high={self.clip_high}",
             "bounds of a mean over tokens, which never reaches these, e.g. clip_low=3e-4, clip_high=4e-4",
@@ -408,19 +360,20 @@ class Fairness:
     """Step size of group_dro's weights; with a larger step, a single group that never improves takes all the weight."""
 
     def __post_init__(self):
-        _require_finite("fairness.", self)
-        _require(0 <= self.decay < 1, f"fairness.decay={self.decay}", "0 <= decay < 1")
-        _require(
+        require_finite("fairness.", self)
+        require(0 <= self.decay < 1, f"fairness.decay={self.decay}", "0 <= decay < 1")
+        require(
             self.max_weight is None or self.max_weight >= 1, f"fairness.max_weight={self.max_weight}", "a bound >= 1"
         )
-        _require(self.k_max is None or self.k_max > 0, f"fairness.k_max={self.k_max}", "at least one group")
-        _require(
+        require(self.k_max is None or self.k_max > 0, f"fairness.k_max={self.k_max}", "at least one group")
+        require(
             self.size_exponent >= 0 and self.mean_exponent >= 0,
             f"fairness.size_exponent={self.size_exponent}, fairness.mean_exponent={self.mean_exponent}",
             "powers >= 0",
         )
-        _require(self.step_size > 0, f"fairness.step_size={self.step_size}", "a positive step size")
-        _require(self.shift >= 0, f"fairness.shift={self.shift}", "a shift >= 0")
+        require(self.capacity > 0, f"fairness.capacity={self.capacity}", "room for at least one vector")
+        require(self.step_size > 0, f"fairness.step_size={self.step_size}", "a positive step size")
+        require(self.shift >= 0, f"fairness.shift={self.shift}", "a shift >= 0")
 
     @property
     def weighing(self) -> dict[str, Any]:
@@ -441,185 +394,10 @@ class Evaluation:
     """Number of prompts whose completions, images and rewards are kept for the report at every evaluation."""
 
     def __post_init__(self):
-        _require_finite("evaluation.", self)
-        _require(self.samples >= 0, f"evaluation.samples={self.samples}", "a number >= 0")
-        _require(
+        require_finite("evaluation.", self)
+        require(self.samples >= 0, f"evaluation.samples={self.samples}", "a number >= 0")
+        require(
             self.every > 0 and self.batch > 0,
             f"evaluation.every={self.every}, evaluation.batch={self.batch}",
             "positive numbers",
         )
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """One experiment. A run folder belongs to one config: the same config resumes it, a changed one is an error."""
-
-    name: str = "clinic"
-    """Name of the preset that this config was made from."""
-    algorithm: Algorithm = "fair_grpo"
-    """Advantage estimator; fair_grpo and group_dro use explicit groups, fair_grpo_nd and drpo groups found by
-    clustering. See docs/advantages.md for when to use which."""
-    mesh: str = "1x1"
-    """Shape of the device mesh as FSDPxTENSOR, e.g. 4x1; on a CPU the devices are simulated."""
-    seed: int = 0
-    """Random seed of weights, data order and sampling."""
-    steps: int = 300
-    """Number of reinforcement learning steps."""
-    prompts: int = 64
-    """Number of prompts per step; a multiple of the mesh's first axis."""
-    rollouts: int = 8
-    """Number of completions sampled per prompt."""
-    checkpoint_every: int = 50
-    """Steps between checkpoints; one is also written on Ctrl-C, on SIGTERM and at the end."""
-    data: Data = Data()
-    model: Model = Model()
-    warmup: Warmup = Warmup()
-    sampling: Sampling = Sampling()
-    reward: Reward = Reward()
-    update: Update = Update()
-    optim: Optim = Optim()
-    fairness: Fairness = Fairness()
-    evaluation: Evaluation = Evaluation()
-
-    def __post_init__(self):
-        _require_finite("", self)
-        _require(self.seed >= 0, f"seed={self.seed}", "a seed >= 0")
-        _require(
-            self.fairness.history != "ring" or self.fairness.capacity >= self.prompts * self.sampling.tries,
-            f"fairness.capacity={self.fairness.capacity} with prompts x sampling.tries = "
-            f"{self.prompts * self.sampling.tries}",
-            "room for all prompts that a step may sample",
-        )
-        known = typing.get_args(Algorithm)
-        _require(self.algorithm in known, f"algorithm={self.algorithm!r}", f"one of {', '.join(known)}")
-        _require(
-            self.steps >= 0 and self.prompts > 0,
-            f"steps={self.steps}, prompts={self.prompts}",
-            "steps >= 0 and at least one prompt",
-        )
-        _require(
-            self.rollouts >= 2,
-            f"rollouts={self.rollouts}",
-            "at least 2, as a rollout is compared with the others of its prompt",
-        )
-        _require(self.checkpoint_every > 0, f"checkpoint_every={self.checkpoint_every}", "at least 1")
-        parts = self.update.parts
-        _require(
-            self.prompts % parts == 0,
-            f"prompts={self.prompts} with update.mini_batches x update.accumulation = {parts}",
-            f"prompts as a multiple of {parts}",
-        )
-        _require(
-            self.update.chunks == 0 or self.rollouts % self.update.chunks == 0,
-            f"rollouts={self.rollouts} with update.chunks={self.update.chunks}",
-            f"update.chunks as a divisor of {self.rollouts}, or 0",
-        )
-        binary, clustered = self.fairness.history == "binary", self.algorithm in ("fair_grpo", "fair_grpo_nd", "drpo")
-        punished = self.sampling.truncated == "penalise" and clustered
-        _require(
-            not (binary and clustered and self.reward.kind == "set_f1"),
-            "reward.kind=set_f1 with fairness.history=binary, which holds rewards of 0 and 1",
-            "--fairness.history ring",
-        )
-        _require(
-            not punished or (self.fairness.shift >= 1 and not binary),
-            f"sampling.truncated=penalise with algorithm={self.algorithm}, fairness.shift={self.fairness.shift}, "
-            f"fairness.history={self.fairness.history}",
-            "rewards that are not negative in the statistics: --fairness.shift 1 --fairness.history ring",
-        )
-        _require(
-            self.sampling.truncated != "penalise" or self.algorithm != "group_dro",
-            "sampling.truncated=penalise with algorithm=group_dro",
-            "rewards between 0 and 1: keep or mask truncated completions",
-        )
-        _require(
-            not binary or self.rollouts <= 16,
-            f"rollouts={self.rollouts} with fairness.history='binary' (2^rollouts counts)",
-            "at most 16 rollouts, or --fairness.history ring",
-        )
-
-    @property
-    def split_sizes(self) -> dict[str, int]:
-        """Sizes of the batches that are split over the first axis of the mesh, by their names in error messages."""
-        sizes = {"prompts / (update.mini_batches x update.accumulation)": self.prompts // self.update.parts}
-        if self.warmup.own_steps:
-            sizes["warmup.batch / warmup.accumulation"] = self.warmup.batch // self.warmup.accumulation
-        return sizes | {"evaluation.batch": self.evaluation.batch}
-
-
-def to_dict(config: Any) -> dict:
-    """Converts a config to a nested dict for JSON: paths become strings, tuples become lists."""
-    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
-
-
-def from_dict(values: dict, schema: type = Config) -> Any:
-    """Rebuilds a config from the result of ``to_dict``; unknown keys are an error."""
-    hints = typing.get_type_hints(schema)
-    unknown = set(values) - set(hints)
-    if unknown:
-        raise ValueError(
-            f"got unknown options {sorted(unknown)} for {schema.__name__}; wanted a config.json of this version"
-        )
-    return schema(**{key: _cast(hints[key], value) for key, value in values.items()})
-
-
-def read(path: Path) -> tuple[Config, list[str]]:
-    """Reads a ``config.json``, also of another version of this library.
-
-    Returns:
-        The config, and a line for every option that this version does not know, which is left out, or that the file
-        lacks, which gets its default.
-
-    Raises:
-        ValueError: naming the file, if it is missing, cut short, or has a value that this version refuses.
-    """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        kept, lines = _known(values, Config)
-        return from_dict(kept), lines
-    except OSError as error:
-        raise ValueError(f"got {path} ({error.strerror}); wanted the config.json of a run folder") from error
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"got {path} with {error}; wanted a config.json as a run writes it") from error
-
-
-def _known(values: dict, schema: Any, prefix: str = "") -> tuple[dict, list[str]]:
-    """The values that the schema has, and what is told of the others."""
-    hints, kept, lines = typing.get_type_hints(schema), {}, []
-    lines += [f"{prefix}{name} is not an option of this version: left out" for name in sorted(values.keys() - hints)]
-    for name, hint in hints.items():
-        if name not in values:
-            lines.append(f"{prefix}{name} is new in this version: {getattr(schema(), name)}")
-        elif dataclasses.is_dataclass(hint):
-            kept[name], more = _known(values[name], hint, f"{prefix}{name}.")
-            lines += more
-        else:
-            kept[name] = values[name]
-    return kept, lines
-
-
-def _cast(hint: Any, value: Any) -> Any:
-    if value is None:
-        return None
-    if isinstance(hint, types.UnionType):
-        hint = next(arg for arg in hint.__args__ if arg is not type(None))
-    if dataclasses.is_dataclass(hint):
-        return from_dict(value, hint)  # type: ignore[arg-type]
-    if typing.get_origin(hint) is tuple:
-        return tuple(value)
-    return Path(value) if hint is Path else value
-
-
-def flatten(values: dict, prefix: str = "") -> dict[str, Any]:
-    """Flattens a nested dict to ``{"optim.lr": 1e-4, ...}``."""
-    flat = {}
-    for key, value in values.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
-
-
-def difference(old: dict, new: dict, *, ignore: tuple[str, ...] = ()) -> list[str]:
-    """Returns a line such as ``optim.lr: 0.0001 -> 0.001`` for every option that differs between two configs."""
-    a, b = flatten(old), flatten(new)
-    keys = [key for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key) and key not in ignore]
-    return [f"{key}: {a.get(key)} -> {b.get(key)}" for key in keys]

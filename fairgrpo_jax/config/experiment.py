@@ -1,0 +1,127 @@
+"""All options of one experiment, and what they must be together."""
+
+import dataclasses
+import re
+import typing
+from typing import Literal
+
+from fairgrpo_jax.config.checks import require, require_finite
+from fairgrpo_jax.config.sections import Data, Evaluation, Fairness, Model, Optim, Reward, Sampling, Update, Warmup
+
+
+Algorithm = Literal[
+    "grpo",
+    "dr_grpo",
+    "rloo",
+    "gpg",
+    "opo",
+    "pass_at_k",
+    "reinforce_plus_plus",
+    "reinforce_plus_plus_baseline",
+    "fair_grpo",
+    "fair_grpo_nd",
+    "drpo",
+    "group_dro",
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One experiment. A run folder belongs to one config: the same config resumes it, a changed one is an error."""
+
+    name: str = "clinic"
+    """Name of the preset that this config was made from."""
+    algorithm: Algorithm = "fair_grpo"
+    """Advantage estimator; fair_grpo and group_dro use explicit groups, fair_grpo_nd and drpo groups found by
+    clustering. See docs/advantages.md for when to use which."""
+    mesh: str = "1x1"
+    """Shape of the device mesh as FSDPxTENSOR, e.g. 4x1; on a CPU the devices are simulated."""
+    seed: int = 0
+    """Random seed of weights, data order and sampling."""
+    steps: int = 300
+    """Number of reinforcement learning steps."""
+    prompts: int = 64
+    """Number of prompts per step; a multiple of the mesh's first axis."""
+    rollouts: int = 8
+    """Number of completions sampled per prompt."""
+    checkpoint_every: int = 50
+    """Steps between checkpoints; one is also written on Ctrl-C, on SIGTERM and at the end."""
+    data: Data = Data()
+    model: Model = Model()
+    warmup: Warmup = Warmup()
+    sampling: Sampling = Sampling()
+    reward: Reward = Reward()
+    update: Update = Update()
+    optim: Optim = Optim()
+    fairness: Fairness = Fairness()
+    evaluation: Evaluation = Evaluation()
+
+    def __post_init__(self):
+        require_finite("", self)
+        require(0 <= self.seed < 2**32, f"seed={self.seed}", "a seed from 0 to 2^32 - 1")
+        require(
+            re.fullmatch(r"[1-9]\d{0,5}x[1-9]\d{0,5}", self.mesh) is not None,
+            f"mesh={self.mesh!r}",
+            "FSDPxTENSOR, two positive integers such as 4x1",
+        )
+        require(
+            self.fairness.history != "ring" or self.fairness.capacity >= self.prompts * self.sampling.tries,
+            f"fairness.capacity={self.fairness.capacity} with prompts x sampling.tries = "
+            f"{self.prompts * self.sampling.tries}",
+            "room for all prompts that a step may sample",
+        )
+        known = typing.get_args(Algorithm)
+        require(self.algorithm in known, f"algorithm={self.algorithm!r}", f"one of {', '.join(known)}")
+        require(
+            0 <= self.steps <= 10**9 and self.prompts > 0,
+            f"steps={self.steps}, prompts={self.prompts}",
+            "0 to 10^9 steps and at least one prompt",
+        )
+        require(
+            self.rollouts >= 2,
+            f"rollouts={self.rollouts}",
+            "at least 2, as a rollout is compared with the others of its prompt",
+        )
+        require(self.checkpoint_every > 0, f"checkpoint_every={self.checkpoint_every}", "at least 1")
+        parts = self.update.parts
+        require(
+            self.prompts % parts == 0,
+            f"prompts={self.prompts} with update.mini_batches x update.accumulation = {parts}",
+            f"prompts as a multiple of {parts}",
+        )
+        require(
+            self.update.chunks == 0 or self.rollouts % self.update.chunks == 0,
+            f"rollouts={self.rollouts} with update.chunks={self.update.chunks}",
+            f"update.chunks as a divisor of {self.rollouts}, or 0",
+        )
+        binary, clustered = self.fairness.history == "binary", self.algorithm in ("fair_grpo", "fair_grpo_nd", "drpo")
+        punished = self.sampling.truncated == "penalise" and clustered
+        require(
+            not (binary and clustered and self.reward.kind == "set_f1"),
+            "reward.kind=set_f1 with fairness.history=binary, which holds rewards of 0 and 1",
+            "--fairness.history ring",
+        )
+        require(
+            not punished or (self.fairness.shift >= 1 and not binary),
+            f"sampling.truncated=penalise with algorithm={self.algorithm}, fairness.shift={self.fairness.shift}, "
+            f"fairness.history={self.fairness.history}",
+            "rewards that are not negative in the statistics: --fairness.shift 1 --fairness.history ring",
+        )
+        require(
+            self.sampling.truncated != "penalise" or self.algorithm != "group_dro",
+            "sampling.truncated=penalise with algorithm=group_dro",
+            "rewards between 0 and 1: keep or mask truncated completions",
+        )
+        require(
+            not binary or self.rollouts <= 16,
+            f"rollouts={self.rollouts} with fairness.history='binary' (2^rollouts counts)",
+            "at most 16 rollouts, or --fairness.history ring",
+        )
+
+    @property
+    def split_sizes(self) -> dict[str, int]:
+        """Sizes of the batches that are split over the first axis of the mesh, by their names in error messages."""
+        sizes = {"prompts / (update.mini_batches x update.accumulation)": self.prompts // self.update.parts}
+        if self.warmup.own_steps:
+            sizes["warmup.batch / warmup.accumulation"] = self.warmup.batch // self.warmup.accumulation
+        return sizes | {"evaluation.batch": self.evaluation.batch}
