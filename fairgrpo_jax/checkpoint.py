@@ -186,13 +186,15 @@ def _digests(tree: Any) -> Any:
 
 
 def _digest(x: jax.Array) -> jax.Array:
-    """The sum of the array's words, each times an odd number that depends on its place, modulo 2^32.
+    """The sum of the array's words, each mixed and multiplied by an odd number of its place, modulo 2^32.
 
-    Any single word that differs changes it, and others do but for one in 2^32. The order of summing is of no
-    consequence, hence neither is the sharding.
+    Any single word that differs changes it; several do but for about one in 2^32. Mixing is what lets two flipped signs
+    count: without it, highest bits cancel. The order of summing is of no consequence, hence neither is the sharding.
     """
     x = x.astype(jnp.uint8) if x.dtype == jnp.bool_ else x
     words = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * min(x.dtype.itemsize, 4)}")).astype(jnp.uint32)
+    words = (words ^ (words >> 16)) * jnp.uint32(0x7FEB352D)
+    words = words ^ (words >> 15)
     place = jnp.uint32(0)
     for axis, size in enumerate(words.shape):
         place = place * jnp.uint32(size & 0xFFFFFFFF) + jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)

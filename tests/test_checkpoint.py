@@ -70,16 +70,31 @@ def test_the_digest_is_that_of_any_mesh(whole, spec, tmp_path):
     assert_equal(restored(tmp_path)[:2], trees(5))
 
 
+def mixed(word):
+    word = ((word ^ (word >> 16)) * 0x7FEB352D) % 2**32
+    return word ^ (word >> 15)
+
+
+def test_two_flipped_signs_are_two_changes():
+    array = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
+    digest, seen = jax.jit(checkpoint._digest), set()
+    for i, j in [(0, 1), (5, 9), (63, 0), (17, 40)]:
+        other = array.copy()
+        other[i, j], other[j, i] = -other[i, j], -other[j, i]
+        seen.add(int(digest(other)))
+    assert len(seen | {int(digest(array))}) == 5
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32", "uint8", "bool", "int64"])
 @pytest.mark.parametrize("shape", [(), (5,), (3, 4, 2)])
 def test_the_digest_by_hand(dtype, shape):
-    """Words times odd numbers in a row, in integers without bound; 64 bits are two words, the lower one first."""
+    """Mixed words times odd numbers in a row, in integers without bound; 64 bits are two words, the lower one first."""
     rng = np.random.default_rng(1)
     values = rng.normal(size=shape) * 100
     array = values.astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
     word = np.dtype(f"uint{8 * min(array.itemsize, 4)}")
     words = np.frombuffer(array.tobytes(), word).tolist()
-    wanted = sum(value * (2 * place + 1) for place, value in enumerate(words)) % 2**32
+    wanted = sum(mixed(value) * (2 * place + 1) for place, value in enumerate(words)) % 2**32
     with jax.enable_x64(dtype == "int64"):
         assert int(jax.jit(checkpoint._digest)(array)) == wanted
 

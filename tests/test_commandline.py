@@ -143,7 +143,7 @@ def test_errors_of_the_machine_are_one_line(monkeypatch, capsys, error, line):
 
 
 def shapes(config, workdir):
-    jnp.ones(3) @ jnp.ones(4)
+    return jnp.ones(3) @ jnp.ones(4)
 
 
 @pytest.mark.parametrize("command", [fails_with(KeyError("step")), shapes], ids=["KeyError", "inside JAX"])

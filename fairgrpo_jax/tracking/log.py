@@ -79,7 +79,8 @@ class MetricsLog:
 
     def sync(self) -> None:
         """Forces all rows to disk."""
-        files.sync(self._file.buffer)
+        self._file.flush()
+        os.fsync(self._file.fileno())
 
     def _write(self, row: dict[str, Any]) -> None:
         self._file.write(json.dumps(row, allow_nan=False, ensure_ascii=False) + "\n")
