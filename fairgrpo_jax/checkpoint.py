@@ -9,8 +9,10 @@ restored: storage that returns other bytes than were written is noticed, on any 
 files, and the files need not be read twice. The digest guards against damage, not against intent.
 """
 
+import functools
 import json
 import re
+import sys
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -156,10 +158,18 @@ def _restored(checkpoints: ocp.CheckpointManager, step: int, like: dict[str, Any
 def _damaged(checkpoints: ocp.CheckpointManager, step: int, why: Exception | str) -> Exception:
     """The error to raise: ``Damaged``, but for what says nothing about the checkpoint."""
     if isinstance(why, Exception):
+        _drop_late_callbacks()
         if isinstance(why, MemoryError) or re.search("RESOURCE_EXHAUSTED|PERMISSION_DENIED", str(why)):
             return why
         why = f"{type(why).__name__}: {(str(why).strip() or 'no more is known').splitlines()[0][:200]}"
     return Damaged(f"checkpoint {checkpoints.directory / str(step)} is damaged ({why})")
+
+
+@functools.cache
+def _drop_late_callbacks() -> None:
+    """Silences what TensorStore still calls after a failed restore: Orbax's event loop is closed by then."""
+    before = sys.unraisablehook
+    sys.unraisablehook = lambda seen: None if str(seen.exc_value) == "Event loop is closed" else before(seen)
 
 
 def _and_others(names: Sequence[str]) -> str:
