@@ -133,6 +133,7 @@ def _restored(checkpoints: ocp.CheckpointManager, step: int, like: dict[str, Any
     """The items of ``like``, held against their digests, and the state of the host."""
     args = {name: ocp.args.StandardRestore(_abstract(tree)) for name, tree in like.items()}
     checkpoints.wait_until_finished()
+    _drop_late_callbacks()
     try:
         saved = checkpoints.restore(step, args=ocp.args.Composite(**args, host=ocp.args.JsonRestore()))
     except Exception as error:  # Orbax has many: KeyError, JSON's, TensorStore's, its own
@@ -158,7 +159,6 @@ def _restored(checkpoints: ocp.CheckpointManager, step: int, like: dict[str, Any
 def _damaged(checkpoints: ocp.CheckpointManager, step: int, why: Exception | str) -> Exception:
     """The error to raise: ``Damaged``, but for what says nothing about the checkpoint."""
     if isinstance(why, Exception):
-        _drop_late_callbacks()
         if isinstance(why, MemoryError) or re.search("RESOURCE_EXHAUSTED|PERMISSION_DENIED", str(why)):
             return why
         why = f"{type(why).__name__}: {(str(why).strip() or 'no more is known').splitlines()[0][:200]}"
@@ -167,7 +167,7 @@ def _damaged(checkpoints: ocp.CheckpointManager, step: int, why: Exception | str
 
 @functools.cache
 def _drop_late_callbacks() -> None:
-    """Silences what TensorStore still calls after a failed restore: Orbax's event loop is closed by then."""
+    """Silences what TensorStore still calls when a restore has failed: Orbax's event loop is closed by then."""
     before = sys.unraisablehook
     sys.unraisablehook = lambda seen: None if str(seen.exc_value) == "Event loop is closed" else before(seen)
 
