@@ -51,6 +51,7 @@ def manager(
     )
     options = ocp.CheckpointManagerOptions(preservation_policy=policy, read_only=read_only, create=not read_only)
     handlers = {name: handler() for name, handler in _ITEMS.items()}
+    _drop_late_callbacks()
     return ocp.CheckpointManager(folder.absolute(), item_handlers=handlers, options=options)
 
 
@@ -133,7 +134,6 @@ def _restored(checkpoints: ocp.CheckpointManager, step: int, like: dict[str, Any
     """The items of ``like``, held against their digests, and the state of the host."""
     args = {name: ocp.args.StandardRestore(_abstract(tree)) for name, tree in like.items()}
     checkpoints.wait_until_finished()
-    _drop_late_callbacks()
     try:
         saved = checkpoints.restore(step, args=ocp.args.Composite(**args, host=ocp.args.JsonRestore()))
     except Exception as error:  # Orbax has many: KeyError, JSON's, TensorStore's, its own
@@ -167,7 +167,7 @@ def _damaged(checkpoints: ocp.CheckpointManager, step: int, why: Exception | str
 
 @functools.cache
 def _drop_late_callbacks() -> None:
-    """Silences what TensorStore still calls when a restore has failed: Orbax's event loop is closed by then."""
+    """Silences what TensorStore still calls when reading or writing has failed: Orbax's event loop is closed then."""
     before = sys.unraisablehook
     sys.unraisablehook = lambda seen: None if str(seen.exc_value) == "Event loop is closed" else before(seen)
 

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import logging
 import re
 import signal
 import sys
@@ -69,6 +70,8 @@ def one_line_errors() -> Iterator[None]:
     2 for an error, 128 + signal for an interruption. Anything else is a defect of this library: its traceback stays,
     with a line that says so.
     """
+    for name in ("absl", "asyncio"):  # Orbax logs a page for every error that it also raises
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         yield
     except runs.Interrupted as stopped:

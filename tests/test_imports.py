@@ -25,8 +25,8 @@ FLOORS = (
         "fairness",
         "estimators",
     )
-    + ("metrics", "interop", "files"),
-    ("config", "mesh", "configs", "data", "models", "rewards", "tracking", "report"),
+    + ("metrics", "interop"),
+    ("files", "config", "mesh", "configs", "data", "models", "rewards", "tracking", "report"),
     ("rollout", "staged", "plan.cost", "plan.devices", "plan.footprint", "chunking", "learner", "checkpoint", "policy")
     + (
         "plan.utilisation",
@@ -45,7 +45,7 @@ FLOORS = (
 ORDER = {name: (floor, place) for floor, names in enumerate(FLOORS) for place, name in enumerate(names)}
 # On the second floor only these arrows exist; data knows no model, models know no dataset.
 SIDEWAYS = {("configs", "config"), ("models", "mesh"), ("rewards", "config")}
-SIDEWAYS |= {("report", "config"), ("report", "tracking")}
+SIDEWAYS |= {("report", "config"), ("report", "tracking"), ("report", "files"), ("tracking", "files")}
 
 
 def modules():
