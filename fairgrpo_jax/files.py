@@ -12,13 +12,15 @@ from typing import BinaryIO
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A binary file that takes the place of ``path`` when the block ends; an error leaves the old one as it was.
 
+    A process that is killed leaves its draft, ``.NAME.tmp``, which the next one that writes the file takes over.
+
     >>> path = Path(tempfile.mkdtemp()) / "page.html"
     >>> with replacing(path) as file:
     ...     _ = file.write(b"whole")
     >>> path.read_text(), [found.name for found in path.parent.iterdir()]
     ('whole', ['page.html'])
     """
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    draft = path.with_name(f".{path.name}.tmp")
     try:
         with draft.open("wb") as file:
             yield file
