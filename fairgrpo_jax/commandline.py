@@ -75,18 +75,23 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except runs.Interrupted as stopped:
-        print(stopped.message, file=sys.stderr)
+        _say(stopped.message)
         raise
     except KeyboardInterrupt as error:
-        print("interrupted; what was saved stays, and the same command goes on from there", file=sys.stderr)
+        _say("interrupted; what was saved stays, and the same command goes on from there")
         raise SystemExit(128 + signal.SIGINT) from error
     except Exception as error:
         line = _line(error)
         if line is None:
             traceback.print_exc()
             line = "this is a defect of fairgrpo_jax, not of your input: please report it with the lines above"
-        print(f"error: {line}", file=sys.stderr)
+        _say(f"error: {line}")
         raise SystemExit(2) from error
+
+
+def _say(line: str) -> None:
+    with contextlib.suppress(OSError):  # a terminal that was closed
+        print(line, file=sys.stderr)
 
 
 # Libraries that are called with what has been checked: a ValueError from their inside is not about the user's input.

@@ -405,6 +405,38 @@ def test_kill_9_and_the_same_command_again(tmp_path):
 
 
 @pytest.mark.slow
+def test_kill_9_at_random_moments(tmp_path):
+    """In start, warm-up, saving, training, evaluation or the report, wherever it falls: one folder, killed again."""
+    whole, killed, rng = tmp_path / "whole", tmp_path / "killed", np.random.default_rng(0)
+    began = time.monotonic()
+    assert command(whole).wait() == 0
+    took = time.monotonic() - began
+    for share in rng.uniform(0.2, 1, 4):
+        process = command(killed)
+        time.sleep(share * took)
+        process.kill()
+        process.wait()
+    assert command(killed).wait() == 0, killed.with_suffix(".txt").read_text()
+    assert rows(killed) == rows(whole)
+    for path in (whole / "evals").iterdir():
+        assert (killed / "evals" / path.name).read_bytes() == path.read_bytes()
+    assert not [path for path in killed.rglob("*") if "tmp" in path.name]
+
+
+@pytest.mark.slow
+def test_two_processes_at_once_are_one_run(tmp_path):
+    """Started at the same moment: one goes through, the other is told in one line."""
+    folder, other = tmp_path / "run", tmp_path / "other.txt"
+    module = [sys.executable, "-m", "fairgrpo_jax.train", "clinic", *ARGUMENTS, "--workdir", str(folder)]
+    with other.open("w") as output:
+        processes = [command(folder), subprocess.Popen(module, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)]
+        codes = [process.wait() for process in processes]
+    told = (folder.with_suffix(".txt") if codes[0] else other).read_text()
+    assert sorted(codes) == [0, 2] and "another process is at work" in told and "Traceback" not in told
+    assert [row["step"] for row in rows(folder, "train")] == [1, 2, 3, 4]
+
+
+@pytest.mark.slow
 def test_mesh_4x1_needs_no_config_name(tmp_path):
     module = [sys.executable, "-m", "fairgrpo_jax.train", "--mesh", "4x1", *ARGUMENTS, "--workdir", str(tmp_path)]
     subprocess.run(module, cwd=ROOT, check=True)
