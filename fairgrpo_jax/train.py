@@ -79,6 +79,10 @@ def show(run: runs.Run) -> None:
     try:
         print(f"report: {report.build({config.algorithm: run.folder}, out, title=title)}")
         before, after = (evaluate.read(run.folder, step) for step in (0, config.steps))
+        if [row["uid"] for row in before] != [row["uid"] for row in after]:
+            raise ValueError(
+                f"got {len(before)} answers before and {len(after)} after; wanted the same records in both"
+            )
         rich.print(tables.held_out_table(before, after, scheme=config.data.scheme))
     except Exception as error:
         if not isinstance(error, ValueError | OSError):

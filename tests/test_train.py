@@ -288,6 +288,16 @@ def test_other_records_are_told(whole, tmp_path, capsys):
     assert "warning: records of 'train': 7 (0000) -> " in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("text", ["", '{"uid": "x"}\n', '{"uid'])
+def test_the_report_never_costs_the_run(whole, tmp_path, monkeypatch, capsys, text):
+    folder = copied(whole, tmp_path)
+    monkeypatch.setattr(train.report, "build", lambda *_, **__: folder / "report.html")
+    (folder / "evals" / "000000.jsonl").write_text(text)
+    with runs.open_run(SMALL, folder) as run:
+        train.show(run)
+    assert "warning: the run is complete, its report is not (" in capsys.readouterr().out
+
+
 def unscored(share):
     """Scores of which the first ``share`` are lost, as by a judge that does not answer."""
     score = rewards.score
