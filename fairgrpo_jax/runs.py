@@ -248,14 +248,14 @@ def open_run(config: options.Config, workdir: Path | None) -> Iterator[Run]:
     with contextlib.ExitStack() as open_while_running:
         enter = open_while_running.enter_context
         enter(lock.held(path))
+        manager = checkpoint.manager(path / "checkpoints", always=[config.warmup.own_steps])
+        checkpoints = enter(contextlib.closing(manager))
+        done = checkpoints.latest_step()
+        _require_ahead(config, done)
         changes = folder.claim(path, config)
         stop = enter(Stop())
         log = enter(tracking.MetricsLog(path / "metrics.jsonl"))
-        manager = checkpoint.manager(path / "checkpoints", always=[config.warmup.own_steps])
-        checkpoints = enter(contextlib.closing(manager))
         enter(jax.set_mesh(devices))
-        done = checkpoints.latest_step()
-        _require_ahead(config, done)
         print(f"run folder {path}: {'new' if done is None else f'going on after update {done}'}", flush=True)
         if changes:
             print(f"changed options: {'; '.join(changes)}", flush=True)

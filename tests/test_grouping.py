@@ -3,9 +3,12 @@
 import itertools
 import json
 
+import hypothesis.extra.numpy as hnp
+import hypothesis.strategies as st
 import jax
 import numpy as np
 import pytest
+from hypothesis import assume, given
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 
@@ -214,3 +217,91 @@ def test_balanced_rows_draw_each_row_of_a_group_alike():
     assert grouping.balanced_rows([], seed=0).shape == (0,)
     with pytest.raises(ValueError, match="domains of shape \\(1,\\)"):
         grouping.balanced_rows([0, 1], [0], seed=0)
+
+
+# ---- drawing prompts by cell -----------------------------------------------------------------------------------------
+
+
+NATURAL: dict = dict(size_exponent=0.0, hardness_exponent=0.0, domain_exponent=1.0)
+FREE: dict = dict(max_ratio=np.inf, floor=0.0)
+
+
+def test_probabilities_by_hand():
+    """Two domains of 100 and 400 rows: 1/3 and 2/3 by the root; in the first 0.2 to 0.6, in the second equal parts."""
+    sizes, hardness = [[90, 10, 0], [200, 100, 100]], [[0.2, 0.6, 0.9], [0.5, 0.5, 0.5]]
+    q = grouping.sampling_probabilities(sizes, hardness, **FREE)
+    np.testing.assert_allclose(q, [[1 / 12, 1 / 4, 0], [2 / 9, 2 / 9, 2 / 9]])
+    q = grouping.sampling_probabilities(sizes, hardness, max_ratio=np.inf, floor=0.1)
+    np.testing.assert_allclose(q[0, 1], 0.9 / 4 + 0.1 * 10 / 500)
+    q = grouping.sampling_probabilities(sizes, hardness, max_ratio=5, floor=0.0)  # 10 of 500 rows: at most 1/10
+    np.testing.assert_allclose(
+        q, np.array([[1 / 12, 0, 0], [2 / 9, 2 / 9, 2 / 9]]) * 0.9 / 0.75 + [[0, 0.1, 0], [0] * 3]
+    )
+
+
+def test_limits_of_the_probabilities():
+    rng = np.random.default_rng(0)
+    domains, groups = rng.integers(0, 3, 500), np.minimum(rng.geometric(0.5, 500), 4) - 1
+    sizes = np.zeros((3, 5))
+    np.add.at(sizes, (domains, groups), 1)
+    hardness = rng.uniform(0.1, 1, sizes.shape)
+    np.testing.assert_allclose(grouping.sampling_probabilities(sizes, hardness, **NATURAL, **FREE), sizes / 500)
+    balanced = grouping.sampling_probabilities(sizes, hardness, hardness_exponent=0.0, **FREE)
+    rows = grouping.balanced_rows(groups, domains, seed=0)
+    drawn = np.zeros_like(sizes)
+    np.add.at(drawn, (domains[rows], groups[rows]), 1)
+    shares = lambda x: x / x.sum(1, keepdims=True)
+    np.testing.assert_allclose(shares(balanced), shares(drawn))
+
+
+def test_hardness_as_in_the_weights_of_fairgrpo():
+    """A weight n ** -1/2 / r on n rows is a mass of n ** 1/2 / r: the same with 1 / r as hardness."""
+    q = grouping.sampling_probabilities([[40, 10, 0]], [[1 / 0.8, 1 / 0.2, 1.0]], size_exponent=0.5, **FREE)
+    np.testing.assert_allclose(q[0, 0] / q[0, 1], (40 * 40**-0.5 / 0.8) / (10 * 10**-0.5 / 0.2))
+
+
+@given(
+    hnp.arrays(np.int64, st.tuples(st.integers(1, 4), st.integers(1, 5)), elements=st.integers(0, 50)),
+    st.floats(1, 20),
+    st.floats(0, 1),
+    st.integers(0, 2**32 - 1),
+)
+def test_probabilities_of_any_cells(sizes, max_ratio, floor, seed):
+    assume(sizes.sum() > 0)
+    hardness = np.random.default_rng(seed).choice([0.0, 0.1, 0.5, 1.0], sizes.shape)
+    q = grouping.sampling_probabilities(sizes, hardness, max_ratio=max_ratio, floor=floor)
+    assert q.sum() == pytest.approx(1) and (q[sizes == 0] == 0).all() and (q >= 0).all()
+    natural = sizes / sizes.sum()
+    assert (q <= max_ratio * natural + 1e-12).all() and (q >= floor * natural - 1e-12).all()
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12), st.integers(0, 200), st.floats(0, 1, exclude_max=True))
+def test_systematic_counts_are_never_off_by_more_than_one(weights, count, start):
+    assume(sum(weights) > 1e-6)
+    q = np.array(weights) / sum(weights)
+    counts = grouping.systematic_counts(q, count, start)
+    assert counts.sum() == count and (counts >= 0).all() and (counts[q == 0] == 0).all()
+    assert (np.abs(counts - count * q) < 1 + 1e-9).all()
+
+
+def test_systematic_counts_have_the_expectation_of_the_probabilities():
+    q = np.array([[0.5, 0.013], [0.287, 0.2]])
+    starts = (np.arange(10_000) + 0.5) / 10_000
+    mean = np.mean([grouping.systematic_counts(q, 64, start) for start in starts], axis=0)
+    np.testing.assert_allclose(mean, 64 * q, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "call, said",
+    [
+        (lambda: grouping.sampling_probabilities([[1, 2]], [[1.0]]), "wanted .domains, groups. twice"),
+        (lambda: grouping.sampling_probabilities([[1, 2]], [[1.0, -1.0]]), "hardness from -1.0 to 1.0"),
+        (lambda: grouping.sampling_probabilities([[0, 0]], [[1.0, 1.0]]), "without any row"),
+        (lambda: grouping.sampling_probabilities([[1, 1]], [[1.0, 1.0]], max_ratio=0.5), "max_ratio=0.5"),
+        (lambda: grouping.systematic_counts([0.5, 0.4], 4, 0.1), "with sum 0.9; wanted .* with sum 1"),
+        (lambda: grouping.systematic_counts([0.5, 0.5], 4, 1.0), "start=1.0"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(call, said):
+    with pytest.raises(ValueError, match=said):
+        call()

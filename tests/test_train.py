@@ -166,12 +166,13 @@ def test_a_signal_saves_and_the_same_command_resumes_to_the_same_log(whole, tmp_
             os.kill(os.getpid(), number)
         return step(*args, **kwargs)
 
+    before = signal.signal(number, signal.SIG_DFL)  # under nohup SIGHUP is ignored, and stays so in a run
     with monkeypatch.context() as patched:
         patched.setattr(learner, name, struck)
         with pytest.raises(runs.Interrupted) as stopped:
             run(config, tmp_path)
     assert stopped.value.code == 128 + number and "the same command resumes" in stopped.value.message
-    assert signal.getsignal(number) == signal.SIG_DFL
+    assert signal.signal(number, before) == signal.SIG_DFL
     last = rows(tmp_path)[-1]
     assert (last["kind"], last["step"]) == ("train" if stage == "policy" else "warmup", calls)
     run(config, tmp_path)
@@ -264,6 +265,7 @@ def test_a_finished_run_may_become_longer(whole, tmp_path):
     assert mine[-1]["kind"] == "eval" and mine[-1]["step"] == 5
     with pytest.raises(ValueError, match="got steps=3 for a run that has done 5"):
         go(dataclasses.replace(SMALL, steps=3), folder)
+    assert options.read(folder / "config.json")[0].steps == 5
 
 
 def test_rows_that_are_lost_are_told(whole, tmp_path, capsys):
