@@ -11,6 +11,7 @@ files, and the files need not be read twice. The digest guards against damage, n
 
 import functools
 import json
+import logging
 import re
 import sys
 import zlib
@@ -52,7 +53,13 @@ def manager(
     options = ocp.CheckpointManagerOptions(preservation_policy=policy, read_only=read_only, create=not read_only)
     handlers = {name: handler() for name, handler in _ITEMS.items()}
     _drop_late_callbacks()
-    return ocp.CheckpointManager(folder.absolute(), item_handlers=handlers, options=options)
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # Orbax warns that what was asked to be read-only is
+    try:
+        return ocp.CheckpointManager(folder.absolute(), item_handlers=handlers, options=options)
+    finally:
+        logger.setLevel(level)
 
 
 def save(checkpoints: ocp.CheckpointManager, step: int, params: Any, training: Any, host: dict) -> None:
