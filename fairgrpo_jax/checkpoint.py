@@ -9,13 +9,14 @@ restored: storage that returns other bytes than were written is noticed, on any 
 files, and the files need not be read twice. The digest guards against damage, not against intent.
 """
 
+import contextlib
 import functools
 import json
 import logging
 import re
 import sys
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,16 +51,11 @@ def manager(
     policy = checkpoint_managers.AnyPreservationPolicy(
         [checkpoint_managers.LatestN(keep), checkpoint_managers.preservation_policy.CustomSteps(always)]
     )
-    options = ocp.CheckpointManagerOptions(preservation_policy=policy, read_only=read_only, create=not read_only)
     handlers = {name: handler() for name, handler in _ITEMS.items()}
     _drop_late_callbacks()
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.ERROR)  # Orbax warns that what was asked to be read-only is
-    try:
+    with _errors_only():  # Orbax warns that what was asked to be read-only is
+        options = ocp.CheckpointManagerOptions(preservation_policy=policy, read_only=read_only, create=not read_only)
         return ocp.CheckpointManager(folder.absolute(), item_handlers=handlers, options=options)
-    finally:
-        logger.setLevel(level)
 
 
 def save(checkpoints: ocp.CheckpointManager, step: int, params: Any, training: Any, host: dict) -> None:
@@ -170,6 +166,17 @@ def _damaged(checkpoints: ocp.CheckpointManager, step: int, why: Exception | str
             return why
         why = f"{type(why).__name__}: {(str(why).strip() or 'no more is known').splitlines()[0][:200]}"
     return Damaged(f"checkpoint {checkpoints.directory / str(step)} is damaged ({why})")
+
+
+@contextlib.contextmanager
+def _errors_only() -> Iterator[None]:
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(max(level, logging.ERROR))
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 @functools.cache
