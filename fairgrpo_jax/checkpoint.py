@@ -28,7 +28,7 @@ from orbax.checkpoint import checkpoint_managers
 from fairgrpo_jax import mesh
 
 
-FORMAT = 2  # of the item "host"; 1, of versions before 0.3, has no digests
+FORMAT = 2  # of the item "host"; 1, which did not say so, has no digests
 
 _ITEMS = {
     "params": ocp.StandardCheckpointHandler,

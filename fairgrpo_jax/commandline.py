@@ -96,7 +96,7 @@ def _say(line: str) -> None:
 
 # Libraries that are called with what has been checked: a ValueError from their inside is not about the user's input.
 _INSIDE = re.compile(r"[/\\](jax|jaxlib|flax|optax|numpy)[/\\]")
-_MACHINE = re.compile("No space left on device|Disk quota exceeded|File too large|Input/output error")
+_FULL = re.compile("No space left on device|Disk quota exceeded|File too large")
 
 
 def _line(error: Exception) -> str | None:
@@ -105,7 +105,7 @@ def _line(error: Exception) -> str | None:
     while (cause := links[-1].__cause__ or links[-1].__context__) is not None:
         links.append(cause)
     for link in links:
-        if found := _MACHINE.search(str(link)):
+        if found := _FULL.search(str(link)):
             return f"{found[0]}: {' '.join(str(link).split())[:300]}; make room, and the same command goes on"
     if isinstance(error, OSError):
         return " ".join(str(error).split())
