@@ -117,14 +117,19 @@ def check_rollouts(r: jax.Array, state: FairnessState, shift: float) -> None:
 
 def check_values(r: np.ndarray, d: np.ndarray, g: np.ndarray, state: FairnessState) -> None:
     """Checks that ids are in range, and that a binary history can hold the rewards."""
-    num_domains, num_groups = state.group_count.shape[0], state.group_count.shape[1] - 1
+    check_ids(d, g, state.group_count.shape)
+    binary = state.history is not None and is_table(state.history)
+    if binary and not np.all(np.isnan(r) | (r == 0) | (r == 1)):
+        raise ValueError("got rewards other than 0 and 1 with history='binary'; call init with history='ring'")
+
+
+def check_ids(d: np.ndarray, g: np.ndarray, cells: tuple[int, ...]) -> None:
+    """Checks that ids of domains and groups are those of a table of shape (D, Gr + 1)."""
+    num_domains, num_groups = cells[0], cells[1] - 1
     if np.any((d < 0) | (d >= num_domains)):
         raise ValueError(f"got domains from {d.min()} to {d.max()}; wanted 0 .. {num_domains - 1}")
     if np.any((g < -1) | (g >= num_groups)):
         raise ValueError(f"got groups from {g.min()} to {g.max()}; wanted 0 .. {num_groups - 1}, or -1 = unlabelled")
-    binary = state.history is not None and is_table(state.history)
-    if binary and not np.all(np.isnan(r) | (r == 0) | (r == 1)):
-        raise ValueError("got rewards other than 0 and 1 with history='binary'; call init with history='ring'")
 
 
 @jax.jit

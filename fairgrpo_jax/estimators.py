@@ -59,7 +59,7 @@ class Scored(NamedTuple):
 
 
 def estimate(
-    name: str, scored: Scored, memory: Memory, *, step_size: float = 0.01, **options: Any
+    name: str, scored: Scored, memory: Memory, *, focus: float = 0.0, step_size: float = 0.01, **options: Any
 ) -> tuple[jax.Array, Memory, dict[str, jax.Array]]:
     """Advantages (P, G) of the prompts that the update learns from, the next memory, and scalars for the log.
 
@@ -71,6 +71,7 @@ def estimate(
         name: one of ``NAMES``, the name of a function in ``advantages`` or ``fairness``.
         scored: the step; see ``Scored``.
         memory: from the previous step.
+        focus: exponent of each prompt's failure rate, for every estimator; see ``advantages.focused``.
         step_size: step size of ``fairness.group_dro``.
         **options: options of ``fairness.temperatures``, for the FairGRPO family; those that a member fixes are ignored.
 
@@ -99,6 +100,7 @@ def estimate(
         values = OF_TOKENS[name](rewards, scored.lengths)
     else:
         values = PLAIN[name](rewards)
+    values = adv.focused(values, rewards, focus)
     active = jnp.where(adv.has_signal(rewards), weights, 0.0)
     watched = {
         "fairness/effective_sample_size": diagnostics.effective_sample_size(active),

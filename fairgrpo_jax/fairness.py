@@ -1,5 +1,7 @@
 """The FairGRPO family: advantages scaled by how large and how well served a prompt's domain and group are.
 
+Beside it, Group DRO, and the hardness of demographic cells that fair sampling draws by (``hardness``).
+
     >>> state = init(num_domains=1, num_groups=2, num_rollouts=2, history=None)
     >>> rewards = [[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]]  # three equally hard prompts, the third of a rarer group
     >>> advantages, state = fair_grpo(rewards, [0, 0, 0], [0, 0, 1], state)
@@ -24,12 +26,14 @@ from numpy.typing import ArrayLike
 
 from fairgrpo_jax import _fairness_state as memory, _temperatures as formula, advantages as adv
 from fairgrpo_jax._fairness_state import Clustering, FairnessState, init
+from fairgrpo_jax._hardness import HardnessState, hardness, init_hardness, observe_hardness, residual_weights
 from fairgrpo_jax._temperatures import Clamp, DomainMean, Levels, or_one
 
 
 __all__ = [
-    "FAMILY", "FairnessState", "Member", "Options", "dro_weights", "drpo", "fair_grpo", "fair_grpo_nd", "group_dro",
-    "group_weights", "init", "rescale", "temperatures", "weigh",
+    "FAMILY", "FairnessState", "HardnessState", "Member", "Options", "dro_weights", "drpo", "fair_grpo",
+    "fair_grpo_nd", "group_dro", "group_weights", "hardness", "init", "init_hardness", "observe_hardness", "rescale",
+    "residual_weights", "temperatures", "weigh",
 ]  # fmt: skip
 
 Statistics = Literal["cumulative", "batch", "ema"]

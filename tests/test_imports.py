@@ -22,6 +22,7 @@ FLOORS = (
         "losses",
         "_fairness_state",
         "_temperatures",
+        "_hardness",
         "fairness",
         "estimators",
     )
