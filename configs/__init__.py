@@ -19,7 +19,7 @@ DEFAULT = "clinic"
 def names() -> list[str]:
     """The presets, by name; a file with ``METHODS`` has one more for each, ``file/method``."""
     files = sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
-    return [name for file in files for name in (file, *(f"{file}/{method}" for method in _methods(file)))]
+    return [name for file in files for name in (file, *(f"{file}/{method}" for method in _methods_of(file)))]
 
 
 def get(name: str) -> Config:
@@ -29,7 +29,11 @@ def get(name: str) -> Config:
         ValueError: if there is none, naming the known ones.
     """
     if name not in names():
-        raise ValueError(f"got config {name!r}; wanted one of {', '.join(names())} (or options only, for {DEFAULT})")
+        files = [known for known in names() if "/" not in known]
+        raise ValueError(
+            f"got config {name!r}; wanted one of {', '.join(files)} (or options only, for {DEFAULT}), or one of their "
+            "methods, such as clinic/grpo; --list shows all"
+        )
     file, _, method = name.partition("/")
     return dataclasses.replace(_module(file).get_config(*([method] if method else [])), name=name)
 
@@ -40,7 +44,7 @@ def summaries() -> dict[str, str]:
     return {name: f"the same with {name.partition('/')[2]}" if "/" in name else line for name, line in told.items()}
 
 
-def _methods(file: str) -> list[str]:
+def _methods_of(file: str) -> list[str]:
     return [*getattr(_module(file), "METHODS", ())]
 
 

@@ -8,39 +8,25 @@ reported runs: token mean over a mini-batch (the paper's formula: mean of sequen
 """
 
 import dataclasses
-from typing import Any
 
 from fairgrpo_jax.config import Config, Data, Evaluation, Fairness, Model, Optim, Reward, Sampling, Update, Warmup
+from fairgrpo_jax.configs import _methods
 
 
 DATASETS = ("chexpert", "hemorrhage", "vindr_mammo", "isic2020", "ham10000", "pad_ufes_20", "covid_blues")
 
-# The table of the paper: every method is FairGRPO's configuration except for these options.
-METHODS: dict[str, dict[str, Any]] = {
-    "fair_grpo": {},
-    "fair_grpo_nd": dict(algorithm="fair_grpo_nd"),
-    "grpo": dict(algorithm="grpo"),
-    "grpo_rs": dict(algorithm="grpo", resample=True),
-    "grpo_dro": dict(algorithm="group_dro"),
-    "rloo": dict(algorithm="rloo"),
-    "reinforce_plus_plus": dict(algorithm="reinforce_plus_plus"),
-}
-
 
 def paper(name: str, method: str, *, model: Model, data: Data, lr: float, rollouts: int) -> Config:
-    """A run of the paper with one of ``METHODS``."""
-    changes = dict(METHODS[method])
+    """A run of the paper with one of the methods of ``_methods``."""
     data = dataclasses.replace(
         data,
         name=",".join(DATASETS),
         num_frames=4,
         list_choices=True,
         instruction=r"Reason first, between <think> and </think>; then give the final answer in \boxed{}.",
-        resample=changes.pop("resample", False),
     )
     config = Config(
         name=name,
-        algorithm="fair_grpo",
         mesh="4x1",
         steps=90,  # what the authors' curves show of 15 epochs
         prompts=512,
@@ -56,4 +42,4 @@ def paper(name: str, method: str, *, model: Model, data: Data, lr: float, rollou
         fairness=Fairness(history="ring"),
         evaluation=Evaluation(every=5, batch=64),
     )
-    return dataclasses.replace(config, **changes)
+    return _methods.method(config, method)

@@ -10,7 +10,8 @@ Expected: the paper reports higher F1 of the worst group and smaller gaps than G
 from pathlib import Path
 
 from fairgrpo_jax.config import Config, Data, Model
-from fairgrpo_jax.configs._clinical import METHODS as METHODS, paper
+from fairgrpo_jax.configs._clinical import paper
+from fairgrpo_jax.configs._methods import METHODS as METHODS
 
 
 def get_config(method: str = "fair_grpo") -> Config:

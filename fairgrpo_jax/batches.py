@@ -26,6 +26,11 @@ class PromptBatch:
     domains: np.ndarray  # (P,) int32
     groups: np.ndarray  # (P,) int32, -1 unlabelled
 
+    @property
+    def cells(self) -> list[tuple[int, int]]:
+        """The domain and the group of each prompt."""
+        return list(zip(self.domains.tolist(), self.groups.tolist(), strict=True))
+
     def join(self, other: "PromptBatch") -> "PromptBatch":
         """Concatenates the prompts of both, these first."""
         arrays = [(batch.prompt, batch.domains, batch.groups) for batch in (self, other)]

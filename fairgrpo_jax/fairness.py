@@ -26,12 +26,12 @@ from numpy.typing import ArrayLike
 
 from fairgrpo_jax import _fairness_state as memory, _temperatures as formula, advantages as adv
 from fairgrpo_jax._fairness_state import Clustering, FairnessState, init
-from fairgrpo_jax._hardness import HardnessState, hardness, init_hardness, observe_hardness, residual_weights
+from fairgrpo_jax._hardness import HardnessState, Measure, hardness, init_hardness, observe_hardness, residual_weights
 from fairgrpo_jax._temperatures import Clamp, DomainMean, Levels, or_one
 
 
 __all__ = [
-    "FAMILY", "FairnessState", "HardnessState", "Member", "Options", "dro_weights", "drpo", "fair_grpo",
+    "FAMILY", "FairnessState", "HardnessState", "Measure", "Member", "Options", "dro_weights", "drpo", "fair_grpo",
     "fair_grpo_nd", "group_dro", "group_weights", "hardness", "init", "init_hardness", "observe_hardness", "rescale",
     "residual_weights", "temperatures", "weigh",
 ]  # fmt: skip

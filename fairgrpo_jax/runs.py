@@ -33,6 +33,7 @@ from fairgrpo_jax import (
     lock,
     mesh,
     policy,
+    prompts,
     sources,
     tracking,
 )
@@ -66,7 +67,8 @@ class Run:
 
     def stream(self, split: str, size: int, encode: Any, start: int) -> Any:
         """Returns an endless, resumable iterator over the encoded batches of a split."""
-        balance = self.encoder.vocabulary if split == "train" and self.config.data.resample else None
+        balanced = split == "train" and self.config.data.sampling == "balanced"
+        balance = self.encoder.vocabulary if balanced else None
         return batches.stream(
             self.sources[split].records,
             encode,
@@ -75,6 +77,21 @@ class Run:
             settings=self.config.data,
             start=start,
             balance=balance,
+        )
+
+    def prompts(self, place: dict[str, Any] | None = None) -> prompts.Prompts:
+        """Returns the prompts of reinforcement learning, from the beginning or from a place in a checkpoint."""
+        config = self.config
+        if config.data.sampling != "fair":
+            start = 0 if place is None else place["next_index"]
+            return prompts.InOrder(self.stream("train", config.prompts, self.encoder, start=start))
+        return prompts.ByCell(
+            self.sources["train"].records,
+            self.encoder,
+            size=config.prompts,
+            seed=config.seed,
+            settings=config.draw,
+            state=place,
         )
 
     def key(self, name: str, step: int) -> jax.Array:

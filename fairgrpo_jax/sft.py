@@ -31,12 +31,11 @@ def begin(run: runs.Run) -> tuple[learner.TrainState, int, Any]:
     if found is None or found[0] < run.warmup_steps:
         params = warm_up(run, found)
         state = run.with_moments(params, config.optim, config.steps * config.update.per_step)
-        prompts = run.stream("train", config.prompts, run.encoder, start=0)
+        prompts = run.prompts()
         run.save(run.warmup_steps, state, prompts)
         return state, 0, prompts
     done, state, place = found
-    prompts = run.stream("train", config.prompts, run.encoder, start=place["next_index"])
-    return state, done - run.warmup_steps, prompts
+    return state, done - run.warmup_steps, run.prompts(place)
 
 
 def warm_up(run: runs.Run, found: tuple[int, learner.TrainState, dict] | None) -> Any:

@@ -19,6 +19,7 @@ Examples:
     python -m fairgrpo_jax.train --list
 """
 
+import collections
 import dataclasses
 import functools
 import traceback
@@ -51,6 +52,7 @@ from fairgrpo_jax import (
     tracking,
 )
 from fairgrpo_jax.plan import utilisation
+from fairgrpo_jax.prompts import Prompts
 from fairgrpo_jax.report import tables
 
 
@@ -93,7 +95,7 @@ def show(run: runs.Run) -> None:
         )
 
 
-def reinforce(run: runs.Run, state: learner.TrainState, start: int, prompts: Any) -> dict[str, float]:
+def reinforce(run: runs.Run, state: learner.TrainState, start: int, prompts: Prompts) -> dict[str, float]:
     """The training loop: runs reinforcement learning from step ``start`` to ``config.steps``."""
     config, phases, architecture = run.config, run.phases, run.encoder.architecture
     with tracking.Progress(max(config.steps, 1), config.algorithm, start=start) as progress:
@@ -111,7 +113,7 @@ def reinforce(run: runs.Run, state: learner.TrainState, start: int, prompts: Any
             for attempt in range(config.sampling.tries):
                 progress.phase("rollout")
                 with phases("data"):
-                    batch = next(prompts)
+                    batch = next(prompts) if kept is None else prompts.replace(kept.without_signal)
                     prompt = mesh.put(batch.prompt, run.mesh)
                 with phases("rollout"):
                     key = run.key("rollout", step * config.sampling.tries + attempt)
@@ -120,10 +122,11 @@ def reinforce(run: runs.Run, state: learner.TrainState, start: int, prompts: Any
                     texts = rollout.texts(rollouts, run.tokenizer)
                     seen.append(score(batch, rollouts, texts, config, architecture))
                     require_scores(step + 1, seen, config.reward)
-                kept, drawn = refill(kept, seen)
+                kept, drawn = refill(kept, seen, by_cell=config.data.sampling == "fair")
                 if drawn["rollout/zero_variance"] == 0:
                     break
             assert kept is not None
+            observe(prompts, seen)
             del copy  # frees its memory for the update
             with phases("advantage"):
                 advantage, memory, watched = jax.block_until_ready(estimate(kept, seen, state.memory, config, run.mesh))
@@ -137,7 +140,7 @@ def reinforce(run: runs.Run, state: learner.TrainState, start: int, prompts: Any
             if step % config.evaluation.every == 0:
                 shown = kept.batch.records[: config.evaluation.samples]
                 samples.save(run.folder, step, shown, kept.texts, kept.rewards, advantage)
-            values = step_metrics(kept, seen, advantage, run.encoder) | drawn | watched | trained
+            values = step_metrics(kept, seen, advantage, run.encoder) | drawn | watched | prompts.watched() | trained
             values = {name: float(value) for name, value in values.items()} | phases.collect()
             values |= speed(kept, seen, values, config, architecture, run.mesh)
             run.log.append("train", step + 1, values)
@@ -190,6 +193,11 @@ class Kept(Sampled):
     """The P prompts that a step learns from."""
 
     rows: np.ndarray  # (P,) int, their indices among all prompts sampled for the step
+
+    @property
+    def without_signal(self) -> batches.PromptBatch:
+        """The prompts whose rewards are all equal."""
+        return self.batch.take(np.flatnonzero(~np.asarray(advantages.has_signal(self.compared))))
 
 
 def sample(params: Any, prompt: Any, key: jax.Array, config: options.Config, architecture: Any) -> rollout.RolloutBatch:
@@ -247,7 +255,13 @@ def too_few_scores(step: int, share: float, reward: options.Reward) -> ValueErro
     )
 
 
-def refill(kept: Kept | None, seen: list[Sampled]) -> tuple[Kept, dict[str, int]]:
+def observe(prompts: Prompts, seen: list[Sampled]) -> None:
+    """Tells the sampler of prompts how all those of the step were answered, also those thrown away."""
+    parts = zip(*((part.rewards, part.batch.domains, part.batch.groups) for part in seen), strict=True)
+    prompts.observe(*(np.concatenate(part) for part in parts))
+
+
+def refill(kept: Kept | None, seen: list[Sampled], *, by_cell: bool = False) -> tuple[Kept, dict[str, int]]:
     """Dynamic sampling: chooses P of the prompts kept so far and the newest, preferring those whose rewards differ.
 
     A prompt whose rewards are all equal has no signal. If fewer than P prompts have a signal, the oldest of the others
@@ -257,6 +271,8 @@ def refill(kept: Kept | None, seen: list[Sampled]) -> tuple[Kept, dict[str, int]
     Args:
         kept: result of the previous call in the same step.
         seen: all batches of the step, the newest last.
+        by_cell: a lost prompt is replaced only by one of its own demographic cell, so that the shares of the cells stay
+            as they were drawn.
 
     Returns:
         The P prompts, and two counts for the log: ``rollout/zero_variance``, prompts without signal among them, and
@@ -268,11 +284,25 @@ def refill(kept: Kept | None, seen: list[Sampled]) -> tuple[Kept, dict[str, int]
     places = np.arange(count) + sum(len(part.rewards) for part in seen[:-1])
     places = places if kept is None else np.concatenate([kept.rows, places])
     teaches = np.asarray(advantages.has_signal(both.compared))
-    rows = np.argsort(~teaches, kind="stable")[:count]
+    rows = np.argsort(~teaches, kind="stable")
+    if by_cell:
+        rows = rows[_within(both.batch, rows, seen[0].batch)]
+    rows = rows[:count]
     equal, replaced = count - int(teaches[rows].sum()), len(teaches) - count
     found = Sampled.take(both, rows)
     fields = {field.name: getattr(found, field.name) for field in dataclasses.fields(Sampled)}
     return Kept(**fields, rows=places[rows]), {"rollout/zero_variance": equal, "rollout/replaced": replaced}
+
+
+def _within(batch: batches.PromptBatch, rows: np.ndarray, drawn: batches.PromptBatch) -> np.ndarray:
+    """Whether each of ``rows`` is among the first of its cell, as many as were ``drawn`` from it."""
+    room = collections.Counter(drawn.cells)
+    taken: collections.Counter[tuple[int, int]] = collections.Counter()
+    first = []
+    for cell in batch.take(rows).cells:
+        first.append(taken[cell] < room[cell])
+        taken[cell] += 1
+    return np.array(first)
 
 
 def estimate(
@@ -292,12 +322,21 @@ def estimate(
         compared, domains, groups, kept.rows.astype(np.int32), kept.learned.sum(-1, dtype=np.int32)
     )
     scored = jax.device_put(scored, mesh.whole(devices))
-    return _estimate(scored, memory, algorithm=config.algorithm, settings=config.fairness)
+    return _estimate(scored, memory, algorithm=config.algorithm, focus=config.focus, settings=config.fairness)
 
 
-@functools.partial(jax.jit, static_argnames=("algorithm", "settings"))
-def _estimate(scored: estimators.Scored, memory: estimators.Memory, *, algorithm: str, settings: options.Fairness):
-    return estimators.estimate(algorithm, scored, memory, step_size=settings.step_size, **settings.weighing)
+@functools.partial(jax.jit, static_argnames=("algorithm", "focus", "settings"))
+def _estimate(
+    scored: estimators.Scored,
+    memory: estimators.Memory,
+    *,
+    algorithm: str,
+    focus: float,
+    settings: options.Fairness,
+) -> tuple[jax.Array, estimators.Memory, dict[str, jax.Array]]:
+    return estimators.estimate(
+        algorithm, scored, memory, focus=focus, step_size=settings.step_size, **settings.weighing
+    )
 
 
 def policy_batch(sampled: Sampled, advantage: jax.Array, devices: jax.sharding.Mesh) -> learner.PolicyBatch:

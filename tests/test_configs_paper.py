@@ -18,7 +18,8 @@ PRESETS = [name for name in configs.names() if name.startswith("fair")]
 # Presets of a model differ in algorithm and resampling alone, as the first test says, and every algorithm is run by
 # test_train.py: one with and one without resampling stand for all.
 QUICK = {"fairmedgemma_4b/fair_grpo", "fair_qwen2_5_vl_7b/grpo_rs"}
-METHODS = {"fair_grpo", "fair_grpo_nd", "grpo", "grpo_rs", "grpo_dro", "rloo", "reinforce_plus_plus"}
+TABLE = {"fair_grpo", "fair_grpo_nd", "grpo", "grpo_rs", "grpo_dro", "rloo", "reinforce_plus_plus"}
+METHODS = TABLE | {"fair_sampling"}
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,7 @@ def test_every_method_of_the_table_is_there_and_differs_in_nothing_else():
         first = options.to_dict(configs.get(file))
         for method in METHODS:
             lines = options.difference(first, options.to_dict(configs.get(f"{file}/{method}")))
-            assert {line.split(":")[0] for line in lines} <= {"algorithm", "data.resample", "name"}, lines
+            assert {line.split(":")[0] for line in lines} <= {"algorithm", "data.sampling", "focus", "name"}, lines
         assert len(options.difference(first, options.to_dict(configs.get(f"{file}/fair_grpo")))) == 1
 
 

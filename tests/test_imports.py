@@ -25,8 +25,10 @@ FLOORS = (
         "_hardness",
         "fairness",
         "estimators",
-    )
-    + ("metrics", "interop"),
+        "sampler",
+        "metrics",
+        "interop",
+    ),
     ("files", "config", "mesh", "configs", "data", "models", "rewards", "tracking", "report"),
     ("rollout", "staged", "plan.cost", "plan.devices", "plan.footprint", "chunking", "learner", "checkpoint", "policy")
     + (
@@ -35,6 +37,7 @@ FLOORS = (
         "plan.ahead",
         "sources",
         "batches",
+        "prompts",
         "answers",
         "samples",
         "folder",

@@ -7,6 +7,7 @@ Presets live in ``configs/`` as Python; the command line overrides any field by 
 from fairgrpo_jax.config.experiment import Algorithm as Algorithm, Config as Config
 from fairgrpo_jax.config.sections import (
     Data as Data,
+    Draw as Draw,
     Evaluation as Evaluation,
     Fairness as Fairness,
     Model as Model,

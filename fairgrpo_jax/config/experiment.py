@@ -6,7 +6,18 @@ import typing
 from typing import Literal
 
 from fairgrpo_jax.config.checks import require, require_finite
-from fairgrpo_jax.config.sections import Data, Evaluation, Fairness, Model, Optim, Reward, Sampling, Update, Warmup
+from fairgrpo_jax.config.sections import (
+    Data,
+    Draw,
+    Evaluation,
+    Fairness,
+    Model,
+    Optim,
+    Reward,
+    Sampling,
+    Update,
+    Warmup,
+)
 
 
 Algorithm = Literal[
@@ -34,6 +45,9 @@ class Config:
     algorithm: Algorithm = "fair_grpo"
     """Advantage estimator; fair_grpo and group_dro use explicit groups, fair_grpo_nd and drpo groups found by
     clustering. See docs/advantages.md for when to use which."""
+    focus: float = 0.0
+    """Exponent of the failure rate by which each prompt's advantages are weighted, with any estimator: 1 learns more
+    from prompts whose answers are mostly wrong, 0 is the estimator itself."""
     mesh: str = "1x1"
     """Shape of the device mesh as FSDPxTENSOR, e.g. 4x1; on a CPU the devices are simulated."""
     seed: int = 0
@@ -47,6 +61,7 @@ class Config:
     checkpoint_every: int = 50
     """Steps between checkpoints; one is also written on Ctrl-C, on SIGTERM and at the end."""
     data: Data = Data()
+    draw: Draw = Draw()
     model: Model = Model()
     warmup: Warmup = Warmup()
     sampling: Sampling = Sampling()
@@ -58,6 +73,7 @@ class Config:
 
     def __post_init__(self):
         require_finite("", self)
+        require(self.focus >= 0, f"focus={self.focus}", "an exponent >= 0")
         require(0 <= self.seed < 2**32, f"seed={self.seed}", "a seed from 0 to 2^32 - 1")
         require(
             re.fullmatch(r"[1-9]\d{0,5}x[1-9]\d{0,5}", self.mesh) is not None,

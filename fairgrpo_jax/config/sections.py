@@ -44,8 +44,10 @@ class Data:
     """Upper edges of the age groups in years, inclusive."""
     leakage: Literal["refuse", "report"] = "refuse"
     """What to do if a patient has both training and held-out records, as in some official splits (VQA-RAD's)."""
-    resample: bool = False
-    """Repeat training records until all demographic groups of a dataset are as large as the largest one (GRPO+RS)."""
+    sampling: Literal["natural", "balanced", "fair"] = "natural"
+    """How the prompts of reinforcement learning are drawn: as they are mixed in the data; with records repeated until
+    all demographic groups of a dataset are as large as the largest one (GRPO+RS); or by demographic group, in
+    proportion to what is still wrong there (see draw)."""
     workers: int = 2
     """Threads that decode and prepare prompts while the device computes."""
 
@@ -87,6 +89,45 @@ class Data:
             f"data.age_edges={self.age_edges}",
             "at least one age above 0, in rising order",
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class Draw:
+    """How prompts are drawn with data.sampling fair; see fairgrpo_jax.sampler and grouping.sampling_probabilities."""
+
+    size_exponent: float = 1.0
+    """1 gives all groups of a dataset the same share before their hardness counts, 0 a share by their size."""
+    hardness_exponent: float = 1.0
+    """Power of a group's hardness in its share; 0 ignores the hardness."""
+    domain_exponent: float = 0.5
+    """Power of a dataset's size in its share: 1 mixes datasets by size, 0 evenly. It replaces data.temperature."""
+    max_ratio: float = 10.0
+    """No group is drawn more than this many times as often as in the natural mixture."""
+    floor: float = 0.05
+    """Share of the prompts that is drawn naturally, whatever the hardness."""
+    measure: Literal["error", "flip"] = "error"
+    """Hardness of a prompt: 1 - its mean reward, or whether it is answered rightly sometimes but at most half of the
+    time."""
+    decay: float = 0.95
+    """Decay per step of the observed hardness."""
+    prior: float = 4.0
+    """Number of prompts by which a group's hardness is drawn towards that of its dataset."""
+    window: int = 8
+    """Number of steps for which the probabilities stay as they are; up to 4 batches are prepared ahead of them."""
+
+    def __post_init__(self):
+        require_finite("draw.", self)
+        require(self.max_ratio >= 1, f"draw.max_ratio={self.max_ratio}", "a ratio >= 1")
+        require(0 <= self.floor <= 1, f"draw.floor={self.floor}", "a share, 0 to 1")
+        require(0 <= self.decay < 1, f"draw.decay={self.decay}", "0 <= decay < 1")
+        require(self.prior > 0, f"draw.prior={self.prior}", "a number of prompts > 0")
+        require(self.window >= 1, f"draw.window={self.window}", "at least one step")
+        require(self.hardness_exponent >= 0, f"draw.hardness_exponent={self.hardness_exponent}", "a power >= 0")
+
+    @property
+    def rule(self) -> dict[str, Any]:
+        """The keyword arguments for ``sampler.FairSampler``."""
+        return dataclasses.asdict(self)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,10 @@ from typing import Any
 from fairgrpo_jax.config.experiment import Config
 
 
+# Options of earlier versions: their name, the name now in the same section, and the value now for each one then.
+_RENAMED = {"data.resample": ("sampling", {False: "natural", True: "balanced"})}
+
+
 def to_dict(config: Any) -> dict:
     """Converts a config to a nested dict for JSON: paths become strings, tuples become lists."""
     return json.loads(json.dumps(dataclasses.asdict(config), default=str))
@@ -48,6 +52,10 @@ def read(path: Path) -> tuple[Config, list[str]]:
 
 def _known(values: dict, schema: Any, prefix: str = "") -> tuple[dict, list[str]]:
     """The values that the schema has, and what is told of the others."""
+    for old, (new, renamed) in _RENAMED.items():
+        section, _, name = old.rpartition(".")
+        if prefix == f"{section}." and name in values:
+            values = {key: value for key, value in values.items() if key != name} | {new: renamed[values[name]]}
     hints, kept, lines = typing.get_type_hints(schema), {}, []
     lines += [f"{prefix}{name} is not an option of this version: left out" for name in sorted(values.keys() - hints)]
     for name, hint in hints.items():
