@@ -8,7 +8,7 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -50,12 +50,31 @@ def parse(argv: list[str], *, prog: str, description: str | None, schema: type =
     named = bool(argv) and not argv[0].startswith("-")
     config = configs.get(argv[0] if named else configs.DEFAULT)
     usage = f"{description}\nOptions of config {config.name!r}; for another one: {prog} NAME --help; all: {prog} --list"
+    return _cli(schema, argv[named:], schema(config=config), f"{prog} [CONFIG]", usage)
+
+
+def override(config: options.Config, changes: Mapping[str, str]) -> options.Config:
+    """The config with other values of options, by their dotted names; a list is joined by commas.
+
+    Raises:
+        ValueError: for an unknown option or an invalid value, as the command line says it.
+    """
+    argv = []
+    for name, value in changes.items():
+        flag = "--" + name.replace("_", "-")
+        if value in ("true", "false") and isinstance(options.flatten(options.to_dict(config)).get(name), bool):
+            section, dot, option = name.replace("_", "-").rpartition(".")
+            argv.append(f"--{section}{dot}{'' if value == 'true' else 'no-'}{option}")
+        else:
+            argv += [flag, *value.split(",")]
+    return _cli(options.Config, argv, config, "options", "")
+
+
+def _cli(schema: type, argv: list[str], default: Any, prog: str, description: str) -> Any:
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(
-                schema, args=argv[named:], default=schema(config=config), prog=f"{prog} [CONFIG]", description=usage
-            )
+            return tyro.cli(schema, args=argv, default=default, prog=prog, description=description)
     except SystemExit as stop:
         if not stop.code:
             raise

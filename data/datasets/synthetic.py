@@ -128,6 +128,8 @@ def load(
     scale: float = 1.0,
     label_noise: float = 0.25,
     control: bool = False,
+    test_cell: int = TEST_CELL,
+    missing: float = 0.0,
 ) -> RecordList:
     """The clinic's records, shuffled once; the same bytes for the same arguments in every process.
 
@@ -143,6 +145,8 @@ def load(
         label_noise: share of the answers in ``"warmup"`` that are replaced by another class; findings stay correct. The
             other splits have no noise.
         control: whether to generate no group effects and equal group sizes; remaining gaps are then due to chance.
+        test_cell: test records per cell of age and sex in the generated domains.
+        missing: share of the training patients whose sex and age are not recorded, at random.
 
     Returns:
         A ``Source`` of records, each with one (32, 32, 3) image.
@@ -164,20 +168,28 @@ def load(
         raise ValueError(f"domains {list(domains)}: unknown {unknown}; wanted some of {', '.join(DOMAINS)}, each once")
     if not 0 < scale <= 1 or not 0 <= label_noise <= 1 or seed < 0:
         raise ValueError(f"scale {scale}, label_noise {label_noise}, seed {seed}; wanted (0, 1], [0, 1] and >= 0")
+    if test_cell < 1 or not 0 <= missing <= 1:
+        raise ValueError(f"test_cell {test_cell}, missing {missing}; wanted at least one record and a share, 0 to 1")
     pool = "test" if split == "test" else "train"
     records: list[Record] = []
     for name in domains:
-        rows = _records(name, pool, seed, scale, control)
+        rows = _records(name, pool, seed, scale, control, test_cell)
+        if pool == "train" and missing:
+            hidden = by_patient([record.patient for record in rows], fraction=missing, seed=1)
+            rows = [
+                dataclasses.replace(record, sex=None, age=None) if hide else record
+                for record, hide in zip(rows, hidden, strict=True)
+            ]
         records += _noisy(rows, label_noise, _rng(seed, name, "warmup")) if split == "warmup" else rows
     return RecordList(tuple(records))
 
 
 @functools.lru_cache(maxsize=32)
-def _records(name: str, pool: str, seed: int, scale: float, control: bool) -> tuple[Record, ...]:
+def _records(name: str, pool: str, seed: int, scale: float, control: bool, test_cell: int) -> tuple[Record, ...]:
     """All records of one domain on one side of the split."""
     rng = _rng(seed, name, pool)
     draw = {"diabetes": _diabetes, "digits": _digits}.get(name)
-    people, pixels = draw(pool, seed, scale) if draw else _drawn(name, pool, scale, control, rng)
+    people, pixels = draw(pool, seed, scale) if draw else _drawn(name, pool, scale, control, test_cell, rng)
     pixels.flags.writeable = False  # records share it
     domain, records = DOMAINS[name], []
     answers = tuple(domain.findings)
@@ -249,11 +261,13 @@ def _invent(name: str, pool: str, counts: Sequence[int], rng: np.random.Generato
     return _People(uid, [f"{pool}-{p:04d}" for p in patient], label, sex, age, stratum)
 
 
-def _drawn(name: str, pool: str, scale: float, control: bool, rng: np.random.Generator) -> tuple[_People, np.ndarray]:
+def _drawn(
+    name: str, pool: str, scale: float, control: bool, test_cell: int, rng: np.random.Generator
+) -> tuple[_People, np.ndarray]:
     """Patients and images of a generated domain."""
     shares = np.array(DOMAINS[name].shares)
     shares = np.full_like(shares, 1 / len(shares)) if control else shares
-    size = np.full(len(shares), TEST_CELL) if pool == "test" else shares * DOMAINS[name].train_size
+    size = np.full(len(shares), test_cell) if pool == "test" else shares * DOMAINS[name].train_size
     people = _invent(name, pool, [max(1, round(n)) for n in size * scale], rng)
     stratum = np.zeros_like(people.stratum) if control else people.stratum
     female = (people.sex == "F") & (not control)

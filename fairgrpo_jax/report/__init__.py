@@ -43,6 +43,9 @@ _SAMPLES = 8  # prompts shown for each run
 _BANDS = 9  # maximum number of evaluations drawn over time; more are thinned out evenly
 
 
+MOST_RUNS = len(plots.COLOURS)  # side by side
+
+
 def build(runs: Mapping[str, Path], out: Path, *, title: str) -> Path:
     """Writes the report of one or more run folders as a single HTML file; returns its path.
 
@@ -54,8 +57,8 @@ def build(runs: Mapping[str, Path], out: Path, *, title: str) -> Path:
     Raises:
         ValueError: if there are no runs, more runs than colours, or a folder is not a run folder.
     """
-    if not 1 <= len(runs) <= len(plots.COLOURS):
-        raise ValueError(f"got {len(runs)} runs; wanted 1 to {len(plots.COLOURS)} side by side, make several reports")
+    if not 1 <= len(runs) <= MOST_RUNS:
+        raise ValueError(f"got {len(runs)} runs; wanted 1 to {MOST_RUNS} side by side, make several reports")
     loaded = [results.load(name, Path(path)) for name, path in runs.items()]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
