@@ -15,7 +15,7 @@ from fairgrpo_jax import batches, config as options, grouping, sampler
 from fairgrpo_jax.data.record import Record
 
 
-AHEAD = 4  # batches encoded before their use, at most a window
+AHEAD = 2  # batches encoded before their use, at most a window; each makes the probabilities a step older
 
 
 class InOrder:
@@ -110,7 +110,7 @@ class ByCell:
         self.sampler.observe(rewards, domains, groups)
 
     def watched(self) -> dict[str, float]:
-        """Scalars for the log: probability and epochs of each cell, the distance from the natural mixture, the lag."""
+        """Scalars for the log: of the draw, and of each cell its probability, the ratio to the natural, its epochs."""
         wanted, sizes = self.sampler.probabilities, self.sampler.sizes
         names = [*self._encode.vocabulary.cells, "unlabelled"]
         values = {
@@ -121,6 +121,7 @@ class ByCell:
         for domain, group in zip(*np.nonzero(sizes), strict=True):
             cell = f"{self._encode.domains[domain]}/{names[group]}"
             values[f"drawn/probability/{cell}"] = float(wanted[domain, group])
+            values[f"drawn/ratio/{cell}"] = float(wanted[domain, group] * sizes.sum() / sizes[domain, group])
             values[f"drawn/epochs/{cell}"] = float(self.sampler.epochs[domain, group])
         return values
 

@@ -381,6 +381,32 @@ def test_dynamic_sampling_draws_more_prompts_and_resumes(whole, tmp_path):
     assert rows(tmp_path) == log
 
 
+def test_fair_sampling_draws_by_group_and_resumes_within_a_window(whole, tmp_path):
+    """With replacements for prompts without signal; the log of the second half comes out the same."""
+    config = after_warmup(
+        whole,
+        sampling=dataclasses.replace(SMALL.sampling, tries=2),
+        data=dataclasses.replace(SMALL.data, sampling="fair"),
+        draw=options.Draw(window=3),
+        algorithm="rloo",
+        focus=1.0,
+        steps=4,
+        checkpoint_every=1,
+    )
+    go(config, tmp_path)
+    log = rows(tmp_path)
+    steps = rows(tmp_path, "train")
+    shares = [{name: row[name] for name in row if name.startswith("drawn/probability/")} for row in steps]
+    assert all(sum(share.values()) == pytest.approx(1) and len(share) > 20 for share in shares)
+    assert shares[0] == shares[1] == shares[2] != shares[3]
+    assert [row["drawn/lag"] for row in steps] == [0, 1, 2, 2]
+    assert 0.2 < steps[0]["drawn/from_natural"] < 0.8
+    for done in (2, 3, 4):
+        shutil.rmtree(tmp_path / "checkpoints" / f"{done}")
+    go(config, tmp_path)
+    assert rows(tmp_path) == log
+
+
 def test_several_mini_batches_and_passes_update_as_often(whole, tmp_path, monkeypatch):
     """Where memory is short, the rollouts are scored in as many chunks as they are learned from."""
     chunks, score = [], learner.with_logprobs

@@ -86,6 +86,20 @@ def test_prompts_that_teach_replace_those_that_do_not(tries, rows, counts):
     assert kept.batch.records == [f"record {i + 1}" for i in rows] and kept.texts == [[f"text {i + 1}"] for i in rows]
 
 
+def test_a_lost_prompt_is_replaced_by_one_of_its_own_cell():
+    """By hand: cells a a b b; both of a and one of b are lost, and the second batch has one of a that teaches."""
+    rewards = np.array([[1, 1], [0, 0], [1, 1], [0, 1], [1, 0], [1, 1], [0, 1], [0, 1]], np.float32)
+    groups = np.array([0, 0, 1, 1, 0, 0, 1, 1], np.int32)
+    whole = step_of(rewards, np.zeros(8, np.int32), groups)
+    seen = [whole.take(np.arange(4))]
+    kept, _ = train.refill(None, seen, by_cell=True)
+    assert [*kept.without_signal.groups] == [0, 0, 1]
+    seen.append(whole.take(np.arange(4, 8)))
+    kept, drawn = train.refill(kept, seen, by_cell=True)
+    assert sorted(kept.rows.tolist()) == [0, 3, 4, 6] and sorted(kept.batch.groups.tolist()) == [0, 0, 1, 1]
+    assert (drawn["rollout/zero_variance"], drawn["rollout/replaced"]) == (1, 4)
+
+
 @pytest.mark.parametrize("algorithm", ["fair_grpo", "fair_grpo_nd", "group_dro", "grpo"])
 def test_statistics_and_logged_rewards_are_those_of_all_sampled_prompts(algorithm):
     """Dynamic sampling keeps the half that teaches; groups are still as well served as they were drawn."""

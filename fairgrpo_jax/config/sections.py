@@ -113,7 +113,7 @@ class Draw:
     prior: float = 4.0
     """Number of prompts by which a group's hardness is drawn towards that of its dataset."""
     window: int = 8
-    """Number of steps for which the probabilities stay as they are; up to 4 batches are prepared ahead of them."""
+    """Number of steps for which the probabilities stay as they are; up to 2 batches are prepared ahead of them."""
 
     def __post_init__(self):
         require_finite("draw.", self)

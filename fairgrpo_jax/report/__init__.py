@@ -37,7 +37,19 @@ _HEALTH = (
     ("Share of prompts without reward variance", "train", "reward/zero_variance_share"),
     ("Truncated completions", "train", "rollout/truncated_share"),
 )
-_KEY_OPTIONS = ("algorithm", "seed", "steps", "prompts", "rollouts", "optim.lr", "warmup.steps", "data.name", "mesh")
+_KEY_OPTIONS = (
+    "algorithm",
+    "focus",
+    "data.sampling",
+    "seed",
+    "steps",
+    "prompts",
+    "rollouts",
+    "optim.lr",
+    "warmup.steps",
+    "data.name",
+    "mesh",
+)
 _LARGEST_IMAGE = 320  # pixels, of the longer side
 _SAMPLES = 8  # prompts shown for each run
 _BANDS = 9  # maximum number of evaluations drawn over time; more are thinned out evenly
@@ -93,6 +105,7 @@ def _content(runs: Sequence[results.Run], title: str) -> dict[str, Any]:
         "cautions": words.cautions(runs, tables),
         "options": _options(runs),
         "figures": _figures(runs, scheme),
+        "drawn": _drawn(runs),
         "times": [_times(run) for run in runs],
         "columns": columns,
         "attributes": " and ".join(scheme.attributes or ()),
@@ -140,6 +153,11 @@ def _figures(runs: Sequence[results.Run], scheme: Scheme) -> dict[str, str | Non
     }
 
 
+def _drawn(runs: Sequence[results.Run]) -> list[tuple[str, str]]:
+    """Name and picture of each run that drew its prompts by group."""
+    return [(run.name, picture) for run in runs if (picture := plots.drawn(run))]
+
+
 def _over_time(position: int, run: results.Run, scheme: Scheme) -> tuple[int, list[int], list[results.Dataset]]:
     """The datasets of a run with one series per evaluation; evaluations are thinned out evenly."""
     steps = list(run.evals)
@@ -156,7 +174,8 @@ def _ceiling(config: Mapping[str, Any]) -> float | None:
         return None
     if config.get("algorithm") in ("fair_grpo", "fair_grpo_nd", "drpo"):
         return diagnostics.ceiling(prompts, rollouts)
-    return (rollouts - 1) / math.sqrt(rollouts) if config.get("algorithm") == "grpo" else None
+    plain = config.get("algorithm") == "grpo" and not config.get("focus")
+    return (rollouts - 1) / math.sqrt(rollouts) if plain else None
 
 
 def _contrasts(columns: Sequence[results.Series]) -> list[tuple[str, int, int]]:

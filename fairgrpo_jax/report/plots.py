@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import FuncFormatter, PercentFormatter
 
 from fairgrpo_jax.demographics import Scheme, rank
 from fairgrpo_jax.report import results
@@ -151,6 +151,42 @@ def shares(runs: Sequence[results.Run]) -> str | None:
     axis.set_yticks(range(len(names)), [name.removeprefix(prefix).replace("/", " · ") for name in names])
     axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     _legend(figure, runs)
+    return _svg(figure)
+
+
+@_styled
+def drawn(run: results.Run) -> str | None:
+    """How often each group was drawn, against its size (above), and how often it was right (below), by dataset.
+
+    None unless the run drew its prompts by group.
+    """
+    prefix = "drawn/ratio/"
+    cells = [name.removeprefix(prefix).split("/", 1) for name in run.names("train", prefix)]
+    datasets, groups = (list(dict.fromkeys(part)) for part in (zip(*cells, strict=True) if cells else ((), ())))
+    if not cells:
+        return None
+    figure = Figure(figsize=(max(5.0, 1.9 * len(datasets) + 1.5), 4.4), layout="constrained")
+    axes = figure.subplots(2, len(datasets), sharex=True, sharey="row", squeeze=False)
+    style = {group: dict(color=COLOURS[i % len(COLOURS)], ls=("-", "--", ":")[i // len(COLOURS) % 3])
+             for i, group in enumerate(groups)}  # fmt: skip
+    for dataset, group in cells:
+        column = datasets.index(dataset)
+        for axis, metric, smooth in zip(axes[:, column], (prefix, "reward/group/"), (False, True), strict=True):
+            steps, values = run.curve("train", f"{metric}{dataset}/{group}")
+            axis.plot(steps, running_mean(values) if smooth else values, lw=1.5, **style[group])
+    for (row, column), axis in np.ndenumerate(axes):
+        _tidy(axis)
+        if row == 0:
+            axis.set_title(datasets[column], fontsize=9.5)
+            axis.set_yscale("log")
+            axis.minorticks_off()
+            axis.axhline(1, color="#999999", lw=0.8)
+    axes[0, 0].set_ylabel("drawn, times its share of the data", fontsize=8.5)
+    axes[0, 0].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes[1, 0].set_ylabel("mean reward", fontsize=8.5)
+    axes[1, 0].set_ylim(-0.03, 1.03)
+    handles = [Line2D([], [], lw=1.6, label=group, **style[group]) for group in groups]
+    figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=8.5)
     return _svg(figure)
 
 
