@@ -381,8 +381,8 @@ def test_dynamic_sampling_draws_more_prompts_and_resumes(whole, tmp_path):
     assert rows(tmp_path) == log
 
 
-def test_fair_sampling_draws_by_group_and_resumes_within_a_window(whole, tmp_path):
-    """With replacements for prompts without signal; the log of the second half comes out the same."""
+def test_fair_sampling_draws_by_group_and_resumes(whole, tmp_path):
+    """With replacements for prompts without signal; the last step, redone from what was drawn ahead, is the same."""
     config = after_warmup(
         whole,
         sampling=dataclasses.replace(SMALL.sampling, tries=2),
@@ -391,7 +391,7 @@ def test_fair_sampling_draws_by_group_and_resumes_within_a_window(whole, tmp_pat
         algorithm="rloo",
         focus=1.0,
         steps=4,
-        checkpoint_every=1,
+        checkpoint_every=3,
     )
     go(config, tmp_path)
     log = rows(tmp_path)
@@ -401,8 +401,7 @@ def test_fair_sampling_draws_by_group_and_resumes_within_a_window(whole, tmp_pat
     assert shares[0] == shares[1] == shares[2] != shares[3]
     assert [row["drawn/lag"] for row in steps] == [0, 1, 2, 2]
     assert 0.2 < steps[0]["drawn/from_natural"] < 0.8
-    for done in (2, 3, 4):
-        shutil.rmtree(tmp_path / "checkpoints" / f"{done}")
+    shutil.rmtree(tmp_path / "checkpoints" / "4")
     go(config, tmp_path)
     assert rows(tmp_path) == log
 
