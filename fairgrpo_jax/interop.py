@@ -18,12 +18,14 @@ otherwise JAX reserves memory that the other framework needs.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from numpy.typing import ArrayLike
+
+from fairgrpo_jax.sampler import FairSampler
 
 
 def on_numpy(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -127,6 +129,44 @@ def by_sample(values: ArrayLike, rows: np.ndarray) -> np.ndarray:
     flat = np.zeros(np.count_nonzero(rows >= 0), table.dtype)
     flat[rows[rows >= 0]] = table[rows >= 0]
     return flat
+
+
+class Repeated:
+    """The order of rows that TRL's ``GRPOTrainer`` expects, with batches drawn by a ``sampler.FairSampler``.
+
+    Each row of a batch comes ``generations`` times in a row, and the whole batch ``repeats`` times. Return it from the
+    trainer's ``_get_train_sampler``; the reward function tells the sampler how the prompts were answered
+    (``FairSampler.observe``).
+
+    Args:
+        sampler: draws the batches; its ``batch_size`` is the number of prompts that are generated for at once.
+        generations: TRL's ``num_generations``.
+        repeats: TRL's ``num_iterations * steps_per_generation``.
+        batches: number of batches before the iterator ends.
+
+    Raises:
+        ValueError: for a number below 1.
+
+    >>> from fairgrpo_jax.sampler import FairSampler
+    >>> rows = list(Repeated(FairSampler([0, 0], [0, 1], batch_size=2), generations=2, batches=1))
+    >>> sorted(rows), rows[0] == rows[1]
+    ([0, 0, 1, 1], True)
+    """
+
+    def __init__(self, sampler: FairSampler, *, generations: int, repeats: int = 1, batches: int):
+        if min(generations, repeats, batches) < 1:
+            raise ValueError(f"got generations={generations}, repeats={repeats}, batches={batches}; wanted each >= 1")
+        self.sampler, self.generations, self.repeats, self.batches = sampler, generations, repeats, batches
+
+    def __len__(self) -> int:
+        """Number of rows, repetitions included."""
+        return self.batches * self.sampler.batch_size * self.generations * self.repeats
+
+    def __iter__(self) -> Iterator[int]:
+        """The rows, drawn as they are asked for."""
+        for _ in range(self.batches):
+            rows = np.repeat(next(self.sampler), self.generations)
+            yield from np.tile(rows, self.repeats).tolist()
 
 
 def _check(flat: np.ndarray, rows: np.ndarray) -> None:

@@ -118,7 +118,9 @@ class FairSampler:
         self._prior = prior
         cell = np.ravel_multi_index((d, g % shape[1]), shape)
         sizes = np.bincount(cell, minlength=shape[0] * shape[1])
-        self._members = np.split(np.argsort(cell, kind="stable"), np.cumsum(sizes)[:-1])
+        self._order = np.argsort(cell, kind="stable")  # the rows cell by cell, each in the order of its epoch
+        self._start = np.cumsum(sizes) - sizes
+        self._epoch = np.full(len(sizes), -1)  # whose order it is
         self.sizes = sizes.reshape(shape)
         self.hardness_state = fairness.init_hardness(shape[0], shape[1] - 1)
         fairness.observe_hardness(
@@ -130,7 +132,6 @@ class FairSampler:
         self._draws = 0
         self._windows: collections.deque[_Window] = collections.deque()
         self._last: _Window | None = None
-        self._orders: dict[int, tuple[int, np.ndarray]] = {}
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """The sampler itself: it is endless."""
@@ -223,6 +224,7 @@ class FairSampler:
         if cursors.shape != self.sizes.shape:
             raise ValueError(f"got a state of cells {cursors.shape} for {self.sizes.shape}; wanted the same data")
         self.cursors, self.returned, self._draws = cursors, state["returned"], state["draws"]
+        self._epoch[:] = -1
         self.hardness_state = fairness.HardnessState(jnp.asarray(state["mass"]), jnp.asarray(state["total"]))
         self._windows = collections.deque(
             _Window(np.asarray(q), made, collections.deque(np.asarray(rows, np.int64) for rows in batches))
@@ -234,21 +236,30 @@ class FairSampler:
     def _draw(self, probabilities: np.ndarray) -> np.ndarray:
         """Rows (batch_size,) of all processes, in random order; moves the cursors on."""
         rng = np.random.default_rng([self.seed, 0, self._draws])
-        counts = grouping.systematic_counts(probabilities, self.batch_size, rng.random())
-        rows = [self._take(int(cell), int(counts.flat[cell])) for cell in np.flatnonzero(counts)]
-        self.cursors += counts
+        counts = grouping.systematic_counts(probabilities, self.batch_size, rng.random()).ravel()
+        sizes, cursors = self.sizes.ravel(), self.cursors.ravel()
+        epochs, places = np.divmod(cursors, np.maximum(sizes, 1))
+        going_on = (self._epoch == epochs) & (places + counts <= sizes)
+        cell = np.repeat(np.arange(len(counts)), counts)
+        within = np.arange(len(cell)) - (np.cumsum(counts) - counts)[cell]
+        rows = self._order[np.where(going_on[cell], (self._start + places)[cell] + within, 0)]
+        for beginning in np.flatnonzero(~going_on & (counts > 0)):
+            rows[cell == beginning] = self._take(int(beginning), int(counts[beginning]))
+        self.cursors = self.cursors + counts.reshape(self.sizes.shape)
         self._draws += 1
-        return rng.permutation(np.concatenate(rows))
+        return rng.permutation(rows)
 
     def _take(self, cell: int, count: int) -> np.ndarray:
-        """The next rows of a cell, without replacement within each of its epochs."""
-        members, start, parts = self._members[cell], int(self.cursors.flat[cell]), []
+        """The next rows of a cell that begins an epoch, once or several times."""
+        start, size = int(self.cursors.flat[cell]), int(self.sizes.flat[cell])
+        here, parts = slice(self._start[cell], self._start[cell] + size), []
         while count:
-            epoch, place = divmod(start, len(members))
-            if self._orders.get(cell, (-1,))[0] != epoch:
-                order = np.random.default_rng([self.seed, 1, cell, epoch]).permutation(members)
-                self._orders[cell] = epoch, order
-            parts.append(self._orders[cell][1][place : place + count])
+            epoch, place = divmod(start, size)
+            if self._epoch[cell] != epoch:
+                rng = np.random.default_rng([self.seed, 1, cell, epoch])
+                self._order[here] = rng.permutation(np.sort(self._order[here]))
+                self._epoch[cell] = epoch
+            parts.append(self._order[here][place : place + count].copy())
             start, count = start + len(parts[-1]), count - len(parts[-1])
         return np.concatenate(parts)
 

@@ -8,6 +8,7 @@ import pytest
 
 from fairgrpo_jax import fairness, interop
 from fairgrpo_jax.models.tiny.tokenizer import FOLDER
+from fairgrpo_jax.sampler import FairSampler
 
 
 pytest.importorskip("torch")
@@ -15,13 +16,40 @@ pytest.importorskip("trl")
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]
 
 PROMPTS, GENERATIONS, STEPS = 6, 4, 2
+COLUMNS = [{"prompt": f"case {i}", "domain": i % 2, "group": i % 3 - 1, "answer": 2 + i % 3} for i in range(PROMPTS)]
+
+
+def arguments(folder) -> dict[str, Any]:
+    """A tiny model and the options that every trainer here shares."""
+    from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+    from trl import GRPOConfig  # pyright: ignore[reportMissingImports]
+
+    small: Any = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+    model = Qwen2ForCausalLM(
+        Qwen2Config(vocab_size=len(tokenizer), num_attention_heads=2, num_key_value_heads=1, **small)
+    )
+    options = GRPOConfig(
+        output_dir=str(folder),
+        scale_rewards="none",
+        num_generations=GENERATIONS,
+        per_device_train_batch_size=PROMPTS * GENERATIONS,
+        max_completion_length=6,
+        max_steps=STEPS,
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+    )
+    return {"model": model, "args": options, "processing_class": tokenizer}
 
 
 def test_trl_trains_on_our_advantages(tmp_path, monkeypatch):
     monkeypatch.setitem(os.environ, "HF_HUB_OFFLINE", "1")
     from datasets import Dataset  # pyright: ignore[reportMissingImports]
-    from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
-    from trl import GRPOConfig, GRPOTrainer  # pyright: ignore[reportMissingImports]
+    from trl import GRPOTrainer  # pyright: ignore[reportMissingImports]
 
     fair_grpo = interop.on_numpy(fairness.fair_grpo)
     batches, trained = [], []
@@ -45,38 +73,41 @@ def test_trl_trains_on_our_advantages(tmp_path, monkeypatch):
             trained.append(outputs["advantages"].cpu().numpy().reshape(-1, GENERATIONS))
             return outputs
 
-    small: Any = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
-    tokenizer = AutoTokenizer.from_pretrained(FOLDER)
-    model = Qwen2ForCausalLM(
-        Qwen2Config(vocab_size=len(tokenizer), num_attention_heads=2, num_key_value_heads=1, **small)
-    )
-    arguments = GRPOConfig(
-        output_dir=str(tmp_path),
-        scale_rewards="none",
-        num_generations=GENERATIONS,
-        per_device_train_batch_size=PROMPTS * GENERATIONS,
-        max_completion_length=6,
-        max_steps=STEPS,
-        use_cpu=True,
-        bf16=False,
-        gradient_checkpointing=False,
-        save_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-    )
-    columns = [
-        {"prompt": f"case {i}", "domain": i % 2, "group": i % 3 - 1, "answer": 2 + i % 3} for i in range(PROMPTS)
-    ]
-    Watched(
-        model=model,
-        reward_funcs=fair_reward,
-        args=arguments,
-        train_dataset=Dataset.from_list(columns),
-        processing_class=tokenizer,
-    ).train()
+    Watched(**arguments(tmp_path), reward_funcs=fair_reward, train_dataset=Dataset.from_list(COLUMNS)).train()
 
     assert len(trained) == len(batches) == STEPS
     for got, wanted in zip(trained, batches, strict=True):
         assert np.abs(wanted).max() > 0.5
         np.testing.assert_allclose(got, wanted, atol=1e-6)
     assert int(state.domain_count.sum()) == PROMPTS * STEPS
+
+
+def test_trl_trains_on_prompts_drawn_by_group(tmp_path, monkeypatch):
+    """The recipe of docs/torch.md: the sampler draws TRL's batches, and the reward function feeds it."""
+    monkeypatch.setitem(os.environ, "HF_HUB_OFFLINE", "1")
+    from datasets import Dataset  # pyright: ignore[reportMissingImports]
+    from trl import GRPOTrainer  # pyright: ignore[reportMissingImports]
+
+    rows = [{"prompt": f"case {i}", "domain": 0, "group": int(i >= 36)} for i in range(40)]
+    drawn = FairSampler([0] * 40, [row["group"] for row in rows], batch_size=PROMPTS, seed=0, window=1)
+    seen = []
+
+    def scored(prompts, completions, domain, group, **_):
+        places = interop.layout(np.arange(len(completions)) // GENERATIONS)
+        scores = np.array([float(g == 0) for g in group], np.float32)  # the rare group is always wrong
+        first = places[:, 0]
+        drawn.observe(interop.by_prompt(scores, places), np.array(domain)[first], np.array(group)[first])
+        seen.append([int(prompt.split()[1]) for prompt in prompts])
+        return scores.tolist()
+
+    class Fair(GRPOTrainer):
+        def _get_train_sampler(self, dataset=None):
+            repeats = self.num_iterations * self.args.steps_per_generation
+            return interop.Repeated(drawn, generations=GENERATIONS, repeats=repeats, batches=STEPS)
+
+    Fair(**arguments(tmp_path), reward_funcs=scored, train_dataset=Dataset.from_list(rows)).train()
+    again = FairSampler([0] * 40, [row["group"] for row in rows], batch_size=PROMPTS, seed=0, window=1)
+    assert len(seen) == STEPS
+    assert seen[0] == np.repeat(next(again), GENERATIONS).tolist()
+    assert all(len(set(batch)) == PROMPTS and sum(row >= 36 for row in set(batch)) >= 2 for batch in seen)
+    assert drawn.probabilities_now()[0, 1] > 0.5 and float(drawn.hardness_state.mass.sum()) > PROMPTS
