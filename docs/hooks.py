@@ -26,7 +26,7 @@ TITLES = {
     "configs": "Presets",
 }
 PURE = ("advantages", "fairness", "losses", "metrics", "normalization", "grouping", "demographics", "diagnostics")
-PURE += ("estimators", "sampler", "interop")
+PURE += ("estimators", "sampler", "interop", "adapters")
 
 
 def public_modules() -> Iterator[str]:

@@ -28,6 +28,7 @@ FLOORS = (
         "sampler",
         "metrics",
         "interop",
+        "adapters",
     ),
     ("files", "config", "mesh", "configs", "data", "models", "rewards", "tracking", "report"),
     ("rollout", "staged", "plan.cost", "plan.devices", "plan.footprint", "chunking", "learner", "checkpoint", "policy")

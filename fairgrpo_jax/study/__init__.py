@@ -22,7 +22,9 @@ import dataclasses
 import multiprocessing
 import os
 import shlex
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -215,7 +217,7 @@ def _side_by_side(tasks: Sequence[Task], jobs: int) -> None:
         TextColumn("{task.description}"),
     )
     with (
-        concurrent.futures.ProcessPoolExecutor(jobs, context, _own_cores, (shares,)) as pool,
+        concurrent.futures.ProcessPoolExecutor(jobs, context, _begin, (shares,)) as pool,
         Progress(*columns) as progress,
     ):
         bar = progress.add_task("", total=len(tasks))
@@ -243,21 +245,35 @@ def _side_by_side(tasks: Sequence[Task], jobs: int) -> None:
             raise
 
 
-def _own_cores(shares: Any) -> None:
-    """Gives a process its share of the cores, before JAX counts them."""
+def _begin(shares: Any) -> None:
+    """Gives a process its share of the cores, before JAX counts them, and ends it when the study is killed."""
     os.sched_setaffinity(0, shares.get())
+    threading.Thread(target=_follow, daemon=True).start()
+
+
+def _follow() -> None:
+    """Tells this process to save and stop when the study that started it has ended."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _in_process(task: Task) -> None:
-    """Runs a task with its output in a file of its folder.
-
-    Raises:
-        RuntimeError: if it fails, with its last line.
-    """
+    """Runs a task with its output in a file of its folder."""
     task.folder.mkdir(parents=True, exist_ok=True)
     mesh.simulate(task.config.mesh)
-    with (task.folder / "log.txt").open("a") as out, contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
-        task.run()
+    try:
+        with (
+            (task.folder / "log.txt").open("a") as out,
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(out),
+        ):
+            task.run()
+    finally:
+        parent = multiprocessing.parent_process()
+        if parent is not None and not parent.is_alive():
+            os._exit(1)  # nobody waits for the result
 
 
 def _report(tasks: Sequence[Task], workdir: Path) -> None:

@@ -109,5 +109,7 @@ def test_trl_trains_on_prompts_drawn_by_group(tmp_path, monkeypatch):
     again = FairSampler([0] * 40, [row["group"] for row in rows], batch_size=PROMPTS, seed=0, window=1)
     assert len(seen) == STEPS
     assert seen[0] == np.repeat(next(again), GENERATIONS).tolist()
-    assert all(len(set(batch)) == PROMPTS and sum(row >= 36 for row in set(batch)) >= 2 for batch in seen)
+    assert all(
+        len(batch) == PROMPTS * GENERATIONS and sum(row >= 36 for row in batch) >= 2 * GENERATIONS for batch in seen
+    )
     assert drawn.probabilities_now()[0, 1] > 0.5 and float(drawn.hardness_state.mass.sum()) > PROMPTS
