@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,8 @@ CELLS = list(zip(DOMAINS.tolist(), GROUPS.tolist(), strict=True))
 
 
 def sampler(**options) -> FairSampler:
-    return FairSampler(DOMAINS, GROUPS, **({"batch_size": 12, "seed": 3, "window": 4} | options))
+    given: dict[str, Any] = {"batch_size": 12, "seed": 3, "window": 4} | options
+    return FairSampler(DOMAINS, GROUPS, **given)
 
 
 def feed(drawn: FairSampler, rows, rng):

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -243,8 +244,12 @@ def test_a_study_in_two_processes_goes_on_after_kill_9(tmp_path):
     process = subprocess.Popen([*command(killed), "--jobs", "2"], cwd=ROOT, start_new_session=True)
     while process.poll() is None and not list(killed.glob("seed*/grpo/evals/000002.jsonl")):
         time.sleep(0.1)
-    subprocess.run(["kill", "-9", "--", f"-{process.pid}"], check=True)
+    process.kill()  # the study alone: its runs notice, save and end
     assert process.wait() == -signal.SIGKILL
+    with pytest.raises(ProcessLookupError):
+        for _ in range(600):
+            os.killpg(process.pid, 0)
+            time.sleep(0.1)
     again = subprocess.run([*command(killed), "--jobs", "2"], cwd=ROOT, check=True, capture_output=True, text=True)
     assert " 0 of them finished" not in again.stdout
     assert (killed / "results.csv").read_text() == (whole / "results.csv").read_text()

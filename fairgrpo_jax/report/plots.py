@@ -7,6 +7,7 @@ colour in all figures.
 import io
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -162,13 +163,15 @@ def drawn(run: results.Run) -> str | None:
     """
     prefix = "drawn/ratio/"
     cells = [name.removeprefix(prefix).split("/", 1) for name in run.names("train", prefix)]
-    datasets, groups = (list(dict.fromkeys(part)) for part in (zip(*cells, strict=True) if cells else ((), ())))
     if not cells:
         return None
+    datasets, groups = (list(dict.fromkeys(cell[part] for cell in cells)) for part in (0, 1))
     figure = Figure(figsize=(max(5.0, 1.9 * len(datasets) + 1.5), 4.4), layout="constrained")
     axes = figure.subplots(2, len(datasets), sharex=True, sharey="row", squeeze=False)
-    style = {group: dict(color=COLOURS[i % len(COLOURS)], ls=("-", "--", ":")[i // len(COLOURS) % 3])
-             for i, group in enumerate(groups)}  # fmt: skip
+    style: dict[str, dict[str, Any]] = {
+        group: {"color": COLOURS[i % len(COLOURS)], "ls": ("-", "--", ":")[i // len(COLOURS) % 3]}
+        for i, group in enumerate(groups)
+    }
     for dataset, group in cells:
         column = datasets.index(dataset)
         for axis, metric, smooth in zip(axes[:, column], (prefix, "reward/group/"), (False, True), strict=True):

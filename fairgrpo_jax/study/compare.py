@@ -2,8 +2,10 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import stats
 
 
@@ -23,7 +25,7 @@ class Paired:
     better: int  # seeds with a positive difference
 
 
-def paired(ours: Sequence[float], theirs: Sequence[float], *, margin: float = 0.0) -> Paired:
+def paired(ours: ArrayLike, theirs: ArrayLike, *, margin: float = 0.0) -> Paired:
     """Compares ``ours`` with ``theirs`` - margin, one value a seed.
 
     The test flips the signs of the differences in all 2^n ways: exact if, without an effect, a difference is as likely
@@ -49,12 +51,13 @@ def paired(ours: Sequence[float], theirs: Sequence[float], *, margin: float = 0.
     d, n = a - b, len(a)
     if n == 1:
         return Paired(1, d[0], np.nan, np.nan, np.nan, 1.0, int(d[0] > 0))
+    resamples: Any = np.inf if n <= EXACT else 100_000  # infinite = every one
     test = stats.permutation_test(
         (a, b),
         lambda x, y, axis: np.mean(x - y, axis=axis),
         permutation_type="samples",
         vectorized=True,
-        n_resamples=np.inf if n <= EXACT else 100_000,
+        n_resamples=resamples,
         rng=np.random.default_rng(0),
     )
     spread = d.std(ddof=1)
