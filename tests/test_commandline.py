@@ -26,7 +26,7 @@ def call(monkeypatch, capsys, *arguments, command=train.train):
     "arguments, named",
     [
         (["--algorithm", "ppo"], "'ppo'.*Expected one of"),
-        (["chest"], "'chest'; wanted one of clinic, covid_blues"),
+        (["chest"], "'chest'; wanted one of clinic, clinic_small, covid_blues"),
         (["--optim.lrr", "1"], "Perhaps you meant: --optim.lr"),
         (["--optim.lr", "0"], "optim.lr=0.0; wanted a positive"),
         (["--mesh", "4by1"], "wanted FSDPxTENSOR"),

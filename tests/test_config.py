@@ -105,6 +105,13 @@ def test_bad_values_are_refused_with_what_was_wanted(change, named):
         (options.Model, "lora_targets", "(", "q$"),
         (options.Model, "freeze", ("(",), ("^vision/",)),
         (options.Config, "seed", -1, 0),
+        (options.Config, "focus", -1.0, 2.0),
+        (options.Draw, "max_ratio", 0.5, 1.0),
+        (options.Draw, "floor", 1.5, 1.0),
+        (options.Draw, "decay", 1.0, 0.0),
+        (options.Draw, "prior", 0.0, 1.0),
+        (options.Draw, "window", 0, 1),
+        (options.Draw, "hardness_exponent", -1.0, 0.0),
         (options.Config, "fairness", options.Fairness(history="ring", capacity=8), options.Fairness(history="ring")),
     ],
 )
@@ -113,3 +120,14 @@ def test_options_that_would_fail_late_are_refused_at_once(section, name, refused
     with pytest.raises(ValueError, match=rf"got .*{word}=.*wanted"):
         section(**{name: refused})
     assert getattr(section(**{name: accepted}), name) == accepted
+
+
+@pytest.mark.parametrize("before, now", [(True, "balanced"), (False, "natural")])
+def test_a_config_of_before_the_renaming_means_the_same(tmp_path, before, now):
+    values = options.to_dict(options.Config())
+    del values["data"]["sampling"]
+    values["data"]["resample"] = before
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(values))
+    config, told = options.read(path)
+    assert config.data.sampling == now and not told

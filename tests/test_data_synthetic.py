@@ -238,6 +238,25 @@ def test_control_has_no_gaps_and_equal_groups():
     assert max(cells(synthetic.load("train", domains=("ct",), control=True)).values()) == 250
 
 
+def test_demographics_are_missing_for_a_share_of_the_training_patients_only():
+    whole, hidden = (synthetic.load("train", domains=("ct",), missing=share).records for share in (0.0, 0.3))
+    unknown = [record.age is None and record.sex is None for record in hidden]
+    assert 0.25 < np.mean(unknown) < 0.35
+    for before, after in zip(whole, hidden, strict=True):
+        assert (before.uid, before.answer, before.patient) == (after.uid, after.answer, after.patient)
+        assert after.age in (None, before.age) and after.sex in (None, before.sex)
+    by_patient = {}
+    for record, lost in zip(hidden, unknown, strict=True):
+        by_patient.setdefault(record.patient, set()).add(lost)
+    assert all(len(found) == 1 for found in by_patient.values())
+    assert all(record.age for record in synthetic.load("test", domains=("ct",), missing=0.3))
+
+
+def test_size_of_the_test_cells():
+    assert set(cells(synthetic.load("test", domains=("us", "ct"), test_cell=7)).values()) == {7}
+    assert set(cells(synthetic.load("test", domains=("ct",))).values()) == {60}
+
+
 def test_contact_sheet_shows_the_class_and_age_it_says():
     sheet = np.array(synthetic.contact_sheet(("ct", "digits"), zoom=1))
     assert sheet.shape == (4 * 34, 10 * 34, 3)
@@ -256,6 +275,8 @@ def test_contact_sheet_shows_the_class_and_age_it_says():
         ({"split": "test", "scale": 0.0}, "scale 0.0"),
         ({"split": "warmup", "label_noise": 1.5}, "label_noise 1.5"),
         ({"split": "test", "seed": -1}, "seed -1"),
+        ({"split": "test", "test_cell": 0}, "test_cell 0"),
+        ({"split": "train", "missing": 1.5}, "missing 1.5"),
     ],
 )
 def test_what_the_clinic_does_not_have(arguments, message):
