@@ -76,9 +76,10 @@ def estimate(
         **options: options of ``fairness.temperatures``, for the FairGRPO family; those that a member fixes are ignored.
 
     Returns:
-        The advantages; the memory after the step; and scalars: ``fairness/effective_sample_size`` of the weights over
-        prompts with signal, ``advantage/max_abs``, ``advantage/top_prompt_share``, and ``reward/zero_variance_share``
-        of the P prompts.
+        The advantages; the memory after the step; and what to watch: ``fairness/effective_sample_size`` of the weights
+        over prompts with signal, ``advantage/max_abs``, ``advantage/top_prompt_share``, and
+        ``reward/zero_variance_share`` of the P prompts, scalars; and, from an estimator that finds its groups itself,
+        ``clusters``, the label (N,) of every prompt.
 
     Raises:
         ValueError: if the name is unknown, and from the named function.
@@ -87,9 +88,10 @@ def estimate(
         raise ValueError(f"got algorithm {name!r}; wanted one of {', '.join(NAMES)}")
     everyone, rows = (scored.rewards, scored.domains, scored.groups), jnp.asarray(scored.kept)
     rewards = jnp.asarray(scored.rewards)[rows]
-    weights, seen = jnp.ones(rewards.shape[0]), memory.fairness
+    weights, seen, found = jnp.ones(rewards.shape[0]), memory.fairness, {}
     if name in fairness.FAMILY:
-        weights, seen = fairness.weigh(name, *everyone, seen, **options)
+        weights, labels, seen = fairness.labelled(name, *everyone, seen, **options)
+        found = {"clusters": labels} if fairness.FAMILY[name].hidden else {}
         weights = weights[rows]
         values = fairness.rescale(rewards, weights)
     elif name == "group_dro":
@@ -108,4 +110,4 @@ def estimate(
         "advantage/top_prompt_share": diagnostics.top_prompt_share(values),
         "reward/zero_variance_share": diagnostics.zero_variance_share(rewards),
     }
-    return values, memory._replace(fairness=seen), watched
+    return values, memory._replace(fairness=seen), watched | found

@@ -32,8 +32,8 @@ from fairgrpo_jax._temperatures import Clamp, DomainMean, Levels, or_one
 
 __all__ = [
     "FAMILY", "FairnessState", "HardnessState", "Measure", "Member", "Options", "dro_weights", "drpo", "fair_grpo",
-    "fair_grpo_nd", "group_dro", "group_weights", "hardness", "init", "init_hardness", "observe_hardness", "rescale",
-    "residual_weights", "temperatures", "weigh",
+    "fair_grpo_nd", "group_dro", "group_weights", "hardness", "init", "init_hardness", "labelled", "observe_hardness",
+    "rescale", "residual_weights", "temperatures", "weigh",
 ]  # fmt: skip
 
 Statistics = Literal["cumulative", "batch", "ema"]
@@ -192,12 +192,24 @@ def weigh(
     >>> (weights / weights[0]).round(3).tolist()
     [1.0, 1.0, 1.4140000343322754]
     """
+    weights, _, state = labelled(name, rewards, domains, groups, state, **options)
+    return weights, state
+
+
+def labelled(
+    name: str, rewards: ArrayLike, domains: ArrayLike, groups: ArrayLike, state: FairnessState, **options: Any
+) -> tuple[jax.Array, jax.Array, FairnessState]:
+    """As ``weigh``, with the label (P,) of each prompt as the second result: its group, or Gr + its cluster.
+
+    >>> _, labels, _ = labelled("fair_grpo", [[1.0, 0.0]] * 2, [0] * 2, [0, -1], init(1, 2, 2, history="binary"))
+    >>> labels.tolist()
+    [0, 2]
+    """
     if name not in FAMILY:
         raise ValueError(f"got {name!r}; wanted one of {', '.join(FAMILY)}")
     member = FAMILY[name]
     groups = jnp.full(np.shape(domains), -1) if member.hidden else groups
-    weights, _, state = temperatures(rewards, domains, groups, state, **(member.defaults | options | member.fixed))
-    return weights, state
+    return temperatures(rewards, domains, groups, state, **(member.defaults | options | member.fixed))
 
 
 def temperatures(

@@ -40,6 +40,7 @@ from fairgrpo_jax import (
     config as options,
     estimators,
     evaluate,
+    grouping,
     learner,
     losses,
     mesh,
@@ -140,7 +141,8 @@ def reinforce(run: runs.Run, state: learner.TrainState, start: int, prompts: Pro
             if step % config.evaluation.every == 0:
                 shown = kept.batch.records[: config.evaluation.samples]
                 samples.save(run.folder, step, shown, kept.texts, kept.rewards, advantage)
-            values = step_metrics(kept, seen, advantage, run.encoder) | drawn | watched | prompts.watched() | trained
+            values = step_metrics(kept, seen, advantage, run.encoder) | drawn | prompts.watched() | trained
+            values |= agreement(watched.pop("clusters", None), seen) | watched
             values = {name: float(value) for name, value in values.items()} | phases.collect()
             values |= speed(kept, seen, values, config, architecture, run.mesh)
             run.log.append("train", step + 1, values)
@@ -429,6 +431,25 @@ def step_metrics(
             values[f"reward/unscored/{cell}"] = np.isnan(scored).mean()
         values[f"advantage/share/{cell}"] = np.abs(advantage[its]).sum() / total if total else 0.0
     return values
+
+
+def agreement(clusters: jax.Array | None, seen: list[Sampled]) -> dict[str, float]:
+    """How well the groups that an estimator found agree with the patients' own; see ``grouping.agreement``.
+
+    Within each dataset, averaged by the number of prompts; a dataset with one group, or without demographics, has no
+    say.
+    """
+    if clusters is None:
+        return {}
+    domains, groups = (np.concatenate([getattr(s.batch, name) for s in seen]) for name in ("domains", "groups"))
+    found = []
+    for domain in np.unique(domains):
+        its = domains == domain
+        if len(np.unique(groups[its & (groups >= 0)])) > 1:
+            found.append(grouping.agreement(np.asarray(clusters)[: len(domains)][its], groups[its]))
+    total = sum(each["n"] for each in found)
+    return {f"clusters/{name}": sum(each["n"] * each[name] for each in found) / total if total else np.nan
+            for name in ("ari", "nmi")}  # fmt: skip
 
 
 def _mean(rewards: np.ndarray) -> np.floating | float:

@@ -40,7 +40,7 @@ def test_every_estimator_takes_it(name):
     rewards = np.random.default_rng(1).integers(0, 2, (12, 8)).astype(np.float32)
     rewards[0], rewards[1], rewards[2] = 1, 0, [1, *[0] * 7]
     scored = estimators.Scored.of(rewards, np.arange(12) % 2, np.arange(12) % 3 - 1)
-    memory = estimators.Memory(fairness.init(2, 2, 8))
+    memory = estimators.Memory(fairness.init(2, 2, 8, history=None))  # without clusters
     plain, _, _ = estimators.estimate(name, scored, memory)
     found, _, _ = jax.jit(lambda s, m: estimators.estimate(name, s, m, focus=1.5))(scored, memory)
     np.testing.assert_allclose(jnp.sum(found**2), jnp.sum(plain**2), rtol=1e-5)

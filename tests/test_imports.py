@@ -30,7 +30,7 @@ FLOORS = (
         "interop",
         "adapters",
     ),
-    ("files", "config", "mesh", "configs", "data", "models", "rewards", "tracking", "report"),
+    ("files", "processes", "config", "mesh", "configs", "data", "models", "rewards", "tracking", "report"),
     ("rollout", "staged", "plan.cost", "plan.devices", "plan.footprint", "chunking", "learner", "checkpoint", "policy")
     + (
         "plan.utilisation",

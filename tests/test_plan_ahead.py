@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from fairgrpo_jax import chunking, config as options, mesh, models, rollout
+from fairgrpo_jax import chunking, config as options, mesh, models, processes, rollout
 from fairgrpo_jax.models import qwen2_5_vl, text
 from fairgrpo_jax.plan import ahead, devices, gathers
 
@@ -70,7 +70,7 @@ def test_a_compiler_that_fails():
 def test_a_compiler_ends_with_its_parent(tmp_path):
     """Also where the parent was killed and could not end it."""
     late, begun = tmp_path / "late", tmp_path / "begun"
-    code = "import pathlib, time; from fairgrpo_jax.plan import ahead; ahead.end_with_parent(); "
+    code = "import pathlib, time; from fairgrpo_jax import processes; processes.end_with_parent(); "
     code += f"pathlib.Path({str(begun)!r}).touch(); time.sleep(3); pathlib.Path({str(late)!r}).touch()"
     run = f"ahead.finish('', [sys.executable, '-c', {code!r}], '', timeout=60)"
     parent = f"import sys; from fairgrpo_jax.plan import ahead; {run}"
@@ -87,7 +87,7 @@ def test_a_compiler_ends_with_its_parent(tmp_path):
 def test_the_process(monkeypatch, capsys):
     """A request in, an outcome out, and an eye on who asked."""
     called = []
-    monkeypatch.setattr(ahead, "end_with_parent", lambda: called.append("watched"))
+    monkeypatch.setattr(processes, "end_with_parent", lambda: called.append("watched"))
     monkeypatch.setattr(ahead, "compile_one", lambda *given, **folders: called.append((*given, folders)) or FITS)
     request = dict(config=options.to_dict(CONFIG), device="v5e:2x2", program="update", cache="somewhere", dump=None)
     monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(request)))

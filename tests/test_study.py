@@ -101,7 +101,7 @@ def test_data_change_with_the_seed_if_asked(tmp_path):
     assert all(task.config.data.options == ("test_cell=120", "seed=7") for task in tasks)
 
 
-@pytest.mark.parametrize("preset", ["table", "ablation", "null", "lr"])
+@pytest.mark.parametrize("preset", ["table", "ablation", "clusters", "null", "lr"])
 def test_presets_are_plans(preset, tmp_path):
     tasks = study.plan(arguments(preset=preset), tmp_path)
     assert len(tasks) >= 5 and all(isinstance(task.config, options.Config) for task in tasks)

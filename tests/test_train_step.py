@@ -6,6 +6,7 @@ import typing
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -138,6 +139,18 @@ def test_statistics_and_logged_rewards_are_those_of_all_sampled_prompts(algorith
     assert values["reward/mean"] == pytest.approx(drawn.mean()) and values["reward/unscored_share"] == 0
     assert values["reward/kept_mean"] == pytest.approx(kept.rewards.mean())
     assert values["reward/group/d/b"] == pytest.approx(drawn[groups[:16] == 1].mean())
+
+
+def test_agreement_of_clusters_is_that_of_each_dataset_by_its_prompts():
+    """Two datasets with groups, one found out and one not; one without groups has no say; padding is cut off."""
+    domains = np.array([0] * 4 + [1] * 8 + [2] * 4, np.int32)
+    groups = np.array([0, 0, 1, 1, 0, 1] + [0, 1] * 3 + [-1] * 4, np.int32)
+    seen = [step_of(np.zeros((16, 2), np.float32), domains, groups)]
+    clusters = np.array([2, 2, 3, 3, *[2] * 8, *[2] * 4, 9, 9])
+    found = train.agreement(jnp.asarray(clusters), seen)
+    assert found["clusters/ari"] == pytest.approx((4 * 1 + 8 * 0) / 12)
+    assert found["clusters/nmi"] == pytest.approx((4 * 1 + 8 * 0) / 12)
+    assert train.agreement(None, seen) == {}
 
 
 def test_effective_sample_size_of_group_dro_is_that_of_its_weights():

@@ -16,7 +16,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -38,6 +37,7 @@ from fairgrpo_jax import (
     mesh as meshes,
     models,
     policy,
+    processes,
     rollout,
 )
 from fairgrpo_jax.models import lora
@@ -488,21 +488,9 @@ def finish(program: str, command: Sequence[str], request: str, *, timeout: float
     return Outcome(program=program, status="compile error", message=f"exit status {child.returncode}: {reasons[-1]}")
 
 
-def end_with_parent() -> None:
-    """Makes this process end soon after its parent, however that ends: a compiler would go on for minutes."""
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 def main() -> None:
     """Main function of the process: reads a request from standard input, writes an outcome to standard output."""
-    end_with_parent()
+    processes.end_with_parent()
     request = json.load(sys.stdin)
     config, program = options.from_dict(request["config"]), request["program"]
     fsdp, tensor = meshes.parse(config.mesh)

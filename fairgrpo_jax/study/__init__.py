@@ -22,9 +22,7 @@ import dataclasses
 import multiprocessing
 import os
 import shlex
-import signal
 import sys
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -40,6 +38,7 @@ from fairgrpo_jax import (
     files,
     folder as folders,
     mesh,
+    processes,
     report,
     runs,
     sft,
@@ -54,9 +53,10 @@ from fairgrpo_jax.study.registration import Primary, Variant
 class Arguments(commandline.Arguments):
     """Options of the study, in addition to those of a run."""
 
-    preset: Literal["table", "ablation", "null", "lr"] | None = None
-    """A named comparison: the paper's seven methods and ours; the parts of ours and of FairGRPO; the clinic without any
-    group effect; each method with three learning rates."""
+    preset: Literal["table", "ablation", "clusters", "null", "lr"] | None = None
+    """A named comparison: the paper's seven methods and ours; the parts of ours and of FairGRPO; groups found
+    by clustering against the patients' own; the clinic without any group effect; each method with three learning
+    rates."""
     methods: tuple[str, ...] = ()
     """Methods to compare, each with its options; the first one is the reference. Default: grpo, fair_grpo and
     fair_sampling."""
@@ -248,32 +248,15 @@ def _side_by_side(tasks: Sequence[Task], jobs: int) -> None:
 def _begin(shares: Any) -> None:
     """Gives a process its share of the cores, before JAX counts them, and ends it when the study is killed."""
     os.sched_setaffinity(0, shares.get())
-    threading.Thread(target=_follow, daemon=True).start()
-
-
-def _follow() -> None:
-    """Tells this process to save and stop when the study that started it has ended."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os.kill(os.getpid(), signal.SIGTERM)
+    processes.end_with_parent()
 
 
 def _in_process(task: Task) -> None:
     """Runs a task with its output in a file of its folder."""
     task.folder.mkdir(parents=True, exist_ok=True)
     mesh.simulate(task.config.mesh)
-    try:
-        with (
-            (task.folder / "log.txt").open("a") as out,
-            contextlib.redirect_stdout(out),
-            contextlib.redirect_stderr(out),
-        ):
-            task.run()
-    finally:
-        parent = multiprocessing.parent_process()
-        if parent is not None and not parent.is_alive():
-            os._exit(1)  # nobody waits for the result
+    with (task.folder / "log.txt").open("a") as out, contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+        task.run()
 
 
 def _report(tasks: Sequence[Task], workdir: Path) -> None:

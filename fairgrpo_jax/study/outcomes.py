@@ -25,6 +25,8 @@ FIGURES = {
     "effective_sample_size": "effective sample size",
     "max_advantage": "largest advantage",
     "from_natural": "distance from natural",
+    "cluster_ari": "clusters, ARI",
+    "cluster_nmi": "clusters, NMI",
 }
 
 
@@ -51,6 +53,8 @@ def outcomes(folder: Path, config: options.Config, step: int) -> dict[str, float
         "effective_sample_size": over_steps("fairness/effective_sample_size"),
         "max_advantage": over_steps("advantage/max_abs", np.max),
         "from_natural": over_steps("drawn/from_natural"),
+        "cluster_ari": over_steps("clusters/ari", np.nanmean),
+        "cluster_nmi": over_steps("clusters/nmi", np.nanmean),
     }  # fmt: skip
 
 

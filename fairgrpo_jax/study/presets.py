@@ -49,6 +49,14 @@ PRESETS = {
             "fair_grpo_nd fairness.sort_vectors=true",
         )
     ),
+    "clusters": Comparison(
+        (
+            "fair_grpo_nd",
+            "fair_grpo_nd fairness.k_max=10",
+            "fair_grpo_nd fairness.sort_vectors=true",
+            "fair_grpo_nd algorithm=drpo",
+        )
+    ),
     "null": Comparison(("grpo", "grpo_rs", "fair_grpo", "fair_sampling"), ("data.options=control=true,test_cell=120",)),
     "lr": Comparison(
         ("grpo", "grpo_rs", "fair_grpo", "fair_sampling"), ("optim.lr=1e-4", "optim.lr=3e-4", "optim.lr=1e-3")

@@ -56,6 +56,9 @@ def as_markdown(
         if primaries:
             lines += [*judged(its, primaries, alpha=alpha), ""]
         lines += [*_differences(its, reference), ""]
+        if any(found.get("cluster_ari", math.nan) == found.get("cluster_ari", math.nan) for found in its.values()):
+            lines += ["Groups found by clustering, against the patients' own, mean over the steps:", ""]
+            lines += [*_means(its, ("cluster_ari", "cluster_nmi")), ""]
     return "\n".join(lines)
 
 
@@ -63,13 +66,13 @@ def _columns(its: Mapping[tuple[str, int], Mapping[str, float]], method: str) ->
     return {seed: found for (name, seed), found in its.items() if name == method}
 
 
-def _means(its: Mapping[tuple[str, int], Mapping[str, float]]) -> list[str]:
+def _means(its: Mapping[tuple[str, int], Mapping[str, float]], names: Sequence[str] = SHOWN) -> list[str]:
     """Mean ± standard deviation over seeds, one row a method."""
-    lines = [f"| | n | {' | '.join(FIGURES[name] for name in SHOWN)} |", "|---" * (len(SHOWN) + 2) + "|"]
+    lines = [f"| | n | {' | '.join(FIGURES[name] for name in names)} |", "|---" * (len(names) + 2) + "|"]
     for method in dict.fromkeys(name for name, _ in its):
         runs = list(_columns(its, method).values())
         cells = []
-        for name in SHOWN:
+        for name in names:
             values = np.array([run.get(name, math.nan) for run in runs], float)
             spread = f" ± {values.std(ddof=1):.3f}" if len(values) > 1 else ""
             cells.append("–" if np.isnan(values).any() else f"{values.mean():.3f}{spread}")
