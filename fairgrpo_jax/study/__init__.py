@@ -1,4 +1,4 @@
-"""Compare methods: every method on the same data, warm-up, prompts and random keys, over seeds and settings.
+r"""Compare methods: every method on the same data, warm-up, prompts and random keys, over seeds and settings.
 
 For every setting and seed the supervised stage runs once; each method starts from its weights. A method is one of those
 of the presets (``train --list``), with options after it in quotes: "fair_sampling draw.window=1". Finished runs are
@@ -66,7 +66,8 @@ class Arguments(commandline.Arguments):
     """Settings, each a list of options in quotes; every method runs in each. Default: one, that of the preset."""
     primaries: tuple[str, ...] = ()
     """Comparisons on which the study is judged, as "worst_f1: fair_sampling > grpo_rs" or "f1: fair_sampling > grpo -
-    0.02"; they register the study."""
+    0.02"; they register the study. Figures: worst_f1, best_f1 and spread_f1 of demographic cells, f1, top1, greedy,
+    sampled, length."""
     alpha: float = 0.05
     """Level of the registered tests, adjusted over all of them by Holm."""
     vary_data: bool = False
@@ -205,7 +206,7 @@ def _registered(arguments: Arguments, names: list[str], primaries: Sequence[Prim
 def _side_by_side(tasks: Sequence[Task], jobs: int) -> None:
     """Runs tasks in processes, a warm-up before the methods that start from it; their output goes to ``log.txt``."""
     context = multiprocessing.get_context("spawn")
-    cores = sorted(os.sched_getaffinity(0))
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []  # Linux has it
     shares = context.Queue()
     for job in range(jobs):
         shares.put(cores[job::jobs] or cores)
@@ -247,7 +248,9 @@ def _side_by_side(tasks: Sequence[Task], jobs: int) -> None:
 
 def _begin(shares: Any) -> None:
     """Gives a process its share of the cores, before JAX counts them, and ends it when the study is killed."""
-    os.sched_setaffinity(0, shares.get())
+    cores = shares.get()
+    if cores:
+        os.sched_setaffinity(0, cores)
     processes.end_with_parent()
 
 
