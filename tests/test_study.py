@@ -225,6 +225,25 @@ def test_results_as_text(tmp_path):
     )
 
 
+def test_each_method_at_its_best_setting():
+    results = {
+        (setting, method, seed): dict.fromkeys(outcomes.FIGURES, value)
+        for (setting, method), value in {
+            ("a", "grpo"): 0.1,
+            ("b", "grpo"): 0.2,
+            ("a", "x"): 0.5,
+            ("b", "x"): 0.3,
+        }.items()
+        for seed in (0, 1)
+    }
+    text = tables.as_markdown(
+        "T", results, reference="grpo", primaries=[], registered=None, alpha=0.05, command="c", best_of=True
+    )
+    best = text[text.index("own best setting") :]
+    assert "- grpo: b\n- x: a\n" in best and "| grpo | 2 | 0.200" in best and "| x | 2 | 0.500" in best
+    assert "+0.300" in best
+
+
 # ---- the whole -------------------------------------------------------------------------------------------------------
 
 

@@ -171,6 +171,7 @@ def study(arguments: Arguments, workdir: Path, *, command: str = "") -> dict[tup
         registered=registered,
         alpha=arguments.alpha,
         command=command,
+        best_of=arguments.preset == "lr",
     )
     files.write(workdir / "results.csv", tables.as_csv(results))
     files.write(workdir / "results.md", text)
