@@ -78,10 +78,5 @@ def read(folder: Path, step: int) -> list[answers.Answer]:
     return [json.loads(line) for line in _path(folder, step).read_text().splitlines()]
 
 
-def exists(folder: Path, step: int) -> bool:
-    """Whether the evaluation at a step has been made."""
-    return _path(folder, step).exists()
-
-
 def _path(folder: Path, step: int) -> Path:
     return folder / "evals" / f"{step:06d}.jsonl"

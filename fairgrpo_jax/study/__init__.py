@@ -34,7 +34,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from fairgrpo_jax import (
     commandline,
     config as options,
-    evaluate,
     files,
     folder as folders,
     mesh,
@@ -42,6 +41,7 @@ from fairgrpo_jax import (
     report,
     runs,
     sft,
+    tracking,
     train,
 )
 from fairgrpo_jax.study import outcomes, registration, tables
@@ -98,9 +98,13 @@ class Task:
 
     def finished(self) -> bool:
         """Whether it has ended, with this config."""
-        path = self.folder / "config.json"
-        if not path.exists() or not evaluate.exists(self.folder, self.steps):
+        path, log = self.folder / "config.json", self.folder / "metrics.jsonl"
+        if not path.exists() or not log.exists():
             return False
+        if not any(row["kind"] == "eval" and row["step"] == self.steps for row in tracking.read_rows(log)):
+            return False
+        if self.method is None and not (self.folder / "checkpoints" / f"{self.config.warmup.steps}").exists():
+            return False  # killed while it was being saved; the methods start from it
         before, _ = options.read(path)
         return not options.difference(
             options.to_dict(before), options.to_dict(self.config), ignore=tuple(o for o in folders.FREE if o != "steps")
