@@ -48,23 +48,28 @@ def summary(rows: Sequence[answers.Answer], scheme: demographics.Scheme = demogr
         rows: of one evaluation, from ``answers.answer``.
         scheme: the groups that the run distinguishes.
     """
-    figures = metrics.figures(
+    found = figures(rows, scheme)
+    large = [
+        float(row["f1"])
+        for row in found
+        if row["attribute"] not in ("all", metrics.JOINT) and row["n"] >= SMALLEST_GROUP
+    ]
+    extremes = {"worst_f1": min(large), "best_f1": max(large)} if large else {}
+    report = metrics.report_of(found)
+    named = {name: report[f"overall/{name}"] for name in ("f1", "top1", "joint_f1_std") if f"overall/{name}" in report}
+    paper = {name: value for name, value in report.items() if name.startswith("paper/")}
+    return {name: _mean(rows, name) for name in ("reward", "exact")} | named | extremes | paper
+
+
+def figures(rows: Sequence[answers.Answer], scheme: demographics.Scheme = demographics.DEFAULT) -> list[dict[str, Any]]:
+    """The rows of ``metrics.figures``, one a group, of an evaluation."""
+    return metrics.figures(
         [row["prediction"] or None for row in rows],
         [row["answer"] for row in rows],
         [{"sex": row["sex"], "age": row["age"]} | row.get("attributes", {}) for row in rows],
         [row["dataset"] for row in rows],
         scheme=scheme,
     )
-    large = [
-        float(row["f1"])
-        for row in figures
-        if row["attribute"] not in ("all", metrics.JOINT) and row["n"] >= SMALLEST_GROUP
-    ]
-    extremes = {"worst_f1": min(large), "best_f1": max(large)} if large else {}
-    report = metrics.report_of(figures)
-    named = {name: report[f"overall/{name}"] for name in ("f1", "top1", "joint_f1_std") if f"overall/{name}" in report}
-    paper = {name: value for name, value in report.items() if name.startswith("paper/")}
-    return {name: _mean(rows, name) for name in ("reward", "exact")} | named | extremes | paper
 
 
 def _mean(rows: Sequence[answers.Answer], name: Literal["reward", "exact"]) -> float:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fairgrpo_jax import config as options, demographics, evaluate, metrics, tracking
+from fairgrpo_jax import config as options, demographics, evaluate, tracking
 from fairgrpo_jax.answers import Answer
 
 
@@ -60,16 +60,9 @@ def outcomes(folder: Path, config: options.Config, step: int) -> dict[str, float
 
 def by_cell(rows: Sequence[Answer], scheme: demographics.Scheme) -> dict[str, float]:
     """``worst_f1``, ``best_f1`` and ``spread_f1`` of an evaluation; NaN without cells that are large enough."""
-    figures = metrics.figures(
-        [row["prediction"] or None for row in rows],
-        [row["answer"] for row in rows],
-        [{"sex": row["sex"], "age": row["age"]} | row.get("attributes", {}) for row in rows],
-        [row["dataset"] for row in rows],
-        scheme=scheme,
-    )
     finest: dict[str, str] = {}  # the joint groups come last
     cells: dict[tuple[str, str], list[float]] = {}
-    for row in figures:
+    for row in evaluate.figures(rows, scheme):
         if row["attribute"] != "all":
             finest[row["dataset"]] = row["attribute"]
             if row["n"] >= SMALLEST_CELL:
