@@ -1,9 +1,10 @@
-"""Draws the figures of docs/fair_grpo.md from the library itself: ``python docs/plots.py`` (a minute on two cores).
+"""Draws the figures of docs/: ``python docs/plots.py`` (a minute on two cores). Nothing here trains.
 
-Nothing here trains. Rewards are drawn from coins whose bias stands beside them, so every curve shows the transform and
-not a policy.
+Those of docs/fair_grpo.md come from the library itself: rewards are drawn from coins whose bias stands beside them, so
+every curve shows the transform and not a policy. That of docs/evidence.md comes from the results of a study.
 """
 
+import csv
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
@@ -16,23 +17,71 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fairgrpo_jax import advantages, diagnostics, fairness
+from fairgrpo_jax.report.plots import COLOURS, NEUTRAL
+from fairgrpo_jax.study import compare
 
 
 HERE = Path(__file__).parent
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")  # Okabe and Ito: told apart with colour blindness
 ROLLOUTS = 8
 SIZES = (212_000, 33_000, 20_000, 10_000, 2_500, 2_300, 362)  # samples of the paper's seven datasets
 CELLS = np.array([0.02, 0.18, 0.22, 0.08, 0.02, 0.18, 0.22, 0.08])  # sex x age: the youngest are rare
 
 
 def main() -> None:
-    """Writes docs/fair_grpo_weight.png, docs/fair_grpo_blowup.png and docs/fair_grpo_batch.png."""
+    """Writes docs/fair_grpo_weight.png, docs/fair_grpo_blowup.png, docs/fair_grpo_batch.png and docs/evidence.png."""
     for name, draw in (("weight", weight_of_a_group), ("blowup", blow_up), ("batch", batch_size)):
         figure = Figure(figsize=(7.2, 3.2), layout="constrained")
         draw(figure.subplots(1, 2))
         path = HERE / f"fair_grpo_{name}.png"
         figure.savefig(path, dpi=110)
         print(path.name)
+    figure = Figure(figsize=(9.6, 3.4), layout="constrained")
+    evidence(figure.subplots(1, 2, width_ratios=(1, 1.25)))
+    figure.savefig(HERE / "evidence.png", dpi=110)
+    print("evidence.png")
+
+
+LABELS = {
+    "after the warm-up": "warm-up",
+    "grpo": "GRPO",
+    "grpo_rs": "GRPO+RS",
+    "fair_grpo": "FairGRPO",
+    "fair_sampling": "fair sampling",
+    "fair_sampling focus=0": "without focus",
+}
+
+
+def evidence(axes: np.ndarray) -> None:
+    """The registered study: macro F1 against the worst cell's, and paired differences from GRPO."""
+    with (HERE / "studies" / "confirmation.csv").open() as file:
+        runs = list(csv.DictReader(file))
+    names = ("worst_f1", "f1", "best_f1")
+    found = {
+        method: {name: np.array([float(run[name]) for run in runs if run["method"] == method]) for name in names}
+        for method in LABELS
+    }
+    shades = dict(zip(LABELS, (NEUTRAL, *COLOURS), strict=False))
+    for method, its in found.items():
+        axes[0].plot(its["f1"], its["worst_f1"], "o", ms=3, alpha=0.35, color=shades[method], mew=0)
+        axes[0].plot(its["f1"].mean(), its["worst_f1"].mean(), "o", ms=8, color=shades[method], label=LABELS[method])
+    axes[0].set(xlabel="macro F1", ylabel="worst cell's F1")
+    axes[0].legend(frameon=False, fontsize=8, loc="lower right")
+    for row, method in enumerate([name for name in LABELS if name not in ("after the warm-up", "grpo")]):
+        for place, (name, mark) in enumerate(zip(names, "osD", strict=True)):
+            pair = compare.paired(found[method][name], found["grpo"][name])
+            height = row + 0.22 * (place - 1)
+            axes[1].plot([pair.low, pair.high], [height, height], color=shades[method], lw=1.4)
+            axes[1].plot(pair.mean, height, mark, color=shades[method], ms=5)
+            if row == 0:
+                axes[1].plot(
+                    [], [], mark, color="#555555", label=("worst cell's F1", "macro F1", "best cell's F1")[place]
+                )
+    axes[1].axvline(0, color="#999999", lw=0.8)
+    axes[1].set_yticks(range(4), [LABELS[name] for name in LABELS if name not in ("after the warm-up", "grpo")])
+    axes[1].set(xlabel="paired difference from GRPO, 95 % over seeds", ylim=(3.5, -0.5))
+    axes[1].legend(frameon=False, fontsize=8, loc="upper right")
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
 
 
 def weight_of_a_group(axes: np.ndarray) -> None:
