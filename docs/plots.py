@@ -65,7 +65,7 @@ def evidence(axes: np.ndarray) -> None:
         axes[0].plot(its["f1"], its["worst_f1"], "o", ms=3, alpha=0.35, color=shades[method], mew=0)
         axes[0].plot(its["f1"].mean(), its["worst_f1"].mean(), "o", ms=8, color=shades[method], label=LABELS[method])
     axes[0].set(xlabel="macro F1", ylabel="worst cell's F1")
-    axes[0].legend(frameon=False, fontsize=8, loc="lower right")
+    axes[0].legend(frameon=False, fontsize=8, loc="upper left")
     for row, method in enumerate([name for name in LABELS if name not in ("after the warm-up", "grpo")]):
         for place, (name, mark) in enumerate(zip(names, "osD", strict=True)):
             pair = compare.paired(found[method][name], found["grpo"][name])
