@@ -143,7 +143,11 @@ def test_a_folder_of_the_version_before_goes_on(tmp_path):
     rows = tracking.read_metrics(tmp_path / "metrics.jsonl")
     assert [row["kind"] for row in rows] == ["warmup", "eval", "train", "eval"]
     config, told = options.read(tmp_path / "config.json")
-    assert told == ["reward.max_unscored is new in this version: 0.5"]
+    assert told == [
+        "focus is new in this version: 0.0",
+        "draw is new in this version: its defaults",
+        "reward.max_unscored is new in this version: 0.5",
+    ]
     with runs.open_run(config, tmp_path) as run:
         params = checkpoint.saved_params(run.checkpoints, 1)
         total = sum(np.abs(np.asarray(leaf, np.float64)).sum() for leaf in jax.tree.leaves(params))

@@ -295,7 +295,7 @@ def test_no_change_has_no_interval():
 
 
 def test_cautions_always_and_for_few_patients(page, small, tmp_path):
-    assert "one seed" in page.text and "raise the worst group" in " ".join(page.text.split())
+    assert "one seed" in page.text and "raised the worst groups" in " ".join(page.text.split())
     assert "too few patients" not in page.text
     few = Page(report.build({"run": small}, tmp_path / "few.html", title="few"))
     assert "cxr (30 patients): too few patients" in few.text

@@ -60,7 +60,8 @@ def _known(values: dict, schema: Any, prefix: str = "") -> tuple[dict, list[str]
     lines += [f"{prefix}{name} is not an option of this version: left out" for name in sorted(values.keys() - hints)]
     for name, hint in hints.items():
         if name not in values:
-            lines.append(f"{prefix}{name} is new in this version: {getattr(schema(), name)}")
+            default = "its defaults" if dataclasses.is_dataclass(hint) else getattr(schema(), name)
+            lines.append(f"{prefix}{name} is new in this version: {default}")
         elif dataclasses.is_dataclass(hint):
             kept[name], more = _known(values[name], hint, f"{prefix}{name}.")
             lines += more

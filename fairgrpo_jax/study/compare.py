@@ -49,8 +49,9 @@ def paired(ours: ArrayLike, theirs: ArrayLike, *, margin: float = 0.0) -> Paired
     if a.shape != b.shape or a.ndim != 1 or not len(a) or not np.all(np.isfinite(a) & np.isfinite(b)):
         raise ValueError(f"got values {a.tolist()} and {b.tolist()}; wanted one finite number a seed, twice")
     d, n = a - b, len(a)
+    mean, better = float(d.mean()), int((d > 0).sum())
     if n == 1:
-        return Paired(1, d[0], np.nan, np.nan, np.nan, 1.0, int(d[0] > 0))
+        return Paired(1, mean, np.nan, np.nan, np.nan, 1.0, better)
     resamples: Any = np.inf if n <= EXACT else 100_000  # infinite = every one
     test = stats.permutation_test(
         (a, b),
@@ -60,9 +61,9 @@ def paired(ours: ArrayLike, theirs: ArrayLike, *, margin: float = 0.0) -> Paired
         n_resamples=resamples,
         rng=np.random.default_rng(0),
     )
-    spread = d.std(ddof=1)
-    half = stats.t.ppf(0.975, n - 1) * spread / np.sqrt(n)
-    return Paired(n, d.mean(), spread, d.mean() - half, d.mean() + half, float(test.pvalue), int((d > 0).sum()))
+    spread = float(d.std(ddof=1))
+    half = float(stats.t.ppf(0.975, n - 1)) * spread / n**0.5
+    return Paired(n, mean, spread, mean - half, mean + half, float(test.pvalue), better)
 
 
 def holm(p: Sequence[float]) -> list[float]:
