@@ -224,7 +224,6 @@ class FairSampler:
         if cursors.shape != self.sizes.shape:
             raise ValueError(f"got a state of cells {cursors.shape} for {self.sizes.shape}; wanted the same data")
         self.cursors, self.returned, self._draws = cursors, state["returned"], state["draws"]
-        self._epoch[:] = -1
         self.hardness_state = fairness.HardnessState(jnp.asarray(state["mass"]), jnp.asarray(state["total"]))
         self._windows = collections.deque(
             _Window(np.asarray(q), made, collections.deque(np.asarray(rows, np.int64) for rows in batches))
