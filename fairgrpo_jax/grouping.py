@@ -373,8 +373,8 @@ def systematic_counts(probabilities: ArrayLike, count: int, start: float) -> np.
             "probabilities >= 0 with sum 1"
         )
     ends = np.cumsum(q.ravel()) * (count / q.sum())
-    ends[np.flatnonzero(q.ravel())[-1] :] = count
     passed = np.ceil(ends - start).astype(np.int64)
+    passed[np.flatnonzero(q.ravel())[-1] :] = count  # whatever was rounded, all are drawn
     return np.diff(passed, prepend=0).reshape(q.shape)
 
 

@@ -8,7 +8,7 @@ import hypothesis.strategies as st
 import jax
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 
@@ -276,6 +276,7 @@ def test_probabilities_of_any_cells(sizes, max_ratio, floor, seed):
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12), st.integers(0, 200), st.floats(0, 1, exclude_max=True))
+@example([1.0], 2, 0.9999999999999999)
 def test_systematic_counts_are_never_off_by_more_than_one(weights, count, start):
     assume(sum(weights) > 1e-6)
     q = np.array(weights) / sum(weights)
