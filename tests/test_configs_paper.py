@@ -15,8 +15,8 @@ from tests.dataset_fixtures import chexpert, ham10000, hemorrhage, isic2020, pad
 
 
 PRESETS = [name for name in configs.names() if name.startswith("fair")]
-# Presets of a model differ in algorithm, sampling and focus alone, as the first test says, and every algorithm is run by
-# test_train.py, natural and fair sampling too: one with balanced sampling stands for all.
+# Presets of a model differ in algorithm, sampling and focus alone, as the first test says, and test_train.py runs every
+# algorithm, natural and fair sampling: one with balanced sampling stands for all.
 QUICK = {"fairmedgemma_4b/grpo_rs"}
 TABLE = {"fair_grpo", "fair_grpo_nd", "grpo", "grpo_rs", "grpo_dro", "rloo", "reinforce_plus_plus"}
 METHODS = TABLE | {"fair_sampling"}
