@@ -32,7 +32,7 @@ class InOrder:
         """The next batch."""
         return next(self._stream)
 
-    def replace(self, lost: batches.PromptBatch) -> batches.PromptBatch:
+    def replace(self, domains: np.ndarray, groups: np.ndarray) -> batches.PromptBatch:
         """A batch from which prompts are taken in the place of lost ones: the next one, whatever was lost."""
         return next(self)
 
@@ -101,9 +101,9 @@ class ByCell:
         next(self.sampler)
         return self._encoded.popleft().result()
 
-    def replace(self, lost: batches.PromptBatch) -> batches.PromptBatch:
+    def replace(self, domains: np.ndarray, groups: np.ndarray) -> batches.PromptBatch:
         """A batch from the cells of lost prompts, in their proportions, to replace them by."""
-        return self._encode(self._chosen(self.sampler.redraw(lost.domains, lost.groups)))
+        return self._encode(self._chosen(self.sampler.redraw(domains, groups)))
 
     def observe(self, rewards: np.ndarray, domains: np.ndarray, groups: np.ndarray) -> None:
         """Takes in a step: the rewards (N, G) of all N prompts that were sampled."""

@@ -114,7 +114,7 @@ def reinforce(run: runs.Run, state: learner.TrainState, start: int, prompts: Pro
             for attempt in range(config.sampling.tries):
                 progress.phase("rollout")
                 with phases("data"):
-                    batch = next(prompts) if kept is None else prompts.replace(kept.without_signal)
+                    batch = next(prompts) if kept is None else prompts.replace(*kept.lost)
                     prompt = mesh.put(batch.prompt, run.mesh)
                 with phases("rollout"):
                     key = run.key("rollout", step * config.sampling.tries + attempt)
@@ -197,9 +197,10 @@ class Kept(Sampled):
     rows: np.ndarray  # (P,) int, their indices among all prompts sampled for the step
 
     @property
-    def without_signal(self) -> batches.PromptBatch:
-        """The prompts whose rewards are all equal."""
-        return self.batch.take(np.flatnonzero(~np.asarray(advantages.has_signal(self.compared))))
+    def lost(self) -> tuple[np.ndarray, np.ndarray]:
+        """Domains and groups of the prompts whose rewards are all equal."""
+        equal = ~np.asarray(advantages.has_signal(self.compared))
+        return self.batch.domains[equal], self.batch.groups[equal]
 
 
 def sample(params: Any, prompt: Any, key: jax.Array, config: options.Config, architecture: Any) -> rollout.RolloutBatch:
@@ -300,8 +301,8 @@ def _within(batch: batches.PromptBatch, rows: np.ndarray, drawn: batches.PromptB
     """Whether each of ``rows`` is among the first of its cell, as many as were ``drawn`` from it."""
     room = collections.Counter(drawn.cells)
     taken: collections.Counter[tuple[int, int]] = collections.Counter()
-    first = []
-    for cell in batch.take(rows).cells:
+    first, cells = [], batch.cells
+    for cell in (cells[row] for row in rows):
         first.append(taken[cell] < room[cell])
         taken[cell] += 1
     return np.array(first)

@@ -94,7 +94,7 @@ def test_a_lost_prompt_is_replaced_by_one_of_its_own_cell():
     whole = step_of(rewards, np.zeros(8, np.int32), groups)
     seen = [whole.take(np.arange(4))]
     kept, _ = train.refill(None, seen, by_cell=True)
-    assert [*kept.without_signal.groups] == [0, 0, 1]
+    assert [*kept.lost[1]] == [0, 0, 1]
     seen.append(whole.take(np.arange(4, 8)))
     kept, drawn = train.refill(kept, seen, by_cell=True)
     assert sorted(kept.rows.tolist()) == [0, 3, 4, 6] and sorted(kept.batch.groups.tolist()) == [0, 0, 1, 1]
