@@ -40,7 +40,7 @@ import step as steps  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
-from fairgrpo_jax import chunking, config as options, estimators, fairness, learner, models, rollout  # noqa: E402
+from fairgrpo_jax import config as options, estimators, fairness, learner, models, rollout  # noqa: E402
 from fairgrpo_jax.models import gemma3, qwen2_5_vl  # noqa: E402
 from fairgrpo_jax.plan import cost, footprint  # noqa: E402
 
@@ -223,6 +223,7 @@ def decode(scale: Scale, name: str, *, toy: bool) -> dict[str, Any]:
     lines = {}
     for rows in scale.rows:
         prompt = prompts(config, rows // scale.group, scale)
+        params = rollout.sampler_params(params)
 
         def roll(params: Any, prompt: models.Prompt, tokens: int) -> Any:
             key = jax.random.key(0)
@@ -464,7 +465,7 @@ def planned(config: Any, state: learner.TrainState, batch: learner.PolicyBatch) 
         mesh=(1, 1),
         compute=dtype,
         sampler=dtype,
-        chunks=chunking.chunks(state.params, batch, config, options.Update()),
+        cache=dtype,
     )
     held = footprint.state(state.params, layout), footprint.update(config, state.params, layout)
     return sum(sum(part.values()) for part in held)

@@ -31,7 +31,7 @@ def main() -> None:
     def step(state: learner.TrainState, number: int) -> tuple[learner.TrainState, dict]:
         prompt = jax.device_put(models.pack(vlm.processor(talks, pixels), config))
         rolled = rollout.sample(
-            state.params,
+            rollout.sampler_params(state.params),
             prompt,
             jax.random.fold_in(jax.random.key(0), number),
             architecture=config,

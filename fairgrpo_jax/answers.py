@@ -82,12 +82,11 @@ def answer(
                     temperature=temperature,
                     top_p=sampling.top_p if temperature else 1.0,
                     tensor=sampling.weights == "tensor",
+                    cache=sampling.cache,
                 )
                 for temperature in temperatures
             ]
         for found, rollouts in zip(rows, drawn, strict=True):
-            with phases("evaluation"):
-                rollouts = jax.device_get(rollouts)
             given = completed(rollouts, rollout.texts(rollouts, tokenizer), part, encode.architecture.eos_ids)
             scored = rewards.score(given, config.reward, sampling)[:, 0], rewards.exact(given)[:, 0]
             texts = [row[0] for row in given.texts]

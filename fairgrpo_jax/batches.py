@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from fairgrpo_jax import config as options, grouping, models
@@ -52,6 +53,7 @@ class Encoder:
     processor: Any  # the checkpoint's, e.g. models.Processor
     domains: tuple[str, ...]  # names of the datasets; a domain's id is its index
     vocabulary: grouping.Vocabulary  # the joint demographic cells; a group's id is its index
+    dtype: str = "float32"  # of the patches
 
     def __call__(self, records: Sequence[Record]) -> PromptBatch:
         """Decodes the media of P records and packs their prompts.
@@ -73,7 +75,11 @@ class Encoder:
         )
         try:
             prompt = models.pack(
-                inputs, self.architecture, length=settings.prompt_length, num_patches=settings.num_patches
+                inputs,
+                self.architecture,
+                length=settings.prompt_length,
+                num_patches=settings.num_patches,
+                dtype=jnp.dtype(self.dtype),
             )
         except ValueError as error:
             row = re.match(r"prompt (\d+)", str(error))

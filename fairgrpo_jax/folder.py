@@ -18,7 +18,7 @@ from fairgrpo_jax import config as options, files
 # learning rate from here on.
 FREE = ("steps", "checkpoint_every", "mesh", "evaluation.every", "evaluation.batch", "evaluation.samples")
 FREE += ("data.root", "data.workers", "data.prompt_length", "data.num_patches", "data.on_broken", "data.leakage")
-FREE += ("reward.max_unscored",)
+FREE += ("reward.max_unscored", "sampling.waves", "update.accumulation", "update.chunks")
 
 
 def default(config: options.Config) -> Path:

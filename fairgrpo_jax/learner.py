@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from fairgrpo_jax import chunking, config as options, losses, mesh, models, staged
+from fairgrpo_jax import config as options, losses, mesh, models, staged
 from fairgrpo_jax.estimators import Memory
 from fairgrpo_jax.models import lora
 
@@ -225,19 +225,20 @@ def policy_step(
     loss + beta * (KL to the reference, aggregated in the same way). The passes run in the dtype ``compute`` (``cast``);
     gradients are summed in the dtype of the parameters, or wider, and AdamW runs in float32.
 
+    ``update.accumulation`` and ``update.chunks`` of 0 are 1 here: ``fitting.fit`` chooses them for a device.
+
     The metrics are those of ``losses.policy_loss``, its ``kl`` named ``kl_old``; ``kl``, the mean KL of a token to the
     reference, with ``update.beta``; ``mismatch`` between the policy before its first update and the sampler, which
     ``update.importance`` corrects, and the mean and the capped share of its weights; ``padding_share``
     (``staged.gradients``).
 
     Raises:
-        ValueError: if ``update.chunks`` does not divide the rollouts, or ``update.beta`` has no reference.
+        ValueError: if ``update.beta`` has no reference.
     """
     if update.beta and batch.reference_logprobs is None:
         raise ValueError(
             f"got update.beta={update.beta} without reference_logprobs; wanted them: learner.with_logprobs(...)"
         )
-    count = chunking.chunks(state.params, batch, architecture, update, compute=compute, freeze=freeze)
     batch = jax.tree.map(lambda x: staged.strided(x, update.mini_batches)[index], batch)
     total = losses.denominator(batch.mask, update.aggregation)
     length = batch.tokens.shape[-1] if update.aggregation == "constant" else None
@@ -265,7 +266,8 @@ def policy_step(
         return value, metrics | {"mismatch": apart.sum() / tokens}
 
     trained, frozen = lora.trainable(cast(state.params, compute), freeze)
-    plan = staged.Plan(architecture, update.accumulation, count, temperature, update.remat)
+    pieces = max(update.accumulation, 1), max(update.chunks, 1)
+    plan = staged.Plan(architecture, *pieces, temperature, update.remat)
     grads, metrics = staged.gradients(loss, trained, frozen, batch.prompt, batch.rollouts, plan)
     return _descend(state, grads, metrics, optim, steps, freeze)
 

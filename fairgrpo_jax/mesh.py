@@ -97,11 +97,29 @@ def whole(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
+def of_rows(x: Any) -> P:
+    """The spec of an array whose first axis, if it has one, is split along ``fsdp``."""
+    return P("fsdp") if x.ndim else P()
+
+
 def constrain(x: jax.Array) -> jax.Array:
     """Keeps axis 0 (prompts) of an activation on mesh axis ``fsdp``; without a mesh, returns ``x``."""
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, P("fsdp"))
+
+
+def by_head(x: Any, sizes: Mapping[str, int], *, tensor: bool) -> P:
+    """The spec of keys or values (P, K, ...): prompts along ``fsdp``, heads along ``tensor`` if they divide."""
+    return P("fsdp", "tensor" if tensor and x.shape[1] % sizes["tensor"] == 0 else None)
+
+
+def constrain_heads(tree: Any, *, tensor: bool) -> Any:
+    """Inside jit: constrains keys and values as ``by_head`` says; without a mesh, returns the tree."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return tree
+    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, by_head(x, mesh.shape, tensor=tensor)), tree)
 
 
 def gather(tree: Any, *, tensor: bool = False) -> Any:

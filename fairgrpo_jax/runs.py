@@ -27,6 +27,7 @@ from fairgrpo_jax import (
     config as options,
     estimators,
     fairness,
+    fitting,
     folder,
     grouping,
     learner,
@@ -251,7 +252,7 @@ def open_run(config: options.Config, workdir: Path | None) -> Iterator[Run]:
         sources.check_leakage(records[use], records["test"], config.data)
     sources.require_attributes([*records["train"].records, *records["test"].records], config.data.attributes)
     architecture, processor = policy.describe(config.model, config.data)
-    policy.shapes(config.model, architecture)
+    tree = policy.shapes(config.model, architecture)
     path = workdir or folder.default(config)
     folder.create(path)
     known = [record for source in records.values() for record in source.records]
@@ -261,6 +262,7 @@ def open_run(config: options.Config, workdir: Path | None) -> Iterator[Run]:
         processor=processor,
         domains=tuple(sorted({record.dataset for record in known})),
         vocabulary=grouping.vocabulary(batches.groups_of(record, config.data) for record in known),
+        dtype=config.media_dtype,
     )
     with contextlib.ExitStack() as open_while_running:
         enter = open_while_running.enter_context
@@ -277,8 +279,11 @@ def open_run(config: options.Config, workdir: Path | None) -> Iterator[Run]:
         if changes:
             print(f"changed options: {'; '.join(changes)}", flush=True)
             log.note(done or 0, changes)
+        fitted = fitting.fit(config, architecture, tree, fitting.memory())
+        if parts := fitting.told(fitted):
+            print(f"to fit into memory: {parts}", flush=True)
         yield Run(
-            config=config,
+            config=fitted,
             folder=path,
             mesh=devices,
             encoder=encoder,

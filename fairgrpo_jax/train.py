@@ -35,7 +35,6 @@ from fairgrpo_jax import (
     advantages,
     answers,
     batches,
-    chunking,
     commandline,
     config as options,
     estimators,
@@ -115,10 +114,9 @@ def reinforce(run: runs.Run, state: learner.TrainState, start: int, prompts: Pro
                 progress.phase("rollout")
                 with phases("data"):
                     batch = next(prompts) if kept is None else prompts.replace(*kept.lost)
-                    prompt = mesh.put(batch.prompt, run.mesh)
                 with phases("rollout"):
                     key = run.key("rollout", step * config.sampling.tries + attempt)
-                    rollouts = sample(copy, prompt, key, config, architecture)
+                    rollouts = sample(copy, batch.prompt, key, config, architecture, run.mesh)
                 with phases("reward"):
                     texts = rollout.texts(rollouts, run.tokenizer)
                     seen.append(score(batch, rollouts, texts, config, architecture))
@@ -203,20 +201,29 @@ class Kept(Sampled):
         return self.batch.domains[equal], self.batch.groups[equal]
 
 
-def sample(params: Any, prompt: Any, key: jax.Array, config: options.Config, architecture: Any) -> rollout.RolloutBatch:
-    """Samples G completions of each prompt in one device program and fetches them in one transfer."""
-    rollouts = rollout.sample(
-        params,
-        prompt,
-        key,
-        architecture=architecture,
-        num_rollouts=config.rollouts,
-        max_new_tokens=config.sampling.max_new_tokens,
-        temperature=config.sampling.temperature,
-        top_p=config.sampling.top_p,
-        tensor=config.sampling.weights == "tensor",
-    )
-    return jax.device_get(rollouts)
+def sample(
+    params: Any, prompt: Any, key: jax.Array, config: options.Config, architecture: Any, devices: jax.sharding.Mesh
+) -> rollout.RolloutBatch:
+    """Samples G completions of each prompt, in ``sampling.waves``; one wave's prompts are on the devices at a time."""
+    waves = max(config.sampling.waves, 1)
+    keys = rollout.row_keys(key, config.prompts, config.rollouts)
+    size = config.prompts // waves
+    found = []
+    for part in (slice(first, first + size) for first in range(0, config.prompts, size)):
+        drawn = rollout.sample(
+            params,
+            mesh.put(jax.tree.map(lambda x, part=part: x[part], prompt), devices),
+            mesh.put(keys[part], devices),
+            architecture=architecture,
+            num_rollouts=config.rollouts,
+            max_new_tokens=config.sampling.max_new_tokens,
+            temperature=config.sampling.temperature,
+            top_p=config.sampling.top_p,
+            tensor=config.sampling.weights == "tensor",
+            cache=config.sampling.cache,
+        )
+        found.append(drawn)
+    return found[0] if waves == 1 else jax.tree.map(lambda *parts: np.concatenate(parts), *found)
 
 
 def score(
@@ -368,10 +375,7 @@ def update(
     shared: dict = dict(
         architecture=architecture, temperature=config.sampling.temperature, compute=config.model.compute
     )
-    chunks = chunking.chunks(
-        state.params, batch, architecture, spec, compute=config.model.compute, freeze=config.model.freeze
-    )
-    pieces: dict = dict(parts=spec.parts, chunks=chunks)
+    pieces: dict = dict(parts=spec.parts, chunks=max(spec.chunks, 1))
     if spec.per_step > 1:
         batch = learner.with_logprobs(state.params, batch, **shared, **pieces)
     if spec.beta:
@@ -418,6 +422,7 @@ def step_metrics(
         "reward/unscored_share": np.isnan(rewards).mean(),
         "rollout/length": lengths.mean(),
         "rollout/truncated_share": 1 - finished.mean(),
+        "rollout/running_share": lengths.sum() / sum(s.rollouts.steps.sum() * s.rewards.shape[1] for s in seen),
     }
     if len(seen) > 1:
         values["reward/kept_mean"] = _mean(kept.rewards)

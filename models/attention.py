@@ -33,6 +33,16 @@ KeyValue = tuple[jax.Array, jax.Array]
 log = logging.getLogger(__name__)
 
 
+def heads_first(x: jax.Array) -> jax.Array:
+    """Keys or values (P, ..., K, H) as (P, K, ..., H), the order in which a matrix product of one token reads them."""
+    return jnp.moveaxis(x, -2, 1)
+
+
+def heads_last(x: jax.Array) -> jax.Array:
+    """The inverse of :func:`heads_first`."""
+    return jnp.moveaxis(x, 1, -2)
+
+
 class Masks(NamedTuple):
     """The keys that a query sees: the masks, and their structure if they have one.
 

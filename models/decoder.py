@@ -19,7 +19,7 @@ import numpy as np
 
 from fairgrpo_jax.mesh import constrain, whole_rows
 from fairgrpo_jax.models import layers, vision
-from fairgrpo_jax.models.attention import MASKED, KeyValue, Masks
+from fairgrpo_jax.models.attention import MASKED, KeyValue, Masks, heads_last
 from fairgrpo_jax.models.inputs import Prompt
 from fairgrpo_jax.models.layers import DecoderLayer, bind, maybe_remat, rms_norm
 from fairgrpo_jax.models.vision import VisionConfig
@@ -128,18 +128,21 @@ def init(config: TextConfig, key: jax.Array, dtype: Any = jnp.float32) -> dict:
     return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
 
 
-def prompt_pass(params: dict, config: TextConfig, prompt: Prompt, *, remat: bool = False) -> tuple[jax.Array, KeyValue]:
+def prompt_pass(params: dict, config: TextConfig, prompt: Prompt, *, remat: bool = False) -> tuple[jax.Array, Any]:
     """Runs every prompt once.
 
     Args:
-        params: parameters as :func:`init` makes them.
+        params: parameters as :func:`init` makes them, or split by :func:`by_layer`.
         config: the model.
         prompt: P prompts padded to T tokens.
         remat: recompute the layers in the backward pass instead of keeping their activations.
 
     Returns:
-        hidden (P, T, d) after the final norm, meaningless at padding; keys and values, each (L, P, T, K, H).
+        hidden (P, T, d) after the final norm, meaningless at padding; keys and values, each (L, P, T, K, H), or for
+        parameters split by layer a tuple of L, each (P, T, K, H).
     """
+    if isinstance(params["layers"], tuple):
+        return _prompt_pass_by_layer(params, config, prompt)
     x, deep = _embed_prompt(params, config, prompt, remat)
     views = _prompt_views(config, prompt)
 
@@ -157,6 +160,17 @@ def prompt_pass(params: dict, config: TextConfig, prompt: Prompt, *, remat: bool
     xs = np.arange(config.num_layers), np.array(config.local_layers), params["layers"]
     x, kv = jax.lax.scan(layer, x[:, None], xs)
     return _final_norm(params, config, x)[:, 0], kv
+
+
+def _prompt_pass_by_layer(params: dict, config: TextConfig, prompt: Prompt) -> tuple[jax.Array, tuple[KeyValue, ...]]:
+    """:func:`prompt_pass` one layer after the other, whose weights, keys and values are never in one array."""
+    x, deep = _embed_prompt(params, config, prompt, remat=False)
+    views, x, kept = _prompt_views(config, prompt), x[:, None], []
+    for index, (local, weights) in enumerate(zip(config.local_layers, params["layers"], strict=True)):
+        x, (k, v) = bind(DecoderLayer, config, weights)(x, *views[local])
+        x = x + deep[index] if index < len(deep) else x
+        kept.append((k[:, 0], v[:, 0]))
+    return _final_norm(params, config, x)[:, 0], tuple(kept)
 
 
 def completion_pass(
@@ -180,7 +194,7 @@ def completion_pass(
         hidden (P, G, T, d) after the final norm; row t predicts token t + 1.
     """
     steps = jnp.arange(tokens.shape[-1])
-    views = _completion_views(config, prompt, steps, steps)
+    views = _completion_views(config, prompt, steps, dict.fromkeys(config.local_layers, steps))
 
     def run(x, weights, kv, local):
         view = _choose(views, local)
@@ -196,17 +210,23 @@ def completion_pass(
     return _final_norm(params, config, x)
 
 
-def unstack(params: dict, prompt_kv: KeyValue) -> tuple[dict, tuple[KeyValue, ...]]:
-    """Splits weights and prompt keys and values by layer for :func:`decode_step`; called once, before the loop."""
-    return {**params, "layers": layers.unstack(params["layers"])}, layers.unstack(prompt_kv)
+def by_layer(params: dict) -> dict:
+    """Splits the stacked weights of the decoder by layer, as the sampler takes them."""
+    return {**params, "layers": layers.unstack(params["layers"])}
+
+
+def cache_sizes(config: TextConfig, size: int) -> tuple[int, ...]:
+    """Number of tokens that the cache of each layer holds, of completions of ``size``: local layers keep the window."""
+    return tuple(min(size, config.window) if local else size for local in config.local_layers)
 
 
 def init_caches(
     config: TextConfig, num_prompts: int, num_rollouts: int, size: int, dtype: Any = jnp.float32
 ) -> tuple[KeyValue, ...]:
-    """Empty keys and values of every layer, each (P, G, S, K, H), for completions of up to ``size`` tokens."""
-    shape = (num_prompts, num_rollouts, size, config.num_kv_heads, config.head_dim)
-    return tuple((jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(config.num_layers))
+    """Empty keys and values of every layer, each (P, K, G, S, H), for completions of up to ``size`` tokens."""
+    lead = num_prompts, config.num_kv_heads, num_rollouts
+    empty = lambda places: jnp.zeros((*lead, places, config.head_dim), dtype)
+    return tuple((empty(places), empty(places)) for places in cache_sizes(config, size))
 
 
 def decode_step(
@@ -221,11 +241,13 @@ def decode_step(
     """Runs token t of every completion: :func:`completion_pass` one token at a time.
 
     Args:
-        params: parameters split by :func:`unstack`.
+        params: parameters split by :func:`by_layer`.
         config: the model.
         prompt: the P prompts.
-        prompt_kv: the prompts' keys and values split by :func:`unstack`.
-        caches: own keys and values of tokens 0..t-1, from :func:`init_caches` or the previous step.
+        prompt_kv: the prompts' keys and values by layer, from :func:`prompt_pass`, each as
+            :func:`attention.heads_first` orders them.
+        caches: own keys and values of tokens 0..t-1, from :func:`init_caches` or the previous step; token t is written
+            at t, in a cache shorter than the completion (that of a local layer) in place of the token that left.
         tokens: (P, G) int32, token t of every completion.
         t: position in the completion; may be traced.
 
@@ -233,11 +255,14 @@ def decode_step(
         hidden (P, G, d) after the final norm, which predicts token t + 1; the caches with token t.
     """
     x = _embed(params, config, tokens)[:, :, None]
-    views = _completion_views(config, prompt, jnp.asarray(t)[None], jnp.arange(caches[0][0].shape[2]))
+    sizes = {local: cache[0].shape[3] for local, cache in zip(config.local_layers, caches, strict=True)}
+    held = {local: t - (t - jnp.arange(size)) % size for local, size in sizes.items()}
+    views = _completion_views(config, prompt, jnp.asarray(t)[None], held)
     updated = []
     for local, weights, kv, cache in zip(config.local_layers, params["layers"], prompt_kv, caches, strict=True):
         view, module = views[local], bind(DecoderLayer, config, weights)
-        x, cache = module(x, view.rotation, view.masks, prompt_kv=kv, cache=cache, t=t)
+        shared = heads_last(kv[0]), heads_last(kv[1])
+        x, cache = module(x, view.rotation, view.masks, prompt_kv=shared, cache=cache, t=t % sizes[local])
         updated.append(cache)
     return _final_norm(params, config, x)[:, :, 0], tuple(updated)
 
@@ -389,23 +414,34 @@ def _prompt_views(config: TextConfig, prompt: Prompt) -> dict[bool, _View]:
     }
 
 
-def _completion_views(config: TextConfig, prompt: Prompt, steps: jax.Array, keys: jax.Array) -> dict[bool, _View]:
-    """The views of completion tokens ``steps`` (T,) on their prompts and on their own tokens ``keys`` (S,)."""
+def _completion_views(
+    config: TextConfig, prompt: Prompt, steps: jax.Array, keys: dict[bool, jax.Array]
+) -> dict[bool, _View]:
+    """The views of completion tokens ``steps`` (T,) on their prompts and on their own tokens.
+
+    ``keys`` are the tokens (S,) that the caches of local and of global layers hold, < 0 where they are empty.
+    """
     positions = (prompt.following[:, None] + steps[None, :])[:, None, :, None]
     positions = jnp.broadcast_to(positions, (*positions.shape[:-1], 3))
-    kinds = set(config.local_layers)
-    distance = steps[:, None] - keys[None, :]
-    own, shared = distance >= 0, prompt.valid[:, None]
-    windows_end = _windows_end(config, prompt.tokens.shape[1] + len(keys))
-    whole = Masks(own, shared, None if windows_end or len(steps) != len(keys) else _lengths(prompt))
-    near = whole
+    shared, total = prompt.valid[:, None], prompt.tokens.shape[1] + max(map(len, keys.values()))
+    windows_end = _windows_end(config, total)
+    since = None
     if windows_end:
         since = prompt.order.max(axis=1)[:, None] + 1 + steps[None, :]
         since = since[:, :, None] - prompt.order[:, None, :]
-        near = Masks(own & (distance < config.window), shared & (since < config.window))
-        if len(kinds) > 1:
-            whole = whole._replace(prompt=jnp.broadcast_to(shared, since.shape))
-    return {local: _View(_rotation(config, positions, local), near if local else whole) for local in kinds}
+
+    def view(local: bool, held: jax.Array) -> _View:
+        distance = steps[:, None] - held[None, :]
+        own = (distance >= 0) & (held[None, :] >= 0)
+        if since is None:
+            masks = Masks(own, shared, _lengths(prompt) if len(steps) == len(held) else None)
+        elif local:
+            masks = Masks(own & (distance < config.window), shared & (since < config.window))
+        else:
+            masks = Masks(own, jnp.broadcast_to(shared, since.shape) if len(keys) > 1 else shared)
+        return _View(_rotation(config, positions, local), masks)
+
+    return {local: view(local, held) for local, held in keys.items()}
 
 
 def _lengths(prompt: Prompt) -> jax.Array:

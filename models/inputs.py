@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.struct
+import jax
 import numpy as np
 
 
@@ -18,7 +19,7 @@ class Vision:
     """The patches of each prompt, with all its media in order of appearance, padded to a common length S.
 
     Attributes:
-        patches: (P, S, C * tp * p * p) float32, S a multiple of merge².
+        patches: (P, S, C * tp * p * p) float32 or bfloat16, S a multiple of merge².
         position: (P, S, 2) int32, row and column of the patch in its frame.
         frame: (P, S) int32, the segment for blocks with full attention; -1 is padding.
         window: (P, S) int32, the segment for blocks with windows; -1 is padding; None for a tower without windows.
@@ -60,7 +61,12 @@ class Prompt:
 
 
 def pack(
-    inputs: Mapping[str, Any], config: Any, *, length: int | None = None, num_patches: int | None = None
+    inputs: Mapping[str, Any],
+    config: Any,
+    *,
+    length: int | None = None,
+    num_patches: int | None = None,
+    dtype: Any = np.float32,
 ) -> Prompt:
     """Packs the arrays of a Hugging Face processor, padded on either side, into a right-padded :class:`Prompt`.
 
@@ -80,6 +86,7 @@ def pack(
         length: static prompt length; default the longest prompt.
         num_patches: static number of patches per prompt, a multiple of merge² (or of an image's patches for images of
             fixed size); default: the largest. If given, a batch of text also has (padded) patches.
+        dtype: of the patches.
 
     Returns:
         A :class:`Prompt` of NumPy arrays.
@@ -112,9 +119,21 @@ def pack(
     if config.vision is None:
         return Prompt(tokens, valid, order, rope, following, feature)
     block = _image_blocks((tokens == config.image_id) & valid) if config.vision.block_attention else None
-    return Prompt(
-        tokens, valid, order, rope, following, feature, block, _pack_vision(patches, config.vision, num_patches)
-    )
+    packed = _pack_vision(patches, config.vision, num_patches, dtype)
+    return Prompt(tokens, valid, order, rope, following, feature, block, packed)
+
+
+def prompt_shapes(
+    config: Any, *, prompts: int, length: int, num_patches: int | None, dtype: Any = np.float32
+) -> Prompt:
+    """The result of :func:`pack` for this number of prompts, as shapes; for a model of text ``num_patches`` is ignored.
+
+    Raises:
+        ValueError: from :func:`pack`, if no batch can have this number of patches.
+    """
+    size = num_patches if config.vision is not None else None
+    one = pack({"input_ids": np.zeros((1, 1), np.int32)}, config, length=length, num_patches=size, dtype=dtype)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((prompts, *x.shape[1:]), x.dtype), one)
 
 
 def _image_blocks(is_image: np.ndarray) -> np.ndarray:
@@ -276,7 +295,7 @@ def _learned_positions(grid: tuple[int, ...], merge: int, side: int) -> tuple[np
     return taps, weights
 
 
-def _pack_vision(rows: list[list], vision: Any, num_patches: int | None) -> Vision | None:
+def _pack_vision(rows: list[list], vision: Any, num_patches: int | None, dtype: Any) -> Vision | None:
     """Pads the media of every prompt to one length; segment ids continue from medium to medium."""
     sizes = np.array([sum(len(patches) for patches, _ in media) for media in rows])
     size = _fit(sizes, num_patches, "patches", "num_patches")
@@ -285,7 +304,7 @@ def _pack_vision(rows: list[list], vision: Any, num_patches: int | None) -> Visi
         raise ValueError(f"num_patches={size} must be a multiple of {vision.unit}, the patches of one {what}")
     if size == 0:
         return None
-    patches = np.zeros((len(rows), size, vision.patch_dim), np.float32)
+    patches = np.zeros((len(rows), size, vision.patch_dim), dtype)
     position = np.zeros((len(rows), size, 2), np.int32)
     frame, window = (np.full((len(rows), size), -1, np.int32) for _ in range(2))
     taps, weights = np.zeros((len(rows), size, 4), np.int32), np.zeros((len(rows), size, 4), np.float32)

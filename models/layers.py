@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fairgrpo_jax.mesh import constrain
-from fairgrpo_jax.models.attention import KeyValue, Masks, attend
+from fairgrpo_jax.models.attention import KeyValue, Masks, attend, heads_first, heads_last
 
 
 # Activations by the names in published configs.
@@ -197,10 +197,15 @@ class Attention(nnx.Module):
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = rotate(q, rotation), rotate(k, rotation)
+        kept: Any = k, v
         if cache is not None:
-            k = jax.lax.dynamic_update_slice_in_dim(cache[0], k, t, axis=2)
-            v = jax.lax.dynamic_update_slice_in_dim(cache[1], v, t, axis=2)
-        return self.o(attend(q, prompt_kv, (k, v), masks, scale=self.scale)), (k, v)
+            kept = tuple(
+                jax.lax.dynamic_update_slice_in_dim(old, heads_first(new).astype(old.dtype), t, axis=3)
+                for old, new in zip(cache, kept, strict=True)
+            )
+            k, v = map(heads_last, kept)
+        out = attend(q.astype(k.dtype), prompt_kv, (k, v), masks, scale=self.scale)
+        return self.o(out.astype(x.dtype)), kept
 
 
 class DecoderLayer(nnx.Module):
@@ -232,7 +237,8 @@ class DecoderLayer(nnx.Module):
             rotation: cosine and sine (P, 1, T, H/2).
             masks: which own keys and which prompt keys a query sees.
             prompt_kv: keys and values (P, Tp, K, H) of the shared prompt, or None while the prompt itself runs.
-            cache: own keys and values (P, G, S, K, H) so far; the new ones are written at position ``t``.
+            cache: own keys and values (P, K, G, S, H) so far; the new ones are written at position ``t``. Attention
+                is computed in its dtype.
             t: position of the first of the T tokens in the cache.
 
         Returns:

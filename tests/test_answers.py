@@ -22,7 +22,7 @@ def ask(config, records):
     with jax.set_mesh(devices):
         params = policy.initial(config.model, architecture, jax.random.key(0), mesh=devices)
         return answers.answer(
-            params,
+            answers.sampler(params, config.sampling),
             records,
             encode=batches.Encoder(config.data, architecture, processor, domains, groups),
             config=config,

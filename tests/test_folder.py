@@ -146,6 +146,8 @@ def test_a_folder_of_the_version_before_goes_on(tmp_path):
     assert told == [
         "focus is new in this version: 0.0",
         "draw is new in this version: its defaults",
+        "sampling.cache is new in this version: None",
+        "sampling.waves is new in this version: 0",
         "reward.max_unscored is new in this version: 0.5",
     ]
     with runs.open_run(config, tmp_path) as run:

@@ -9,7 +9,7 @@ import sys
 import pytest
 from rich.console import Console
 
-from fairgrpo_jax import commandline, config as options
+from fairgrpo_jax import commandline, config as options, fitting
 from fairgrpo_jax.plan import ahead, cost, devices, plan
 from tests import real_sizes
 
@@ -44,7 +44,7 @@ def options_of(folders, name=SEVEN, mesh="16x1", patches=1024, **other):
 def test_the_weights_of_published_models(folders, name):
     made = plan.plan(options_of(folders, name), "v5p:2x2x4")
     count = real_sizes.PARAMETERS[name]
-    assert made.phases[0].held["weights gathered"] == 2 * count
+    assert made.phases[0].held["weights that sample"] == 2 * count
     assert 1 <= made.state["weights"] / (2 * count / 16) < 1.05  # what does not divide stays whole
     assert made.state["optimizer moments"] == 2 * 2 * made.state["weights"]  # two, in float32
     assert made.peak == max(sum(made.state.values()) + sum(phase.held.values()) for phase in made.phases)
@@ -90,18 +90,22 @@ def test_updates_add_up(folders):
     assert mixed.phases[2].held["weights in the compute dtype"] == wide.state["weights"] // 2
 
 
+FIXED = options.Update(remat=False, accumulation=1, chunks=1)
+
+
 @pytest.mark.parametrize(
     "device,mesh,dtype",
     [("h100:8", "8x1", "float32"), ("a100:8", "8x1", "float32"), ("v5p:2x2x1", "4x1", "float32")],
 )
 def test_changes_that_are_proposed_do_make_it_fit(folders, device, mesh, dtype):
     """The options are taken as they are printed, through the command line."""
-    config = options_of(folders, mesh=mesh, dtype=dtype, rollouts=16, update=options.Update(remat=False))
+    config = options_of(folders, mesh=mesh, dtype=dtype, rollouts=16, update=FIXED)
     made = plan.plan(config, device)
     assert not made.fits and made.changes and made.changes[-1].endswith(": fits")
     words = [part for line in made.changes for part in shlex.split(line.split(":")[0])]
     schema = plan.Arguments
-    for name in ("data.prompt-length 640", "data.num-patches 1024", "sampling.max-new-tokens 256", "rollouts 16"):
+    given = "data.prompt-length 640", "data.num-patches 1024", "sampling.max-new-tokens 256", "rollouts 16"
+    for name in (*given, "update.accumulation 1", "update.chunks 1"):
         words = [*shlex.split(f"--{name}"), *words]
     words = ["--mesh", mesh, "--model.path", str(folders / SEVEN), "--warmup.steps", "0", *words]
     if "--model.dtype" not in words:
@@ -116,23 +120,22 @@ def test_many_changes(folders):
     assert not made.fits and made.changes[-1].endswith(": fits")
     assert [line.split(":")[0] for line in made.changes] == [
         "--sampling.dtype bfloat16",
-        "--sampling.weights tensor --mesh 4x4",
-        "--model.dtype bfloat16",
+        "--sampling.weights tensor --mesh 8x2",
     ]
-    assert any("a rollout gathers 30.9 GiB of weights onto every device" in words for words in made.warnings)
+    assert any("a rollout copies 30.9 GiB of weights onto every device" in words for words in made.warnings)
 
 
 def test_what_no_option_can_mend(folders):
-    """On a single chip nothing is gathered, and 15.4 GiB of weights are too many."""
+    """15.4 GiB of weights, and the copy that samples, are too many for a single chip."""
     made = plan.plan(options_of(folders, mesh="1x1"), "v5e:1x1")
-    assert not made.fits and made.phases[0].held["weights gathered"] == 0
+    assert not made.fits and made.phases[0].held["weights that sample"] == made.state["weights"]
     assert not any(line.endswith("fits") or "tensor --mesh" in line for line in made.changes)
     assert "no option is enough: take devices with more memory than TPU v5e" in made.changes[-1]
 
 
 def test_more_of_a_gpus_memory(folders):
     """Between three quarters of the memory, JAX's default, and what it can be given."""
-    config = options_of(folders, mesh="1x1", name="Qwen/Qwen2-VL-2B-Instruct", update=options.Update(chunks=1))
+    config = options_of(folders, mesh="1x1", name="Qwen/Qwen2-VL-2B-Instruct", update=FIXED)
     kind = devices.KINDS["h200"]
     for grown in range(32, 256, 8):
         made = plan.plan(dataclasses.replace(config, prompts=grown), "h200")
@@ -198,7 +201,7 @@ def test_the_command(monkeypatch, capsys, folders):
     assert code == 0 and "verdict: it fits" in output.out and "8 x NVIDIA H200 SXM 141 GB (h200:8)" in output.out
     rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in output.out.splitlines() if "│" in line]
     table = {row[0]: row[1:] for row in rows}
-    assert table["weights"] == ["1.93", "1.93", "1.93"] and table["weights gathered"][0] == "15.45"
+    assert table["weights"] == ["1.93", "1.93", "1.93"] and table["weights that sample"][0] == "15.45"
     code, output = call(monkeypatch, capsys, *given, "--json", "--memory", "20")
     told = json.loads(output.out)
     assert code == 1 and not told["fits"] and told["limit"] == 20 * GIB and told["device"] == "h200:8"
@@ -218,27 +221,29 @@ def test_what_a_compiler_says_is_part_of_the_plan(monkeypatch, folders):
     config = options_of(folders)
     made = plan.plan(config, "v5p:2x2x4")
     moments, room = made.limit - made.state["optimizer moments"], made.limit - sum(made.state.values())
+    fits = lambda name: ahead.Outcome(program=name, status="fits", needed=1, available=made.limit, arguments=1)
     answers = {
+        "prompt": fits("prompt"),
         "copy": ahead.Outcome(program="copy", status="fits", needed=moments, available=made.limit, arguments=1),
-        "rollout": ahead.Outcome(program="rollout", status="fits", needed=room + 1, available=made.limit, arguments=1),
+        "decode": ahead.Outcome(program="decode", status="fits", needed=room + 1, available=made.limit, arguments=1),
         "update": ahead.Outcome(program="update", status="compiler crashed", message="SIGSEGV", findings=("a gather",)),
     }
     asked = []
 
     def compile_apart(config, target, program, *, timeout, cache):
-        asked.append((program, target.name, timeout, config.update.chunks))
+        asked.append((program, target.name, timeout, fitting.told(config)))
         return answers[program]
 
     monkeypatch.setattr(ahead, "compile_apart", compile_apart)
     after = plan.compiled(config, made, timeout=7, cache=None)
-    assert asked == [(name, "v5p:2x2x4", 7, made.chunks) for name in ("copy", "rollout", "update")]
+    assert asked == [(name, "v5p:2x2x4", 7, made.parts) for name in ("copy", "prompt", "decode", "update")]
     assert after.outcomes[0].status == "fits" and after.outcomes[0].available == moments
     assert made.fits and not after.fits and after.warnings[-1] == "a gather"
     text = io.StringIO()
     plan.show(after, Console(file=text, width=160))
-    assert f"compiled for v5p:2x2x4, not run on it: rollout: does not fit, {room / GIB:.2f} GiB of" in text.getvalue()
-    assert "verdict: it does not fit (rollout as compiled)" in text.getvalue()
-    answers["rollout"] = dataclasses.replace(answers["rollout"], needed=room)
+    assert f"compiled for v5p:2x2x4, not run on it: decode: does not fit, {room / GIB:.2f} GiB of" in text.getvalue()
+    assert "verdict: it does not fit (decode as compiled)" in text.getvalue()
+    answers["decode"] = dataclasses.replace(answers["decode"], needed=room)
     assert plan.compiled(config, made, timeout=7, cache=None).fits
     answers["update"] = ahead.Outcome(program="update", status="out of memory", needed=3, available=2)
     assert not plan.compiled(config, made, timeout=7, cache=None).fits

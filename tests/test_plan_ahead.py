@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from fairgrpo_jax import chunking, config as options, mesh, models, processes, rollout
-from fairgrpo_jax.models import qwen2_5_vl, text
+from fairgrpo_jax import config as options, fitting, mesh, mesh as meshes, policy, processes, rollout
+from fairgrpo_jax.models import text
 from fairgrpo_jax.plan import ahead, devices, gathers
 
 
@@ -100,8 +100,8 @@ def test_the_process(monkeypatch, capsys):
 def test_programs_of_a_missing_package():
     """A real child, which finds no compiler: it looks for a package that nowhere is."""
     code = "from fairgrpo_jax.plan import ahead; ahead.WHEELS['tpu'] = ('plan-tpu', ('no-libtpu',)); ahead.main()"
-    request = dict(config=options.to_dict(CONFIG), device="v5e:2x2", program="rollout", cache=None, dump=None)
-    outcome = ahead.finish("rollout", [sys.executable, "-c", code], json.dumps(request), timeout=120)
+    request = dict(config=options.to_dict(CONFIG), device="v5e:2x2", program="decode", cache=None, dump=None)
+    outcome = ahead.finish("decode", [sys.executable, "-c", code], json.dumps(request), timeout=120)
     assert outcome.status == "not installed"
     assert "wants the package no-libtpu: pip install 'fairgrpo_jax[plan-tpu]'" in outcome.words
 
@@ -169,15 +169,14 @@ def test_gathers_of_the_programs(monkeypatch):
     """No program gathers what it should not; without the copy that a rollout is given, it would."""
     copy = compiled_text("copy")
     assert gathers.findings("copy", copy, [2]) == []
-    outside = gathers.findings("update", copy, [2])
-    assert any("[2, 64, 96] whole, outside the loop over layers" in words for words in outside)
-    given = compiled_text("rollout")
-    assert gathers.findings("rollout", given, [2]) == gathers.findings("update", given, [2]) == []
-    monkeypatch.setattr(ahead, "copied", lambda config: False)
+    assert "all-gather" in copy
+    for program in ("prompt", "decode"):
+        given = compiled_text(program)
+        assert gathers.findings(program, given, [2]) == gathers.findings("update", given, [2]) == []
+    monkeypatch.setattr(ahead.meshes, "gathered", lambda tree, mesh, tensor: meshes.shardings(tree, mesh))
     monkeypatch.setattr(rollout.mesh, "gather", lambda tree, tensor: tree)
     config = dataclasses.replace(CONFIG, sampling=options.Sampling(max_new_tokens=7))
-    found = gathers.findings("rollout", compiled_text("rollout", config), [2])
-    assert found and all("inside a loop, for every token" in words for words in found)
+    assert "all-gather" in compiled_text("decode", config) and "all-gather" not in given
 
 
 def test_the_update_gathers_layer_by_layer():
@@ -186,9 +185,9 @@ def test_the_update_gathers_layer_by_layer():
 
 def test_weights_split_along_tensor_are_not_gathered():
     config = dataclasses.replace(CONFIG, mesh="2x2", sampling=options.Sampling(max_new_tokens=6, weights="tensor"))
-    text = compiled_text("rollout", config)
-    assert gathers.findings("rollout", text, [2]) == [] and "all-reduce" in text
-    assert "f32[2,64,48]" in text and "f32[2,64,96]" not in text  # a device's half of two layers' gates
+    text = compiled_text("decode", config)
+    assert gathers.findings("decode", text, [2]) == [] and "all-reduce" in text
+    assert "f32[64,48]" in text and "f32[64,96]" not in text  # a device's half of a layer's gate
 
 
 def test_a_gather_that_overlaps_a_loop_is_not_inside_it():
@@ -209,13 +208,13 @@ ENTRY %main (p: bf16[3,96,256]) -> f32[8] {{
   ROOT %w = f32[8] while(%x), condition=%until, body=%body
 }}
 """
-    assert gathers.findings("rollout", program, [3]) == []
+    assert gathers.findings("decode", program, [3]) == []
     assert gathers.findings("update", program, [3]) == [
         "update gathers [3, 1536, 256] whole, outside the loop over layers (1 times)"
     ]
     inside = program.replace("%f.0 = bf16[3,1536,256] fusion(%p), kind=kCustom, calls=%start", "")
     inside = inside.replace(f"ROOT %a.1 = {gather}", "")
-    assert len(gathers.findings("rollout", inside, [3])) == 1 and gathers.findings("update", inside, [3]) == []
+    assert len(gathers.findings("decode", inside, [3])) == 1 and gathers.findings("update", inside, [3]) == []
 
 
 def test_results_are_kept_by_program_topology_and_versions(monkeypatch, tmp_path):
@@ -249,10 +248,8 @@ def test_programs_are_those_of_the_run():
     assert batch.old_logprobs.shape == (8, 2, 6) and batch.prompt.vision.patches.shape == (8, 32, 96)
     assert batch.reference_logprobs is None and {leaf.donated for leaf in jax.tree.leaves(state)} == {True}
     assert architecture.lora_scale == 8.0 and ahead.stages(several) == ahead.PROGRAMS
-    assert ahead.stages(dataclasses.replace(several, warmup=options.Warmup(steps=0), mesh="1x1")) == (
-        "rollout",
-        "update",
-    )
+    short = dataclasses.replace(several, warmup=options.Warmup(steps=0))
+    assert ahead.stages(short) == ("copy", "prompt", "decode", "update")
 
 
 def test_programs_have_the_dtypes_of_the_run():
@@ -266,39 +263,32 @@ def test_programs_have_the_dtypes_of_the_run():
     simulated, architecture = mesh.make("4x1"), ahead.describe(config.model)
     with jax.set_mesh(simulated):
         made = ahead.programs(config, architecture, simulated)
-        copy, sample, update, supervised = (made[name]() for name in ahead.PROGRAMS)
+        copy, prompt, decode, update, supervised = (made[name]() for name in ahead.PROGRAMS)
     dtypes = lambda tree: {leaf.dtype.name for leaf in jax.tree.leaves(tree)}
     assert dtypes(copy.args_info[0][0]) == {"float32"} == dtypes(update.args_info[0][0].params)
-    assert dtypes(copy.out_info) == {"bfloat16"} == dtypes(sample.args_info[0][0])
+    assert dtypes(copy.out_info) == {"bfloat16"} == dtypes(decode.args_info[0][0]) == dtypes(prompt.args_info[0][0])
+    assert prompt.args_info[0][1].vision.patches.dtype == jnp.bfloat16
+    assert dtypes(decode.args_info[0][2]) == dtypes(decode.args_info[0][4]) == {"bfloat16"}
     assert update.args_info[0][1].reference_logprobs.shape == (8, 2, 6)
     for lowered in (update, supervised):  # a product of hidden states and the MLP's gate
         assert "tensor<64x96xbf16>" in lowered.as_text() and "tensor<64x96xf32>) ->" not in lowered.as_text()
 
 
-def test_an_update_is_cut_as_on_the_device(monkeypatch):
-    """A process that compiles has no such device: it is told the chunks that the learner would choose there."""
-    config = dataclasses.replace(CONFIG, prompts=16, rollouts=4, update=options.Update(mini_batches=2))
-    simulated, architecture = mesh.make("4x1"), text.tiny("qwen2")
-    with jax.set_mesh(simulated):
-        state, batch, _ = ahead.programs(config, architecture, simulated)["update"]().args_info[0]
-        state, batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (state, batch))
-        counts = []
-        for memory in range(1 << 20, 4 << 20, 1 << 14):
-            monkeypatch.setattr(chunking, "MEMORY", memory)
-            counts.append(ahead.chunked(config, architecture, memory).update.chunks)
-            assert counts[-1] == chunking.chunks(state.params, batch, architecture, config.update), memory
-    assert sorted(set(counts)) == [1, 2, 4] and counts == sorted(counts, reverse=True)
-    told = dataclasses.replace(config, update=options.Update(chunks=2))
-    assert ahead.chunked(told, architecture, 1 << 20) == told
-
-
-def test_prompts_have_the_shapes_of_packed_ones():
-    settings = options.Data(prompt_length=24, num_patches=32)
-    prompt = ahead.prompt_shapes(qwen2_5_vl.tiny(), settings, 6)
-    real = models.pack({"input_ids": jnp.ones((6, 3), int)}, qwen2_5_vl.tiny(), length=24, num_patches=32)
-    assert jax.tree.map(lambda x: (x.shape, x.dtype), prompt) == jax.tree.map(lambda x: (x.shape, x.dtype), real)
-    with pytest.raises(ValueError, match="num_patches=30 must be a multiple of 4"):
-        ahead.prompt_shapes(qwen2_5_vl.tiny(), options.Data(num_patches=30), 6)
+def test_a_step_is_cut_as_on_the_device(monkeypatch, tmp_path):
+    """A process that compiles has no such device: it is given the parts that a run would choose there."""
+    seen = []
+    monkeypatch.setattr(ahead, "mesh_of", lambda target, spec: mesh.make(spec))
+    monkeypatch.setattr(ahead, "versions", lambda platform: "compiler 1")
+    monkeypatch.setattr(ahead, "examine", lambda *given: FITS)
+    programs = ahead.programs
+    monkeypatch.setattr(ahead, "programs", lambda config, *rest: seen.append(config) or programs(config, *rest))
+    small = dataclasses.replace(devices.parse("h100", 4).kind, memory=1 << 20)
+    target = dataclasses.replace(devices.parse("h100", 4), kind=small)
+    ahead.compile_one(CONFIG, target, "copy", cache=None)
+    architecture = ahead.describe(CONFIG.model)
+    tree = policy.shapes(CONFIG.model, architecture)
+    assert seen == [fitting.fit(CONFIG, architecture, tree, small.usable)]
+    assert fitting.told(seen[0]) == "sampling.waves=2, update.accumulation=2, update.chunks=2"
 
 
 def test_a_gpu_in_the_compilers_words():

@@ -99,9 +99,8 @@ def test_rollout(monkeypatch, architecture):
     architecture = wide(architecture)
     sizes = sizes_of(architecture, 2)  # the loop over tokens has one step, as its body counts once
     prompt, decode = cost.rollout_flops(architecture, sizes)
-    xla = counted(monkeypatch, architecture, "rollout", sizes)
-    assert 1 <= xla / (prompt.total + decode.total) < 1 + ELEMENTWISE
-    # of which the loop is what one token more costs
+    assert 1 <= counted(monkeypatch, architecture, "prompt", sizes) / prompt.total < 1 + ELEMENTWISE
+    assert 1 <= counted(monkeypatch, architecture, "decode", sizes) / decode.total < 1 + ELEMENTWISE
     sizes = dataclasses.replace(sizes, completion=1)
     assert cost.rollout_flops(architecture, sizes)[1].total == 0
     assert cost.rollout_flops(architecture, sizes)[0] == prompt
@@ -190,15 +189,28 @@ def test_logits_come_in_whole_chunks():
 
 
 def test_what_a_token_reads():
-    """Untied: layers and head, not the table; a prompt's keys and values once for its rollouts."""
+    """Untied: layers and head, not the table; a prompt's keys and values once for its rollouts; here 4 times."""
     architecture = qwen2_vl.tiny(tie_word_embeddings=False)
     counts = cost.parameters(architecture)
     sizes = cost.Sizes(prompts=8, rollouts=3, prompt=10, completion=5, patches=16)
     places = 2 * (10 + 3 * 4)
-    wanted = 2 * (counts["layers"] + 512 * 64) + 2 * places * 2 * 2 * 2 * 16
-    assert cost.decode_bytes(architecture, sizes, "bfloat16", devices=4) == wanted
+    weights, kept = 2 * (counts["layers"] + 512 * 64), 2 * places * 2 * 2 * 2 * 16
+    of = functools.partial(cost.decode_bytes, sizes=sizes, dtype="bfloat16", devices=4)
+    assert of(architecture, cache="bfloat16") == 4 * (weights + kept)
+    assert of(architecture, cache="bfloat16", waves=2) == 4 * (2 * weights + kept)
+    assert of(architecture, cache="float32") == 4 * (weights + 2 * kept)
     tied = dataclasses.replace(architecture, tie_word_embeddings=True)
-    assert cost.decode_bytes(tied, sizes, "bfloat16", devices=4) == wanted
+    assert of(tied, cache="bfloat16") == 4 * (weights + kept)
+
+
+def test_caches_double_and_local_layers_keep_their_window():
+    architecture = dataclasses.replace(gemma3.tiny(), window=300)
+    assert cost.cache_lengths(1000) == [256] * 256 + [512] * 256 + [999] * 487 and cost.cache_lengths(1) == []
+    count, every = sum(architecture.local), architecture.num_layers
+    assert 0 < count < every
+    of = functools.partial(cost.completion_cache_bytes, architecture, dtype="bfloat16")
+    place = 2 * 2 * architecture.num_kv_heads * architecture.head_dim
+    assert of(256) == 256 * every * place and of(999) == ((every - count) * 999 + count * 300) * place
 
 
 def test_every_family_of_the_library_is_here():

@@ -46,7 +46,7 @@ def config_of(root, name, mesh, prompts):
     )
 
 
-@pytest.mark.parametrize("program", ["copy", "rollout", "update"])
+@pytest.mark.parametrize("program", ["copy", "prompt", "decode", "update"])
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("device", TARGETS)
 def test_true_sizes(tmp_path, device, name, program):
@@ -56,12 +56,13 @@ def test_true_sizes(tmp_path, device, name, program):
     made = plan.plan(config, device)
     ahead.versions(made.target.kind.platform)  # else the compiler is not installed: `make test-plan` does it
     outcome = ahead.compile_apart(config, made.target, program, timeout=3600, cache=plan.Arguments.cache)
-    formula = max(p.peak for p in made.phases if (p.name == "update") == (program == "update"))
+    phases = dict(zip(("prompt", "decode", "update"), made.phases, strict=True))
+    formula = phases[program].peak if program in phases else 0
     if program == "copy":  # with buffers of the three largest parameters, which are gathered together
         leaves = jax.tree.leaves(policy.shapes(config.model, ahead.describe(config.model)))
-        formula = made.state["weights"] + made.phases[0].held["weights gathered"]
+        formula = made.state["weights"] + made.phases[0].held["weights that sample"]
         formula += sum(sorted(x.size * x.dtype.itemsize for x in leaves)[-3:])
-    elif program == "rollout":
+    elif program != "update":
         formula -= sum(made.state.values())
     print(f"\n{name} on {device}: {outcome.words}; by formula {formula / devices.GIB:.2f} GiB; {outcome.seconds:.0f} s")
     assert outcome.status in ("fits", "out of memory") and outcome.findings == ()
@@ -77,7 +78,7 @@ def test_slices_of_tpus(device, mesh):
     ahead.versions("tpu")
     small = options.Config(mesh=mesh, warmup=options.Warmup(steps=0))
     fsdp, tensor = map(int, mesh.split("x"))
-    outcome = ahead.compile_apart(small, devices.parse(device, fsdp * tensor), "rollout", timeout=900, cache=None)
+    outcome = ahead.compile_apart(small, devices.parse(device, fsdp * tensor), "decode", timeout=900, cache=None)
     assert outcome.status == "fits" and outcome.available == devices.KINDS[device[:3]].usable
 
 

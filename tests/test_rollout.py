@@ -1,5 +1,10 @@
 """The sampler against the learner, and against what sampling must never do."""
 
+import dataclasses
+import runpy
+from pathlib import Path
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +18,11 @@ from tests import compiled_text, tiny_batch
 
 LENGTH = 10
 LOGPROBS = jax.jit(learner.completion_logprobs, static_argnums=1, static_argnames="temperature")
-SAMPLE = dict(architecture=tiny_batch.MODEL, num_rollouts=4, max_new_tokens=LENGTH)
+SAMPLE: Any = dict(architecture=tiny_batch.MODEL, num_rollouts=4, max_new_tokens=LENGTH)
+
+
+def draw(params, prompt, key=0, **options: Any) -> Any:
+    return rollout.sample(rollout.sampler_params(params), prompt, jax.random.key(key), **(SAMPLE | options))
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +34,7 @@ def batch():
 @pytest.fixture(scope="module")
 def sampled(batch):
     _, params, prompt = batch
-    return jax.device_get(rollout.sample(params, prompt, jax.random.key(0), **SAMPLE))
+    return draw(params, prompt)
 
 
 def test_sampler_and_learner_agree_on_every_token(batch, sampled):
@@ -36,7 +45,7 @@ def test_sampler_and_learner_agree_on_every_token(batch, sampled):
 
 def test_temperature_is_the_same_in_sampler_and_learner(batch):
     _, params, prompt = batch
-    got = jax.device_get(rollout.sample(params, prompt, jax.random.key(0), temperature=0.7, **SAMPLE))
+    got = draw(params, prompt, temperature=0.7)
     learned = LOGPROBS(params, tiny_batch.MODEL, prompt, jnp.asarray(got.tokens), temperature=0.7)
     np.testing.assert_allclose(np.where(got.mask, learned, 0), got.logprobs, atol=1e-5)
 
@@ -62,16 +71,16 @@ def test_vision_tokens_are_never_sampled(batch):
     eager = dict(
         params, embedding=params["embedding"].at[jnp.array(banned)].multiply(50.0)
     )  # logits that win if allowed
-    got = jax.device_get(rollout.sample(eager, prompt, jax.random.key(0), **SAMPLE))
+    got = draw(eager, prompt)
     assert not np.isin(got.tokens[got.mask], banned).any()
 
 
 def test_two_steps_and_two_rows_never_share_noise(batch):
     _, params, prompt = batch
     one = jax.tree.map(lambda x: jnp.repeat(x[:1], 6, axis=0), prompt)
-    first = rollout.sample(params, one, jax.random.key(0), **SAMPLE).tokens
-    again = rollout.sample(params, one, jax.random.key(0), **SAMPLE).tokens
-    other = rollout.sample(params, one, jax.random.key(1), **SAMPLE).tokens
+    first = draw(params, one).tokens
+    again = draw(params, one).tokens
+    other = draw(params, one, key=1).tokens
     np.testing.assert_array_equal(first, again)
     rows = np.concatenate([first, other]).reshape(-1, LENGTH)
     assert len(np.unique(rows, axis=0)) == len(rows), "equal prompts gave equal samples"
@@ -80,7 +89,7 @@ def test_two_steps_and_two_rows_never_share_noise(batch):
 def test_a_row_samples_the_same_whatever_stands_beside_it(batch, sampled):
     _, params, prompt = batch
     swapped = jax.tree.map(lambda x: x.at[3:].set(x[:3]), prompt)
-    got = rollout.sample(params, swapped, jax.random.key(0), **SAMPLE)
+    got = draw(params, swapped)
     np.testing.assert_array_equal(got.tokens[:3], sampled.tokens[:3])
 
 
@@ -91,22 +100,25 @@ def test_a_mesh_changes_neither_samples_nor_their_logits(batch, sampled, spec, t
     with jax.set_mesh(devices):
         placed = jax.device_put(params, mesh.shardings(params, devices))
         copy = rollout.sampler_params(placed, tensor=tensor)
-        for leaf, where in zip(jax.tree.leaves(copy), jax.tree.leaves(mesh.shardings(params, devices)), strict=True):
+        wanted = mesh.shardings(decoder.by_layer(params), devices)
+        for leaf, where in zip(jax.tree.leaves(copy), jax.tree.leaves(wanted), strict=True):
             kept = "tensor" if tensor and "tensor" in where.spec else None
             assert {axis for axis in leaf.sharding.spec if axis} == ({kept} - {None})
         prompt = mesh.put(prompt, devices)
-        got = jax.device_get(rollout.sample(copy, prompt, jax.random.key(0), tensor=tensor, **SAMPLE))
+        got = rollout.sample(copy, prompt, jax.random.key(0), tensor=tensor, **SAMPLE)
+        short = rollout.sample(copy, prompt, jax.random.key(0), tensor=tensor, first=2, **SAMPLE)
+    np.testing.assert_array_equal(short.tokens, sampled.tokens)
     np.testing.assert_array_equal(got.tokens, sampled.tokens)
     np.testing.assert_allclose(got.logprobs, sampled.logprobs, atol=1e-5)
 
 
-def test_the_copy_that_samples_is_made_only_where_it_differs(batch):
+def test_the_copy_that_samples(batch):
     _, params, _ = batch
-    assert rollout.sampler_params(params) is params and rollout.sampler_params(params, dtype="float32") is params
-    with jax.set_mesh(mesh.make("1x1")):
-        assert rollout.sampler_params(params) is params
     half = rollout.sampler_params(params, dtype="bfloat16")
     assert {leaf.dtype.name for leaf in jax.tree.leaves(half)} == {"bfloat16"}
+    same = rollout.sampler_params(params)
+    stacked = jax.tree.map(lambda *parts: jnp.stack(parts), *same["layers"])
+    jax.tree.map(np.testing.assert_array_equal, {**same, "layers": stacked}, params)
 
 
 def test_the_sampler_gathers_nothing_inside_its_loop(batch):
@@ -117,20 +129,26 @@ def test_the_sampler_gathers_nothing_inside_its_loop(batch):
     with jax.set_mesh(devices):
         placed = jax.device_put(params, mesh.shardings(params, devices))
         copy, prompt = rollout.sampler_params(placed), mesh.put(prompt, devices)
-        lowered = rollout.sample.lower(
-            copy, prompt, jax.random.key(0), architecture=tiny_batch.MODEL, num_rollouts=4, max_new_tokens=9
-        )
-        text = lowered.compile().as_text()
-        gathered = rollout.copy.lower(placed, dtype=None, tensor=False).compile().as_text()
+        how: Any = dict(architecture=tiny_batch.MODEL, temperature=1.0, top_p=1.0)
+        keys = rollout.row_keys(jax.random.key(0), 4, 4)
+        rows, kv, now, caches = rollout.begin(copy, prompt, mesh.put(keys, devices), length=9, size=8, **how)
+        texts = [
+            rollout.begin.lower(copy, prompt, mesh.put(keys, devices), length=9, size=8, **how),
+            rollout.decode.lower(copy, rows, kv, now, caches, np.int32(0), **how),
+            rollout._take.lower((rows, now, kv, caches), rollout._kept(now.done, 1)),
+        ]
+        first, text, moved = (lowered.compile().as_text() for lowered in texts)
+        gathered = rollout.sampler_params.lower(placed, dtype=None, tensor=False).compile().as_text()
     shared = compiled_text.exchanged(text)
     assert shared and all(kind == "all-reduce" and np.prod(shape) <= 1 for kind, shape in shared), shared
+    assert not compiled_text.exchanged(first) and not compiled_text.exchanged(moved)
     assert compiled_text.exchanged(gathered) and not compiled_text.strange(gathered, params)
 
 
 def test_frequencies_are_the_softmax(batch):
     _, params, prompt = batch
     many = rollout.sample(
-        params,
+        rollout.sampler_params(params),
         jax.tree.map(lambda x: x[:1], prompt),
         jax.random.key(5),
         architecture=tiny_batch.MODEL,
@@ -160,25 +178,66 @@ def test_top_p_keeps_only_the_nucleus():
     np.testing.assert_array_equal(rollout._nucleus(logits, 1e-6) > -1e29, [[True, False, False, False]])
 
 
-def test_loop_stops_when_every_row_has_ended(batch, monkeypatch):
-    _, params, prompt = batch
-    steps = []
-    decode = decoder.decode_step
+@pytest.fixture
+def steps(monkeypatch):
+    """Positions, prompts and sizes of the largest cache of every token that is decoded."""
+    seen, decode = [], decoder.decode_step
 
-    def counted(*args):
-        jax.debug.callback(lambda t: steps.append(int(t)), args[-1])
-        return decode(*args)
+    def counted(params, config, prompt, kv, caches, tokens, t):
+        size = max(k.shape[3] for k, _ in caches)
+        jax.debug.callback(lambda t: seen.append((int(t), len(tokens), size)), t)
+        return decode(params, config, prompt, kv, caches, tokens, t)
 
     monkeypatch.setattr(decoder, "decode_step", counted)
-    options = SAMPLE | dict(max_new_tokens=LENGTH - 1, temperature=0.0)
+    jax.clear_caches()
+    yield seen
+    jax.clear_caches()
+
+
+def test_loop_stops_when_every_row_has_ended(batch, steps):
+    _, params, prompt = batch
+    options: Any = dict(max_new_tokens=LENGTH - 1, temperature=0.0)
     flat = dict(params, norm={"weight": params["norm"]["weight"] * 0})  # all logits 0: greedy takes id 0, an end token
-    got = jax.block_until_ready(rollout.sample(flat, prompt, jax.random.key(0), **options))
+    got = draw(flat, prompt, **options)
     jax.effects_barrier()
-    assert tiny_batch.MODEL.eos_ids[-1] == 0 and (np.asarray(got.mask).sum(-1) == 1).all()
+    assert tiny_batch.MODEL.eos_ids[-1] == 0 and (got.mask.sum(-1) == 1).all() and (got.steps == 1).all()
     assert steps == []
-    jax.block_until_ready(rollout.sample(params, prompt, jax.random.key(0), **options))
+    got = draw(params, prompt, **options)
     jax.effects_barrier()
-    assert steps == list(range(LENGTH - 2))
+    assert [t for t, *_ in steps] == list(range(LENGTH - 2)) and (got.steps == LENGTH - 1).all()
+
+
+LONG = 40
+WORK = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "decode_rows.py"))["wave"]
+
+
+def test_prompts_leave_and_caches_grow_and_nothing_else_changes(batch, steps):
+    """Few rows of a batch are long: the others are neither computed nor kept to the end."""
+    _, params, prompt = batch
+    prompt = jax.tree.map(lambda x: jnp.concatenate([x, x[:2]]), prompt)  # 8
+    often = dataclasses.replace(tiny_batch.MODEL, eos_ids=tuple(range(100, 140)))  # a token in twelve ends a completion
+    options: Any = dict(max_new_tokens=LONG, num_rollouts=2, architecture=often)
+    free = draw(params, prompt, **options)
+    jax.effects_barrier()
+    assert [each[1:] for each in steps] == [(8, LONG - 1)] * len(steps)
+    plain, steps[:] = len(steps), []
+    got = draw(params, prompt, first=4, **options)
+    jax.effects_barrier()
+    np.testing.assert_array_equal(got.tokens, free.tokens)
+    np.testing.assert_array_equal(got.mask, free.mask)
+    np.testing.assert_allclose(got.logprobs, free.logprobs, atol=1e-6)
+    assert [t for t, *_ in steps] == list(range(plain))
+    assert all(size > t and (size <= 4 or size <= 2 * t or size == LONG - 1) for t, _, size in steps), steps
+    lengths = got.mask.sum(-1).max(1)
+    for t, prompts, _ in steps:  # token t is decoded to draw token t + 1
+        alive = (lengths > t + 1).sum()
+        assert alive <= prompts and (prompts == 1 or alive > prompts // 2 or t == 0), (t, prompts, alive)
+    assert len({prompts for _, prompts, _ in steps}) > 1, "no prompt left"
+    assert got.steps.sum() * 2 == sum(prompts * 2 for _, prompts, _ in steps) + 16
+    assert (got.steps >= lengths).all() and got.steps.sum() < 0.9 * free.steps.sum()
+    work, reads, _, shapes = WORK(got.mask.sum(-1), 1, LONG, first=4)
+    assert work == got.steps.sum() * 2 and shapes == {(prompts, size) for _, prompts, size in steps}
+    assert reads == sum(prompts * 2 * size for _, prompts, size in steps)
 
 
 def test_text_after_the_end_changes_no_reward(sampled):

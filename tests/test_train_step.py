@@ -30,7 +30,7 @@ def step_of(rewards, domains, groups, rollouts=None):
     part: Any = np.arange(len(rewards)) + 1
     G = rewards.shape[1]
     tokens: Any = np.repeat(part, 3 * G).reshape(-1, G, 3)
-    rollouts = rollout.RolloutBatch(tokens, tokens >= 0, tokens / 10) if rollouts is None else rollouts
+    rollouts = rollout.RolloutBatch(tokens, tokens >= 0, tokens / 10, part * 0 + 3) if rollouts is None else rollouts
     prompt = models.Prompt(**{f.name: part for f in dataclasses.fields(models.Prompt)})
     names: Any = [f"record {i}" for i in part]
     batch = batches.PromptBatch(prompt, names, domains, groups)
@@ -47,7 +47,7 @@ def test_the_loop_computes_the_public_functions(algorithm):
     domains, groups = (np.arange(40) % 3 // 2).astype(np.int32), rng.integers(-1, 2, 40).astype(np.int32)
     state = fairness.init(2, 2, 4, history="binary")
     mask = np.arange(20) < lengths[..., None]
-    arrays: Any = mask.astype(np.int32), mask, mask * 0.0
+    arrays: Any = mask.astype(np.int32), mask, mask * 0.0, mask.sum(-1).max(-1)
     sampled = step_of(rewards, domains, groups, rollout.RolloutBatch(*arrays))
     kept, _ = train.refill(None, [sampled])
     order = kept.rows
@@ -67,6 +67,25 @@ def test_the_loop_computes_the_public_functions(algorithm):
     for mine, theirs in zip(jax.tree.leaves(memory.fairness), jax.tree.leaves(after), strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=1e-6)
     assert watched["advantage/max_abs"] == np.abs(got).max()
+
+
+def test_waves_change_no_sample():
+    """One whole call, two waves or four: the same tokens to the last bit, and the same lengths of work or less."""
+    params, prompt = rollout.sampler_params(tiny_batch.params()), tiny_batch.prompt(tiny_batch.records(8))
+    devices = jax.make_mesh((1, 1), ("fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    found = []
+    for waves in (0, 2, 4):
+        sampling = dataclasses.replace(SMALL.sampling, waves=waves)
+        config = dataclasses.replace(SMALL, sampling=sampling)
+        with jax.set_mesh(devices):
+            found.append(train.sample(params, prompt, jax.random.key(3), config, tiny_batch.MODEL, devices))
+    whole, *others = found
+    assert len(np.unique(whole.tokens.reshape(8 * 4, -1), axis=0)) == 8 * 4
+    for drawn in others:
+        np.testing.assert_array_equal(drawn.tokens, whole.tokens)
+        np.testing.assert_array_equal(drawn.mask, whole.mask)
+        np.testing.assert_allclose(drawn.logprobs, whole.logprobs, atol=1e-6)
+        assert (drawn.steps <= whole.steps).all()
 
 
 @pytest.mark.parametrize("tries, rows, counts", [(1, [1, 0, 2, 3], (3, 0)), (2, [1, 4, 6, 0], (1, 4))])
@@ -188,7 +207,7 @@ def test_truncated_completions(truncated):
     end = tiny_batch.MODEL.eos_ids[0]
     tokens = np.array([[[9, end, 0, 0], [9, 9, 9, 9], [9, 9, 9, end], [9, 9, end, 0]]], np.int32)
     mask = np.arange(4) < np.array([2, 4, 4, 3])[None, :, None]
-    arrays: Any = tokens, mask, np.zeros(tokens.shape, np.float32)
+    arrays: Any = tokens, mask, np.zeros(tokens.shape, np.float32), mask.sum(-1).max(-1)
     rollouts = rollout.RolloutBatch(*arrays)
     batch: Any = types.SimpleNamespace(records=[types.SimpleNamespace(answer="Nevus")])
     sampled = train.score(batch, rollouts, [[r"\boxed{Nevus}"] * 4], config, tiny_batch.MODEL)
@@ -208,7 +227,7 @@ def test_advantages_are_centred_over_the_tokens_that_are_learned_from(algorithm)
     mask = np.arange(12) < lengths[..., None]
     finished = lengths < 10
     rewards = np.where(finished, rng.random((16, 4)) < 0.6, 0).astype(np.float32)
-    arrays: Any = mask.astype(np.int32), mask, mask * 0.0
+    arrays: Any = mask.astype(np.int32), mask, mask * 0.0, mask.sum(-1).max(-1)
     sampled = step_of(rewards, np.zeros(16, np.int32), np.zeros(16, np.int32), rollout.RolloutBatch(*arrays))
     sampled = dataclasses.replace(sampled, finished=finished, learned=mask & finished[..., None])
     kept, _ = train.refill(None, [sampled])
@@ -232,7 +251,7 @@ def test_speed_counts_tokens_and_useful_work_only():
     """Padding of prompts and completions is no work; MFU by hand from the formula of the work and an H200's peak."""
     prompt = tiny_batch.prompt(tiny_batch.records(4))
     mask = np.arange(6) < np.array([[2, 4], [6, 4], [3, 1], [4, 4]])[..., None]
-    arrays: Any = mask.astype(int), mask, mask * 0.0
+    arrays: Any = mask.astype(int), mask, mask * 0.0, mask.sum(-1).max(-1)
     sampled: Any = types.SimpleNamespace(
         batch=types.SimpleNamespace(prompt=jax.device_get(prompt)), rollouts=rollout.RolloutBatch(*arrays)
     )

@@ -106,6 +106,11 @@ class Config:
             f"prompts as a multiple of {parts}",
         )
         require(
+            self.sampling.waves == 0 or self.prompts % self.sampling.waves == 0,
+            f"prompts={self.prompts} with sampling.waves={self.sampling.waves}",
+            f"sampling.waves as a divisor of {self.prompts}, or 0",
+        )
+        require(
             self.update.chunks == 0 or self.rollouts % self.update.chunks == 0,
             f"rollouts={self.rollouts} with update.chunks={self.update.chunks}",
             f"update.chunks as a divisor of {self.rollouts}, or 0",
@@ -135,9 +140,17 @@ class Config:
         )
 
     @property
+    def media_dtype(self) -> str:
+        """Dtype of the patches, which every pass casts to its own: bfloat16 if all passes are."""
+        passes = {self.model.compute or self.model.dtype, self.sampling.dtype or self.model.dtype}
+        return passes.pop() if len(passes) == 1 else "float32"
+
+    @property
     def split_sizes(self) -> dict[str, int]:
         """Sizes of the batches that are split over the first axis of the mesh, by their names in error messages."""
         sizes = {"prompts / (update.mini_batches x update.accumulation)": self.prompts // self.update.parts}
+        if self.sampling.waves:
+            sizes["prompts / sampling.waves"] = self.prompts // self.sampling.waves
         if self.warmup.own_steps:
             sizes["warmup.batch / warmup.accumulation"] = self.warmup.batch // self.warmup.accumulation
         return sizes | {"evaluation.batch": self.evaluation.batch}

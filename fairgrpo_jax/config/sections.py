@@ -255,6 +255,12 @@ class Sampling:
     """Dtype of the weights while sampling; default: the training dtype. bfloat16 halves the memory read per token."""
     weights: Literal["replicated", "tensor"] = "replicated"
     """Layout of the weights while sampling: replicated on every device, or split along the second axis of the mesh."""
+    cache: Literal["float32", "bfloat16"] | None = None
+    """Dtype of the keys and values while sampling; default: that of the weights. They are most of what decoding reads
+    where completions are long."""
+    waves: int = 0
+    """Number of parts, a divisor of prompts, in which the prompts of a step are sampled one after the other. Saves
+    memory, changes no sample. 0: as many as the device memory requires."""
     tries: int = 1
     """Maximum number of prompt batches drawn per step to replace prompts whose completions all have the same reward
     (DAPO's dynamic sampling, bounded); 1 uses the first batch as it is."""
@@ -266,6 +272,7 @@ class Sampling:
 
     def __post_init__(self):
         require_finite("sampling.", self)
+        require(self.waves >= 0, f"sampling.waves={self.waves}", "at least 1, or 0 for as many as the memory asks for")
         require(0 < self.tries <= 100, f"sampling.tries={self.tries}", "1 to 100")
         require(
             self.truncated != "penalise" or 1 <= self.overlong_buffer <= self.max_new_tokens,
@@ -305,8 +312,9 @@ class Update:
     """Number of equal parts of the rollout batch, one update each."""
     passes: int = 1
     """Number of passes over the rollout batch."""
-    accumulation: int = 1
-    """Number of parts into which a mini-batch is split, their gradients summed; saves memory, changes nothing else."""
+    accumulation: int = 0
+    """Number of parts into which a mini-batch is split, their gradients summed; saves memory, changes nothing else. 0:
+    as many as the device memory requires."""
     chunks: int = 0
     """Number of chunks, a divisor of rollouts, into which the rollouts of each prompt are split, one backward pass
     each. Saves memory, and computes less padding because rollouts of similar length share a chunk. 0: as many as the
@@ -340,9 +348,11 @@ class Update:
         require(0 <= self.clip_low <= 1, f"update.clip_low={self.clip_low}", "0 <= clip_low <= 1")
         require(self.clip_high > 0, f"update.clip_high={self.clip_high}", "a positive number")
         require(self.dual_clip is None or self.dual_clip > 1, f"update.dual_clip={self.dual_clip}", "a bound > 1")
-        for name in ("mini_batches", "passes", "accumulation"):
+        for name in ("mini_batches", "passes"):
             require(getattr(self, name) > 0, f"update.{name}={getattr(self, name)}", "at least 1")
-        require(self.chunks >= 0, f"update.chunks={self.chunks}", "at least 1, or 0 for as many as the memory asks for")
+        for name in ("accumulation", "chunks"):
+            value = getattr(self, name)
+            require(value >= 0, f"update.{name}={value}", "at least 1, or 0 for as many as the memory asks for")
         require(self.importance_cap >= 1, f"update.importance_cap={self.importance_cap}", "a cap >= 1")
         require(self.beta >= 0, f"update.beta={self.beta}", "a weight >= 0")
         require(
@@ -358,8 +368,8 @@ class Update:
 
     @property
     def parts(self) -> int:
-        """Number of micro-batches into which the prompts of a step are split."""
-        return self.mini_batches * self.accumulation
+        """Number of micro-batches into which the prompts of a step are split, as far as that is decided."""
+        return self.mini_batches * max(self.accumulation, 1)
 
     @property
     def per_step(self) -> int:

@@ -23,16 +23,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 
 from fairgrpo_jax import (
-    chunking,
     config as options,
     estimators,
     fairness,
     files,
+    fitting,
     learner,
     mesh as meshes,
     models,
@@ -42,10 +41,10 @@ from fairgrpo_jax import (
 )
 from fairgrpo_jax.models import lora
 from fairgrpo_jax.models.checkpoints import store
-from fairgrpo_jax.plan import cost, devices, footprint, gathers
+from fairgrpo_jax.plan import devices, gathers
 
 
-PROGRAMS = ("copy", "rollout", "update", "supervised")
+PROGRAMS = ("copy", "prompt", "decode", "update", "supervised")
 STATUSES = ("fits", "out of memory", "compile error", "compiler crashed", "timeout", "not installed")
 # Packages needed beside JAX, by extra; their versions determine the result.
 WHEELS = {
@@ -129,55 +128,6 @@ def describe(model: options.Model) -> Any:
     return lora.scaled(architecture, model.lora_alpha / model.lora_rank) if model.lora_rank else architecture
 
 
-def copied(config: options.Config) -> bool:
-    """Whether a run samples with a copy of its weights, gathered or in another dtype: ``rollout.sampler_params``."""
-    fsdp, tensor = meshes.parse(config.mesh)
-    split = fsdp > 1 or (tensor > 1 and config.sampling.weights != "tensor")
-    return split or config.sampling.dtype not in (None, config.model.dtype)
-
-
-def layout(config: options.Config, architecture: Any, tree: Any, memory: int) -> footprint.Layout:
-    """The input of the formulas for a config, with the number of chunks that the learner would choose.
-
-    Args:
-        config: options of the run.
-        architecture: from :func:`describe`.
-        tree: the parameters as shapes.
-        memory: bytes of a device that JAX takes.
-    """
-    whole = footprint.Layout(
-        sizes=cost.Sizes(
-            prompts=config.prompts,
-            rollouts=config.rollouts,
-            prompt=config.data.prompt_length,
-            completion=config.sampling.max_new_tokens,
-            patches=config.data.num_patches if architecture.vision is not None else 0,
-        ),
-        mesh=meshes.parse(config.mesh),
-        compute=config.model.compute or config.model.dtype,
-        sampler=config.sampling.dtype or config.model.dtype,
-        copied=copied(config),
-        split=config.sampling.weights == "tensor",
-        parts=config.update.parts,
-        accumulation=config.update.accumulation,
-        reference=config.update.beta > 0,
-        training=cost.Training(
-            lora_rank=config.model.lora_rank,
-            lora_targets=config.model.lora_targets,
-            freeze=config.model.freeze,
-            remat=config.update.remat,
-        ),
-    )
-    count = config.update.chunks or chunking.chunk_count(architecture, tree, whole, memory)
-    return dataclasses.replace(whole, chunks=count)
-
-
-def chunked(config: options.Config, architecture: Any, memory: int) -> options.Config:
-    """The config with the number of chunks that its update would have on a device with this memory in bytes."""
-    count = layout(config, architecture, policy.shapes(config.model, architecture), memory).chunks
-    return dataclasses.replace(config, update=dataclasses.replace(config.update, chunks=count))
-
-
 def programs(config: options.Config, architecture: Any, mesh: Mesh) -> dict[str, Callable[[], jax.stages.Lowered]]:
     """The device programs of a run, each as a function that lowers it from shapes.
 
@@ -193,12 +143,13 @@ def programs(config: options.Config, architecture: Any, mesh: Mesh) -> dict[str,
     whole, split = NamedSharding(mesh, P()), NamedSharding(mesh, P("fsdp"))
     placed = lambda tree, where: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree)
     array: Any = lambda rows, *shape, dtype: jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=split)
-    prompt = lambda rows: placed(prompt_shapes(architecture, config.data, rows), split)
+    sizes: Any = dict(length=config.data.prompt_length, num_patches=config.data.num_patches)
+    blank = functools.partial(models.prompt_shapes, architecture, dtype=jnp.dtype(config.media_dtype), **sizes)
+    prompt = lambda rows: placed(blank(prompts=rows), split)
     updates = config.update.per_step
     tree = policy.shapes(config.model, architecture)
     struct = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
     params = jax.tree.map(struct, tree, meshes.shardings(tree, mesh))
-    tensor = config.sampling.weights == "tensor"
 
     def state(optim: options.Optim, steps: int) -> learner.TrainState:
         fresh = functools.partial(learner.fresh_moments, optim=optim, steps=steps, freeze=config.model.freeze)
@@ -218,25 +169,38 @@ def programs(config: options.Config, architecture: Any, mesh: Mesh) -> dict[str,
             prompt(prompts), wide(jnp.int32), wide(jnp.bool_), wide(jnp.float32), mean, old, first
         )
 
-    def copy() -> jax.stages.Lowered:
-        return rollout.copy.lower(params, dtype=config.sampling.dtype, tensor=tensor)
+    how: Any = dict(dtype=config.sampling.dtype, tensor=config.sampling.weights == "tensor")
+    sampling: Any = dict(
+        architecture=architecture,
+        temperature=config.sampling.temperature,
+        top_p=config.sampling.top_p,
+        tensor=how["tensor"],
+    )
 
-    def sample() -> jax.stages.Lowered:
-        weights = params
-        if copied(config):
-            weights = jax.eval_shape(functools.partial(rollout.copy, dtype=config.sampling.dtype, tensor=tensor), tree)
-            weights = jax.tree.map(struct, weights, meshes.gathered(weights, mesh, tensor=tensor))
-        return rollout.sample.lower(
-            weights,
-            prompt(prompts),
-            placed(jax.eval_shape(lambda: jax.random.key(0)), whole),
-            architecture=architecture,
-            num_rollouts=G,
-            max_new_tokens=T,
-            temperature=config.sampling.temperature,
-            top_p=config.sampling.top_p,
-            tensor=tensor,
-        )
+    def copy() -> jax.stages.Lowered:
+        return rollout.sampler_params.lower(params, **how)
+
+    def begun(size: int) -> tuple[Any, Any, Any, dict]:
+        """Weights, prompts and keys of a wave, and the options with which it begins, with caches of this size."""
+        weights = jax.eval_shape(functools.partial(rollout.sampler_params, **how), tree)
+        weights = jax.tree.map(struct, weights, meshes.gathered(weights, mesh, tensor=how["tensor"]))
+        count = prompts // max(config.sampling.waves, 1)
+        keys = jax.eval_shape(lambda: rollout.row_keys(jax.random.key(0), count, G))
+        return weights, prompt(count), placed(keys, split), dict(length=T, size=size, cache=config.sampling.cache)
+
+    def first() -> jax.stages.Lowered:
+        *given, caches = begun(min(rollout.FIRST, max(T - 1, 1)))
+        return rollout.begin.lower(*given, **caches, **sampling)
+
+    def decode() -> jax.stages.Lowered:
+        *given, caches = begun(max(T - 1, 1))
+        begin = functools.partial(rollout.begin, **caches, **sampling)
+        rows, prompt_kv, now, caches = jax.eval_shape(begin, *given)
+        heads = lambda x: struct(x, NamedSharding(mesh, meshes.by_head(x, mesh.shape, tensor=how["tensor"])))
+        prompt_kv, caches = jax.tree.map(heads, (prompt_kv, caches))
+        rows, now = jax.tree.map(lambda x: struct(x, split if x.ndim else whole), (rows, now))
+        enough = placed(jax.ShapeDtypeStruct((), jnp.int32), whole)
+        return rollout.decode.lower(given[0], rows, prompt_kv, now, caches, enough, **sampling)
 
     def update() -> jax.stages.Lowered:
         return learner.policy_step.lower(
@@ -269,28 +233,12 @@ def programs(config: options.Config, architecture: Any, mesh: Mesh) -> dict[str,
             parts=spec.accumulation,
         )
 
-    return {"copy": copy, "rollout": sample, "update": update, "supervised": supervised}
+    return {"copy": copy, "prompt": first, "decode": decode, "update": update, "supervised": supervised}
 
 
 def stages(config: options.Config) -> tuple[str, ...]:
-    """The programs that a run uses: the copy only if it makes one, the supervised step only if it has that stage."""
-    absent = {"copy"} if not copied(config) else set()
-    if not config.warmup.own_steps:
-        absent.add("supervised")
-    return tuple(name for name in PROGRAMS if name not in absent)
-
-
-def prompt_shapes(architecture: Any, settings: options.Data, prompts: int) -> models.Prompt:
-    """The result of ``models.pack`` for this number of prompts, as shapes.
-
-    Raises:
-        ValueError: from ``models.pack``, if no batch can have this number of patches.
-    """
-    size = settings.num_patches if architecture.vision is not None else None
-    one = models.pack(
-        {"input_ids": np.zeros((1, 1), np.int32)}, architecture, length=settings.prompt_length, num_patches=size
-    )
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((prompts, *x.shape[1:]), x.dtype), one)
+    """The programs that a run uses: the supervised step only if it has that stage."""
+    return PROGRAMS if config.warmup.own_steps else PROGRAMS[:-1]
 
 
 # ---- compiling -------------------------------------------------------------------------------------------------------
@@ -417,7 +365,8 @@ def compile_one(
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_dump_to={dump} --xla_dump_hlo_as_text"
     began, installed = time.monotonic(), versions(target.kind.platform)
     architecture = describe(config.model)
-    config, mesh = chunked(config, architecture, target.kind.usable), mesh_of(target, config.mesh)
+    tree, mesh = policy.shapes(config.model, architecture), mesh_of(target, config.mesh)
+    config = fitting.fit(config, architecture, tree, target.kind.usable)
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         lowered = programs(config, architecture, mesh)[program]()
         identity = (program, lowered.as_text(), target.name, str(target.kind), config.mesh, installed, flags)

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from fairgrpo_jax import rollout
 from fairgrpo_jax.models import decoder
 
 
@@ -167,8 +168,8 @@ def rollout_flops(architecture: Any, sizes: Sizes, training: Training = Training
     """FLOPs of the prompt pass and of decoding for one rollout batch, P prompts with G completions each.
 
     Prompt pass: every linear map on P Tp tokens (P S patches in the tower), scores of Tp x Tp, and the head on the
-    first token. Decoding: T - 1 steps of P G tokens, each of which attends to the Tp + T - 1 positions of its caches,
-    including empty ones, as the program does; the head at every step.
+    first token. Decoding: T - 1 steps of P G tokens, each of which attends to the Tp positions of its prompt and to its
+    caches, including empty places, as the program does (``cache_lengths``); the head at every step.
 
     Args:
         architecture: the family's config.
@@ -190,8 +191,10 @@ def rollout_flops(architecture: Any, sizes: Sizes, training: Training = Training
     prompt += _sum(architecture, forward, head=rows)
     prompt += Flops(_tower_scores(architecture, sizes), 0, _scores(architecture, sizes.prompts * sizes.prompt**2))
     decode = _sum(architecture, forward, layer=rows * steps, head=rows * steps)
-    decode += Flops(attention=_scores(architecture, rows * steps * (sizes.prompt + steps)))
-    return prompt, decode
+    lengths = cache_lengths(int(sizes.completion))
+    own = sum(lengths.count(size) * sum(decoder.cache_sizes(architecture, size)) for size in set(lengths))
+    pairs = rows * (steps * sizes.prompt + own / architecture.num_layers)
+    return prompt, decode + Flops(attention=_scores(architecture, pairs))
 
 
 def update_flops(
@@ -332,20 +335,53 @@ def cache_bytes(architecture: Any, places: float, dtype: str) -> float:
     return 2 * architecture.num_layers * architecture.num_kv_heads * architecture.head_dim * places * BYTES[dtype]
 
 
-def decode_bytes(architecture: Any, sizes: Sizes, dtype: str, devices: int = 1) -> float:
-    """Bytes that one device must read to decode one token of each of its rows.
+def completion_cache_bytes(architecture: Any, size: int, dtype: str) -> float:
+    """Bytes of the caches of all layers for one completion of ``size`` tokens; local layers keep their window.
 
-    It reads layers and head once, the keys and values of each prompt once for all its rollouts, those of rollouts in
-    full.
+    Example:
+        >>> from fairgrpo_jax.models import text
+        >>> completion_cache_bytes(text.tiny("qwen2"), 3, "bfloat16") == cache_bytes(text.tiny("qwen2"), 3, "bfloat16")
+        True
+    """
+    places = sum(decoder.cache_sizes(architecture, size)) / architecture.num_layers
+    return cache_bytes(architecture, places, dtype)
+
+
+def cache_lengths(completion: int) -> list[int]:
+    """Number of tokens of the caches at each of the T - 1 steps of decoding, if no completion ends early.
+
+    Example:
+        >>> cache_lengths(600)[254:258], cache_lengths(600)[-1], len(cache_lengths(600))
+        ([256, 256, 512, 512], 599, 599)
+    """
+    size, lengths = rollout.FIRST, []
+    for t in range(1, completion):
+        size = 2 * size if t > size else size
+        lengths.append(min(size, completion - 1))
+    return lengths
+
+
+def decode_bytes(architecture: Any, sizes: Sizes, dtype: str, cache: str, devices: int = 1, waves: int = 1) -> float:
+    """Bytes that one device must read to decode all completions at full length.
+
+    At every step it reads layers and head once, the keys and values of each prompt once for all its rollouts, and those
+    of the rollouts as far as there are caches.
 
     Args:
         architecture: the family's config.
         sizes: sizes of the whole rollout batch.
-        dtype: dtype of weights and caches.
+        dtype: dtype of the weights.
+        cache: dtype of the caches.
         devices: number of devices along the mesh's first axis, which share the prompts; each has all weights.
+        waves: number of parts of the prompts that are decoded one after the other.
     """
-    counts = parameters(architecture)
+    counts, steps = parameters(architecture), max(int(sizes.completion) - 1, 0)
     head = counts["embedding"] if architecture.tie_word_embeddings else counts["head"]
-    own = sizes.rollouts * max(sizes.completion - 1, 1)
-    places = sizes.prompts / devices * (sizes.prompt + own)
-    return (counts["layers"] + head) * BYTES[dtype] + cache_bytes(architecture, places, dtype)
+    prompts = sizes.prompts / devices
+    lengths = cache_lengths(int(sizes.completion))
+    own = sum(lengths.count(size) * completion_cache_bytes(architecture, size, cache) for size in set(lengths))
+    return (
+        waves * steps * (counts["layers"] + head) * BYTES[dtype]
+        + prompts * steps * cache_bytes(architecture, sizes.prompt, cache)
+        + prompts * sizes.rollouts * own
+    )

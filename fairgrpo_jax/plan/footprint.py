@@ -38,9 +38,11 @@ class Layout:
         sizes: sizes of the whole step.
         mesh: numbers of devices along ``fsdp`` and ``tensor``.
         compute: dtype of the activations in the update.
-        sampler: dtype of the weights while sampling.
-        copied: whether these are a copy, in addition to the trained weights.
-        split: whether that copy stays split along ``tensor``.
+        sampler: dtype of the weights while sampling, a copy in addition to the trained ones.
+        cache: dtype of the keys and values while sampling.
+        media: bytes of a packed prompt with its patches.
+        split: whether the copy stays split along ``tensor``.
+        waves: number of parts of the prompts that are sampled one after the other.
         parts: mini-batches times accumulation; P / parts prompts are processed at once in an update.
         chunks: number of chunks of a prompt's rollouts in an update.
         accumulation: number of parts of a mini-batch whose gradients are summed.
@@ -52,8 +54,10 @@ class Layout:
     mesh: tuple[int, int]
     compute: str
     sampler: str
-    copied: bool = True
+    cache: str
+    media: int = 0
     split: bool = False
+    waves: int = 1
     parts: int = 1
     chunks: int = 1
     accumulation: int = 1
@@ -62,8 +66,13 @@ class Layout:
 
     @property
     def prompts(self) -> int:
-        """Prompts per device in a rollout."""
+        """Prompts per device."""
         return -(-self.sizes.prompts // self.mesh[0])
+
+    @property
+    def sampled(self) -> int:
+        """Prompts per device that are sampled at once."""
+        return -(-self.prompts // self.waves)
 
     @property
     def rows(self) -> int:
@@ -113,32 +122,30 @@ def state(tree: Any, layout: Layout) -> dict[str, int]:
 def rollout(architecture: Any, tree: Any, layout: Layout) -> tuple[dict[str, int], dict[str, int]]:
     """Bytes that a rollout adds to the state, during the prompt pass and during decoding.
 
-    The weights are gathered once, whole or split along ``tensor``, and kept until the rollout ends. For decoding, the
-    stacked weights and prompt keys and values are split by layer, which needs both copies at once (some compilers avoid
-    it). If weights are split along ``tensor``, so are heads, activations and logits.
+    The weights are copied by layer, whole or split along ``tensor``, and kept until the rollouts end. The prompts of a
+    wave are on the devices until it ends; their keys and values, and the caches, at their full length. If weights are
+    split along ``tensor``, so are heads, activations and logits.
 
     Args:
         architecture: the family's config.
         tree: the parameters as shapes.
         layout: layout of the run.
     """
-    sizes, size = layout.sizes, cost.BYTES[layout.sampler]
-    own, tokens, rows = max(sizes.completion - 1, 1), layout.prompts * sizes.prompt, layout.prompts * sizes.rollouts
-    across, weights = (1, layout.across), copy(tree, layout) if layout.copied else 0
+    sizes, size, prompts = layout.sizes, cost.BYTES[layout.sampler], layout.sampled
+    own, tokens, rows = max(sizes.completion - 1, 1), prompts * sizes.prompt, prompts * sizes.rollouts
     heads = math.gcd(architecture.num_kv_heads, layout.across)
-    kv = lambda places: int(cost.cache_bytes(architecture, places, layout.sampler) / heads)
-    layer = _layer(architecture, size, Pass(layout.prompts, 1, sizes.prompt, sizes.prompt))
-    first = {
-        "weights gathered": weights,
+    kv = lambda places: int(cost.cache_bytes(architecture, places, layout.cache) / heads)
+    layer = _layer(architecture, size, Pass(prompts, 1, sizes.prompt, sizes.prompt))
+    held = {"weights that sample": copy(tree, layout), "prompts": prompts * layout.media}
+    first = held | {
         "prompt keys and values": kv(tokens),
-        "working": int(max(_tower(architecture, layout.prompts, sizes.patches, size), layer) / layout.across),
+        "working": int(max(_tower(architecture, prompts, sizes.patches, size), layer) / layout.across),
     }
     row = _layer(architecture, size, Pass(rows, 1, 1, sizes.prompt + own))
-    decode = {
-        "weights gathered": weights,
-        "weights by layer": sharded({"layers": tree["layers"]}, across, size),
-        "prompt keys and values": 2 * kv(tokens),
-        "rollout keys and values": kv(rows * own),
+    caches = cost.completion_cache_bytes(architecture, int(own), layout.cache) / heads
+    decode = held | {
+        "prompt keys and values": kv(tokens),
+        "rollout keys and values": int(rows * caches),
         "working": int((row + rows * architecture.vocab_size * 3 * WIDE) / layout.across),  # logits, chances, noise
     }
     return first, decode
@@ -180,6 +187,7 @@ def update(architecture: Any, tree: Any, layout: Layout) -> dict[str, int]:
         "gradients": sharded(trained, layout.mesh, WIDE) * min(layout.accumulation, 2),
         "weights in the compute dtype": sharded(tree, layout.mesh, size) if size < _itemsize(tree) else 0,
         "weights gathered": int(split * (head + 2 * block) * size),
+        "prompts": layout.prompts * layout.media,
         "prompt keys and values": int(2 * cost.cache_bytes(architecture, first, layout.compute)),
         "kept": int(kept + _kept_tower(architecture, prompts, layout, size)),
         "working": int(max(logits, *layers, tower) / tensor),

@@ -36,7 +36,7 @@ def findings(program: str, text: str, depths: Sequence[int]) -> list[str]:
             gathers[name] = shape, computation in inside and gathers.get(name, (shape, True))[1]
     if program == "copy":
         return []
-    if program == "rollout":
+    if program in ("prompt", "decode"):
         where = "inside a loop, for every token"
         found = [shape for shape, looped in gathers.values() if looped and len(shape) > 1 and math.prod(shape) >= SMALL]
     else:

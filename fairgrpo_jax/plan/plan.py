@@ -22,7 +22,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from fairgrpo_jax import commandline, config as options, mesh as meshes, policy
+from fairgrpo_jax import commandline, config as options, fitting, mesh as meshes, policy
 from fairgrpo_jax.plan import ahead, cost, devices, footprint
 
 
@@ -92,7 +92,7 @@ class Plan:
         phases: prompt pass, decoding and update.
         limit: bytes that the run may use.
         tokens: completion tokens per step on the whole mesh.
-        chunks: number of chunks of a prompt's rollouts in an update.
+        parts: the options with which a step is computed in several parts.
         warnings: messages for the user.
         changes: options that would make it fit, applied one after the other, with the memory then needed.
         outcomes: outcomes of compilation, if requested.
@@ -103,7 +103,7 @@ class Plan:
     phases: tuple[Phase, ...]
     limit: int
     tokens: int
-    chunks: int
+    parts: str
     warnings: tuple[str, ...] = ()
     changes: tuple[str, ...] = ()
     outcomes: tuple[ahead.Outcome, ...] = ()
@@ -141,7 +141,7 @@ def plan(config: options.Config, device: str, *, memory: float | None = None) ->
     meshes.require_divisible(config.split_sizes, *meshes.parse(config.mesh))
     architecture = ahead.describe(config.model)
     try:
-        ahead.prompt_shapes(architecture, config.data, 1)
+        fitting.layout(config, architecture)
     except ValueError as error:
         raise ValueError(f"{error} (option data.num_patches)") from error
     first = _estimate(config, architecture, target, limit)
@@ -158,7 +158,8 @@ def _count(config: options.Config) -> int:
 def _estimate(config: options.Config, architecture: Any, target: devices.Target, limit: int) -> Plan:
     """Memory, work and time of the phases."""
     tree = policy.shapes(config.model, architecture)
-    shape = ahead.layout(config, architecture, tree, limit)
+    config = fitting.fit(config, architecture, tree, limit)
+    shape = fitting.layout(config, architecture)
     state = footprint.state(tree, shape)
     held = (*footprint.rollout(architecture, tree, shape), footprint.update(architecture, tree, shape))
     base, count, kind = sum(state.values()), _count(config), target.kind
@@ -167,15 +168,15 @@ def _estimate(config: options.Config, architecture: Any, target: devices.Target,
     score = cost.score_flops(architecture, shape.sizes, shape.training, rows=shape.rows)
     scores = (config.update.passes * config.update.mini_batches > 1) + shape.reference
     work = [prompt, decode, _times(update, config.update.passes) + _times(score, scores)]
-    steps, (fsdp, tensor) = config.sampling.max_new_tokens - 1, shape.mesh
+    fsdp, tensor = shape.mesh
     weights, trips = footprint.sharded(tree, (1, tensor), cost.BYTES[shape.compute]), 2 + 2 * shape.chunks
     copy, own = footprint.copy(tree, shape), footprint.sharded(tree, shape.mesh, cost.BYTES[shape.sampler])
     gradients = held[2]["gradients"] / min(shape.accumulation, 2)
     rounds = shape.parts * config.update.passes
     away = (fsdp - 1) / fsdp
     read = (
-        copy,
-        steps * cost.decode_bytes(architecture, shape.sizes, shape.sampler, fsdp) / shape.across,
+        copy * shape.waves,
+        cost.decode_bytes(architecture, shape.sizes, shape.sampler, shape.cache, fsdp, shape.waves) / shape.across,
         rounds * (trips * weights + 2 * held[2]["kept"]) + 3 * base,
     )
     sent = (float(copy - own), 0.0, rounds * away * (trips * weights + (1 + shape.chunks) * gradients * fsdp))
@@ -192,7 +193,7 @@ def _estimate(config: options.Config, architecture: Any, target: devices.Target,
         }
         phases.append(Phase(name, parts, base + sum(parts.values()), flops, moved, received, seconds))
     tokens = config.prompts * config.rollouts * config.sampling.max_new_tokens
-    return Plan(target, state, tuple(phases), limit, tokens, shape.chunks)
+    return Plan(target, state, tuple(phases), limit, tokens, fitting.told(config))
 
 
 def _times(flops: cost.Flops, factor: float) -> cost.Flops:
@@ -235,13 +236,9 @@ def candidates(config: options.Config) -> Iterator[tuple[str, Callable[[options.
     inner = lambda part, **values: lambda now: replace(now, **{part: replace(getattr(now, part), **values)})
     if not config.update.remat:
         yield "--update.remat", inner("update", remat=True)
-    for chunks in range(max(config.update.chunks, 1) + 1, config.rollouts + 1):
-        if config.rollouts % chunks == 0:
-            yield f"--update.chunks {chunks}", inner("update", chunks=chunks)
-    for factor in (2, 4, 8, 16, 32):
-        parts = config.update.accumulation * factor
-        if config.prompts % (parts * config.update.mini_batches) == 0:
-            yield f"--update.accumulation {parts}", inner("update", accumulation=parts)
+    for part, option in (("update", "chunks"), ("update", "accumulation"), ("sampling", "waves")):
+        if getattr(getattr(config, part), option):
+            yield f"--{part}.{option} 0", inner(part, **{option: 0})
     if (config.model.compute or config.model.dtype) == "float32":
         yield "--model.compute bfloat16", inner("model", compute="bfloat16")
     if (config.sampling.dtype or config.model.dtype) == "float32":
@@ -265,7 +262,7 @@ def candidates(config: options.Config) -> Iterator[tuple[str, Callable[[options.
 
 def _warnings(config: options.Config, made: Plan, tree: Any) -> Iterator[str]:
     kind = made.target.kind
-    gathered = made.phases[0].held["weights gathered"]
+    gathered = made.phases[0].held["weights that sample"]
     fsdp, tensor = meshes.parse(config.mesh)
     if tensor > 1 and config.sampling.weights != "tensor":
         yield (
@@ -274,7 +271,7 @@ def _warnings(config: options.Config, made: Plan, tree: Any) -> Iterator[str]:
         )
     if gathered > made.limit / 2:
         yield (
-            f"a rollout gathers {gathered / devices.GIB:.1f} GiB of weights onto every device, more than half of what "
+            f"a rollout copies {gathered / devices.GIB:.1f} GiB of weights onto every device, more than half of what "
             "it may use, however many devices there are along fsdp"
         )
     if fsdp > 1 and made.state["weights"] == footprint.sharded(tree, (1, tensor)):
@@ -292,14 +289,14 @@ def compiled(config: options.Config, made: Plan, *, timeout: float, cache: Path 
     """Adds the compiler's report on each program to the plan.
 
     The memory that a program may use excludes arrays that stay on the device but are not its arguments: the moments and
-    the reference policy during copying and sampling, the trained weights too when sampling from a copy, and the
-    reference policy during the update.
+    the reference policy during copying and sampling, the trained weights too while a copy samples, and the reference
+    policy during the update.
     """
     console, outcomes, held = Console(stderr=True), [], made.state
-    unseen = {name: held["optimizer moments"] + held["reference policy"] for name in ("copy", "rollout")}
-    unseen |= {"rollout": sum(held.values())} if ahead.copied(config) else {}
-    unseen["update"] = held["reference policy"]
-    config = ahead.chunked(config, ahead.describe(config.model), made.limit)
+    unseen = {"copy": held["optimizer moments"] + held["reference policy"], "update": held["reference policy"]}
+    unseen |= dict.fromkeys(("prompt", "decode"), sum(held.values()))
+    architecture = ahead.describe(config.model)
+    config = fitting.fit(config, architecture, policy.shapes(config.model, architecture), made.limit)
     for name in ahead.stages(config):
         console.print(f"compiling {name} for {made.target.name} ...", highlight=False)
         outcome = ahead.compile_apart(config, made.target, name, timeout=timeout, cache=cache)
@@ -330,7 +327,7 @@ def to_json(made: Plan) -> dict[str, Any]:
         "peak": made.peak,
         "fits": made.fits,
         "step_seconds": made.seconds,
-        "chunks": made.chunks,
+        "parts": made.parts,
         "tokens_per_second": made.tokens / made.seconds,
         "warnings": made.warnings,
         "changes": made.changes,
@@ -375,7 +372,8 @@ def show(made: Plan, console: Console) -> None:
         "tokens/s over the mesh",
         highlight=False,
     )
-    console.print(f"an update runs the rollouts of a prompt in {made.chunks} chunks (update.chunks)", highlight=False)
+    if made.parts:
+        console.print(f"a step is computed in parts: {made.parts}", highlight=False)
     for outcome in made.outcomes:
         earlier = ", compiled before" if outcome.cached else ""
         console.print(f"compiled for {made.target.name}, not run on it: {outcome.words}{earlier}", highlight=False)

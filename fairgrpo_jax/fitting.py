@@ -1,0 +1,120 @@
+"""Chooses in how many parts a step is computed, so that it fits into the memory of a device.
+
+    sampling.waves        parts of the prompts that are sampled one after the other
+    update.accumulation   parts of the prompts of an update
+    update.chunks         parts of each prompt's rollouts in an update
+
+None of them changes the algorithm. The memory estimates are those of the plan (``plan.footprint``), so that a run and
+its plan agree.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fairgrpo_jax import config as options, mesh as meshes, models
+from fairgrpo_jax.plan import cost, footprint
+
+
+MEMORY = 16 << 30  # bytes assumed for a device that does not report its memory
+SHARE = 0.9  # share of the memory that a phase may take by the formulas, since the compiler may need more
+
+
+def memory() -> int:
+    """Bytes of a device of this process that JAX may take."""
+    return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", MEMORY)
+
+
+def layout(config: options.Config, architecture: Any) -> footprint.Layout:
+    """The input of the formulas for a config, where what is to be chosen (0) counts as one part."""
+    prompt = models.prompt_shapes(
+        architecture,
+        prompts=1,
+        length=config.data.prompt_length,
+        num_patches=config.data.num_patches,
+        dtype=jnp.dtype(config.media_dtype),
+    )
+    return footprint.Layout(
+        sizes=cost.Sizes(
+            prompts=config.prompts,
+            rollouts=config.rollouts,
+            prompt=config.data.prompt_length,
+            completion=config.sampling.max_new_tokens,
+            patches=config.data.num_patches if architecture.vision is not None else 0,
+        ),
+        mesh=meshes.parse(config.mesh),
+        compute=config.model.compute or config.model.dtype,
+        sampler=config.sampling.dtype or config.model.dtype,
+        cache=config.sampling.cache or config.sampling.dtype or config.model.dtype,
+        media=sum(x.size * jnp.dtype(x.dtype).itemsize for x in jax.tree.leaves(prompt)),
+        split=config.sampling.weights == "tensor",
+        waves=max(config.sampling.waves, 1),
+        parts=config.update.parts,
+        chunks=max(config.update.chunks, 1),
+        accumulation=max(config.update.accumulation, 1),
+        reference=config.update.beta > 0,
+        training=cost.Training(
+            lora_rank=config.model.lora_rank,
+            lora_targets=config.model.lora_targets,
+            freeze=config.model.freeze,
+            remat=config.update.remat,
+        ),
+    )
+
+
+def fit(config: options.Config, architecture: Any, tree: Any, memory: int) -> options.Config:
+    """The config with a number in place of every 0 of the three options: the fewest parts that fit, or the most.
+
+    Args:
+        config: options of the run.
+        architecture: the family's config.
+        tree: the parameters, as arrays or shapes.
+        memory: bytes of a device that JAX may take.
+    """
+    held = sum(footprint.state(tree, layout(config, architecture)).values())
+
+    def first(candidates: Iterator[options.Config], needed: Callable[[footprint.Layout], dict[str, int]]) -> Any:
+        found = config
+        for found in candidates:
+            if held + sum(needed(layout(found, architecture)).values()) <= SHARE * memory:
+                break
+        return found
+
+    sampling = first(_in_waves(config), lambda layout: footprint.rollout(architecture, tree, layout)[1])
+    fuller = first(_in_waves(sampling), lambda layout: footprint.rollout(architecture, tree, layout)[0])
+    update = first(_in_pieces(config), lambda layout: footprint.update(architecture, tree, layout))
+    waves = max(sampling.sampling.waves, fuller.sampling.waves)
+    return dataclasses.replace(update, sampling=dataclasses.replace(config.sampling, waves=waves))
+
+
+def told(config: options.Config) -> str:
+    """What is computed in several parts, as options; empty if nothing is."""
+    parts = {
+        "sampling.waves": config.sampling.waves,
+        "update.accumulation": config.update.accumulation,
+        "update.chunks": config.update.chunks,
+    }
+    return ", ".join(f"{name}={count}" for name, count in parts.items() if count > 1)
+
+
+def _in_waves(config: options.Config) -> Iterator[options.Config]:
+    """The numbers of waves that the mesh allows, the fewest first."""
+    count, fsdp = config.prompts, meshes.parse(config.mesh)[0]
+    fixed = config.sampling.waves
+    for waves in [fixed] if fixed else [n for n in range(1, count + 1) if count % n == 0 and count // n % fsdp == 0]:
+        yield dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, waves=waves))
+
+
+def _in_pieces(config: options.Config) -> Iterator[options.Config]:
+    """Pairs of ``accumulation`` and ``chunks``, the fewest pieces first, and of as many the fewest parts of prompts."""
+    spec, fsdp = config.update, meshes.parse(config.mesh)[0]
+    size = config.prompts // spec.mini_batches
+    parts = [n for n in range(1, size + 1) if size % n == 0 and size // n % fsdp == 0]
+    chunks = [n for n in range(1, config.rollouts + 1) if config.rollouts % n == 0]
+    pairs = [(a, c) for a in ([spec.accumulation] if spec.accumulation else parts)
+             for c in ([spec.chunks] if spec.chunks else chunks)]  # fmt: skip
+    for accumulation, count in sorted(pairs, key=lambda pair: (pair[0] * pair[1], pair[0])):
+        yield dataclasses.replace(config, update=dataclasses.replace(spec, accumulation=accumulation, chunks=count))
