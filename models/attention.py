@@ -53,11 +53,14 @@ class Masks(NamedTuple):
             T = S, own keys are seen causally, and of the prompt the keys 0 to length - 1. A window that ends inside the
             sequence or an image read in both directions is not of this form. Nothing is guaranteed for queries at
             padding.
+        segments: instead of ``own``, ids (P, T) of the queries and (P, S) of the own keys, which see each other where
+            they are equal: a mask that is never held as a whole.
     """
 
     own: jax.Array | None = None
     prompt: jax.Array | None = None
     lengths: jax.Array | None = None
+    segments: tuple[jax.Array, jax.Array] | None = None
 
 
 def attend(
@@ -170,8 +173,11 @@ def _plain(q: jax.Array, prompt_kv: KeyValue | None, own_kv: KeyValue, masks: Ma
     q = (q * scale).reshape(P, G, T, K, R, H).transpose(0, 3, 1, 4, 2, 5)
     wide = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
     own = wide("pkgrth,pgskh->pkgrts", q, own_kv[0])
-    if masks.own is not None:
-        own = jnp.where(masks.own.reshape((-1, 1, 1, 1) + masks.own.shape[-2:]), own, MASKED)
+    seen = masks.own
+    if masks.segments is not None:
+        seen = masks.segments[0][:, :, None] == masks.segments[1][:, None, :]
+    if seen is not None:
+        own = jnp.where(seen.reshape((-1, 1, 1, 1) + seen.shape[-2:]), own, MASKED)
     top = own.max(axis=-1, keepdims=True)
     if prompt_kv is None or masks.prompt is None:
         weights = jnp.exp(own - jax.lax.stop_gradient(top))
@@ -218,13 +224,16 @@ def _in_blocks(q: jax.Array, prompt_kv: KeyValue | None, own_kv: KeyValue, masks
     wide, cut = _widen((prompt_kv, own_kv)), functools.partial(_cut, size=size)
     own = None if masks.own is None else cut(masks.own, axis=masks.own.ndim - 2)
     by_query = None if masks.prompt is None or masks.prompt.shape[1] == 1 else cut(masks.prompt, axis=1)
-    parts = cut(q, axis=2), own, by_query
+    ids = None if masks.segments is None else cut(masks.segments[0], axis=1)
+    parts = cut(q, axis=2), own, by_query, ids
 
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def block(parts):
-        q, own, prompt = parts
+        q, own, prompt, ids = parts
         prompt_kv, own_kv = _narrow(wide, q.dtype)
-        return _plain(q, prompt_kv, own_kv, Masks(own, masks.prompt if prompt is None else prompt), scale)
+        segments = None if masks.segments is None else (ids, masks.segments[1])
+        seen = Masks(own, masks.prompt if prompt is None else prompt, segments=segments)
+        return _plain(q, prompt_kv, own_kv, seen, scale)
 
     blocks = jnp.moveaxis(jax.lax.map(block, parts), 0, 2)
     return blocks.reshape(*q.shape[:2], -1, *q.shape[3:])[:, :, :T]

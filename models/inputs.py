@@ -18,11 +18,15 @@ import numpy as np
 class Vision:
     """The patches of each prompt, with all its media in order of appearance, padded to a common length S.
 
+    The merge² patches of a merged token are adjacent. Merged tokens are in the order of the text, or, for a tower with
+    windows, window by window; ``Prompt.feature`` says which is which.
+
     Attributes:
         patches: (P, S, C * tp * p * p) float32 or bfloat16, S a multiple of merge².
         position: (P, S, 2) int32, row and column of the patch in its frame.
         frame: (P, S) int32, the segment for blocks with full attention; -1 is padding.
-        window: (P, S) int32, the segment for blocks with windows; -1 is padding; None for a tower without windows.
+        window: (P, S) int32, the segment for blocks with windows, whose patches are adjacent; -1 is padding; None for a
+            tower without windows.
         taps: (P, S, 4) int32, the learned positions around the patch; None for a tower without learned positions.
         weights: (P, S, 4) float32, their interpolation weights.
     """
@@ -120,6 +124,8 @@ def pack(
         return Prompt(tokens, valid, order, rope, following, feature)
     block = _image_blocks((tokens == config.image_id) & valid) if config.vision.block_attention else None
     packed = _pack_vision(patches, config.vision, num_patches, dtype)
+    if packed is not None and packed.window is not None:
+        packed, feature = _window_by_window(packed, feature, config.vision.unit)
     return Prompt(tokens, valid, order, rope, following, feature, block, packed)
 
 
@@ -322,3 +328,16 @@ def _pack_vision(rows: list[list], vision: Any, num_patches: int | None, dtype: 
             at += len(values)
     learned = (taps, weights) if side else (None, None)
     return Vision(patches, position, frame, window if vision.window else None, *learned)
+
+
+def _window_by_window(vision: Vision, feature: np.ndarray, unit: int) -> tuple[Vision, np.ndarray]:
+    """Puts the patches of each window side by side, padding last; merged tokens of ``unit`` patches stay together."""
+    window = vision.window[:, ::unit]
+    order = np.argsort(np.where(window < 0, np.iinfo(np.int32).max, window), axis=1, kind="stable")
+    place = np.argsort(order, axis=1)
+    rows = (order[:, :, None] * unit + np.arange(unit)).reshape(len(order), -1)
+    moved = jax.tree.map(
+        lambda x: np.take_along_axis(x, rows.reshape(rows.shape + (1,) * (x.ndim - 2)), axis=1), vision
+    )
+    found = np.take_along_axis(place, np.maximum(feature, 0), axis=1)
+    return moved, np.where(feature < 0, -1, found).astype(np.int32)

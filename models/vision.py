@@ -1,11 +1,12 @@
 """The vision towers: patches in, one feature per merged token out.
 
-One tower with switches serves all families; each family's file sets them. Windows are segment ids in a mask, not a
-permutation of the patches: attention does not depend on the order of keys, so the patches keep the merger's order.
+One tower with switches serves all families; each family's file sets them. Where it has windows, ``inputs.pack`` has put
+the patches of a window next to each other; the merge² patches of a merged token stay adjacent.
 """
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ import numpy as np
 from flax import nnx
 
 from fairgrpo_jax.mesh import constrain
-from fairgrpo_jax.models import layers
+from fairgrpo_jax.models import layers, windows
 from fairgrpo_jax.models.attention import KeyValue, Masks, attend
 from fairgrpo_jax.models.inputs import Vision
 from fairgrpo_jax.models.layers import MLP, LayerNorm, Linear, RMSNorm, bind, create, rotate, stack
@@ -100,16 +101,15 @@ class VisionBlock(nnx.Module):
         self.mlp = MLP(config, bias=True, rngs=rngs)
         self.num_heads, self.fused = config.num_heads, config.fused_qkv
 
-    def __call__(self, x: jax.Array, rotation: KeyValue | None, segment: jax.Array | None) -> jax.Array:
-        """Runs one block on x (P, S, E) with cosine and sine (P, S, H/2) and segment ids (P, S)."""
+    def __call__(self, x: jax.Array, rotation: KeyValue | None, attention: Callable[..., jax.Array]) -> jax.Array:
+        """Runs one block on x (P, S, E) with cosine and sine (P, S, H/2), and attention of q, k and v (P, S, N, H)."""
         x = constrain(x)
         y = self.norm1(x)
         parts = jnp.split(self.qkv(y), 3, axis=-1) if self.fused else (self.q(y), self.k(y), self.v(y))
         q, k, v = (part.reshape(*x.shape[:-1], self.num_heads, -1) for part in parts)
         if rotation is not None:
             q, k = (rotate(part.astype(jnp.float32), rotation).astype(x.dtype) for part in (q, k))
-        masks = Masks(None if segment is None else segment[:, :, None] == segment[:, None, :])
-        x = x + self.proj(attend(q[:, None], None, (k[:, None], v[:, None]), masks)[:, 0])
+        x = x + self.proj(attention(q, k, v))
         return constrain(x + self.mlp(self.norm2(x)))
 
 
@@ -192,10 +192,7 @@ def encode(
     is_full = np.isin(np.arange(config.depth), config.full_blocks)
 
     def block(x, weights, full):
-        segment = None if config.image_size else vision.frame
-        if vision.window is not None:
-            segment = jnp.where(full, vision.frame, vision.window)
-        return bind(VisionBlock, config, weights)(x, turn, segment)
+        return bind(VisionBlock, config, weights)(x, turn, functools.partial(_attention, config, vision, full))
 
     def step(carry, layer):
         (x, kept), (index, full, weights) = carry, layer
@@ -209,6 +206,18 @@ def encode(
     mergers = layers.unstack(tower["deepstack"]) if kept else ()
     deep = tuple(constrain(bind(DeepStackMerger, config, w)(x)) for w, x in zip(mergers, kept, strict=True))
     return constrain(bind(Merger, config, tower["merger"])(x)), deep
+
+
+def _attention(
+    config: VisionConfig, vision: Vision, full: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array
+) -> jax.Array:
+    """Attention (P, S, E) of a block: inside images of fixed size, inside frames, or, unless ``full``, windows."""
+    segments = None if config.image_size else (vision.frame, vision.frame)
+    whole = lambda q, k, v: attend(q[:, None], None, (k[:, None], v[:, None]), Masks(segments=segments))[:, 0]
+    if vision.window is None:
+        return whole(q, k, v)
+    inside = lambda q, k, v: windows.attend(q, k, v, vision.window, (config.window * config.spatial_merge_size) ** 2)
+    return jax.lax.cond(full, whole, inside, q, k, v)
 
 
 def _embed(tower: dict, config: VisionConfig, vision: Vision) -> jax.Array:

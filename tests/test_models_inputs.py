@@ -37,12 +37,13 @@ def test_an_image_of_two_by_three_merged_tokens():
     prompt = pack({"input_ids": np.array(ids), **image(1, 4, 6)}, CONFIG)
     rope = [[0] * 3, [1, 1, 1], [1, 1, 2], [1, 1, 3], [1, 2, 1], [1, 2, 2], [1, 2, 3], [4] * 3]
     np.testing.assert_array_equal(prompt.rope[0], rope)
-    np.testing.assert_array_equal(prompt.feature[0], [-1, 0, 1, 2, 3, 4, 5, -1])
-    # Merge blocks of 2 x 2 patches, row by row; windows of 2 x 2 merged tokens: the third block column stands alone.
+    # Merge blocks of 2 x 2 patches; windows of 2 x 2 merged tokens: the third block column stands alone, at the end.
+    np.testing.assert_array_equal(prompt.feature[0], [-1, 0, 1, 4, 2, 3, 5, -1])
     np.testing.assert_array_equal(
         vision_of(prompt).position[0, :8], [[0, 0], [0, 1], [1, 0], [1, 1], [0, 2], [0, 3], [1, 2], [1, 3]]
     )
-    np.testing.assert_array_equal(vision_of(prompt).window[0], np.repeat([0, 0, 1, 0, 0, 1], 4))
+    np.testing.assert_array_equal(vision_of(prompt).position[0, ::4, 1], [0, 2, 0, 2, 4, 4])
+    np.testing.assert_array_equal(vision_of(prompt).window[0], np.repeat([0, 0, 0, 0, 1, 1], 4))
     np.testing.assert_array_equal(vision_of(prompt).frame[0], np.zeros(24))
 
 

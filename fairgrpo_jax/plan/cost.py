@@ -318,7 +318,12 @@ def _tower_scores(architecture: Any, sizes: Sizes) -> float:
     if vision is None:
         return 0.0
     row = vision.unit if vision.image_size else sizes.patches
-    return 4 * vision.depth * vision.hidden_size * sizes.prompts * sizes.patches * row
+    windowed = vision.depth - len(vision.full_blocks) if vision.window else 0
+    beside = (
+        3 * (vision.window * vision.spatial_merge_size) ** 2
+    )  # keys that a query of a windowed block is compared with
+    pairs = sizes.prompts * sizes.patches * ((vision.depth - windowed) * row + windowed * beside)
+    return 4 * vision.hidden_size * pairs
 
 
 # ---- bytes -----------------------------------------------------------------------------------------------------------
