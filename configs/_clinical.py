@@ -40,6 +40,6 @@ def paper(name: str, method: str, *, model: Model, data: Data, lr: float, rollou
         update=Update(mini_batches=4, dual_clip=3.0),
         optim=Optim(lr=lr, warmup_steps=0, schedule="constant"),
         fairness=Fairness(history="ring"),
-        evaluation=Evaluation(every=5, batch=64),
+        evaluation=Evaluation(every=5, batch=64, records=2048),
     )
     return _methods.method(config, method)

@@ -92,7 +92,7 @@ def iterate(
     start: int = 0,
     encode: Callable[[list[Record]], Any] | None = None,
     threads: int = 2,
-    prefetch: int = 4,
+    prefetch: int = 2,
 ) -> grain.DatasetIterator:
     """Reads the batches in order, ahead of use, in threads.
 

@@ -145,7 +145,7 @@ def stream(
         by_domain = [_balanced(domain, balance, settings, seed) for domain in by_domain]
     sources = [RecordList(tuple(domain)) for domain in by_domain]
     dataset = mixture.mixture(sources, batch_size=size, seed=seed, temperature=settings.temperature)
-    return mixture.iterate(dataset, start=start, encode=encode, threads=settings.workers)
+    return mixture.iterate(dataset, start=start, encode=encode, threads=settings.workers, prefetch=options.PREFETCH)
 
 
 def ahead(encode: Callable[[Any], Any], items: Iterable[Any], *, workers: int) -> Iterator[Any]:

@@ -26,6 +26,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from fairgrpo_jax import mesh
+from fairgrpo_jax.config import KEEP
 
 
 FORMAT = 2  # of the item "host"; 1, which did not say so, has no digests
@@ -42,7 +43,7 @@ class Damaged(ValueError):
 
 
 def manager(
-    folder: Path, *, keep: int = 2, always: Sequence[int] = (), read_only: bool = False
+    folder: Path, *, keep: int = KEEP, always: Sequence[int] = (), read_only: bool = False
 ) -> ocp.CheckpointManager:
     """Manages the checkpoints of one run: keeps the last ``keep`` and the steps in ``always``, deletes others.
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from fairgrpo_jax import config as options, configs, mesh, runs
+from fairgrpo_jax import config as options, configs, mesh, programs, runs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +34,7 @@ def run(command: Callable[[options.Config, Path | None], Any], *, prog: str, des
     with one_line_errors():
         arguments = parse(sys.argv[1:], prog=prog, description=description)
         mesh.simulate(arguments.config.mesh)
+        programs.keep()
         command(arguments.config, arguments.workdir)
 
 

@@ -11,18 +11,27 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from fairgrpo_jax import answers, demographics, files, metrics, runs
+import numpy as np
+
+from fairgrpo_jax import answers, demographics, files, grouping, metrics, runs
+from fairgrpo_jax.data.record import Record
 
 
 SMALLEST_GROUP = 20  # records; smaller groups cannot be the worst or the best group
 
 
 def held_out(run: runs.Run, params: Any, step: int) -> dict[str, float]:
-    """Answers all held-out records; writes ``evals/<step>.jsonl`` and a row of the log, and returns its values."""
+    """Answers held-out records; writes ``evals/<step>.jsonl`` and a row of the log, and returns its values.
+
+    At step 0 and at the last step it answers all, in between those of ``chosen``.
+    """
     config = run.config
+    records = run.sources["test"].records
+    if 0 < step < config.steps:
+        records = chosen(records, config.evaluation.records, config.seed)
     rows, drawn = answers.answer(
         answers.sampler(params, config.sampling),
-        run.sources["test"].records,
+        records,
         encode=run.encoder,
         config=config,
         devices=run.mesh,
@@ -36,6 +45,22 @@ def held_out(run: runs.Run, params: Any, step: int) -> dict[str, float]:
     values = summary(rows, config.data.scheme) | {"reward_sampled": _mean(drawn, "reward")}
     run.log.append("eval", step, values | run.phases.collect())
     return values
+
+
+def chosen(records: Sequence[Record], count: int | None, seed: int) -> Sequence[Record]:
+    """``count`` of the records in their order, of each dataset in its proportion; all if there are no more.
+
+    The same records for the same seed, whatever step it is.
+    """
+    if count is None or count >= len(records):
+        return records
+    names = sorted({record.dataset for record in records})
+    own = {name: [place for place, record in enumerate(records) if record.dataset == name] for name in names}
+    rng = np.random.default_rng(seed)
+    shares = np.array([len(places) for places in own.values()]) / len(records)
+    counts = grouping.systematic_counts(shares, count, rng.random())
+    kept = [rng.choice(own[name], size, replace=False) for name, size in zip(names, counts.tolist(), strict=True)]
+    return [records[place] for place in np.sort(np.concatenate(kept))]
 
 
 def summary(rows: Sequence[answers.Answer], scheme: demographics.Scheme = demographics.DEFAULT) -> dict[str, float]:

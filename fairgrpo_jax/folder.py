@@ -16,7 +16,15 @@ from fairgrpo_jax import config as options, files
 # Options whose change cannot falsify what a run has done: its length, what is measured and kept, where and on what it
 # computes, and limits that nothing so far has reached. With the schedule "cosine", another number of steps bends the
 # learning rate from here on.
-FREE = ("steps", "checkpoint_every", "mesh", "evaluation.every", "evaluation.batch", "evaluation.samples")
+FREE = (
+    "steps",
+    "checkpoint_every",
+    "mesh",
+    "evaluation.every",
+    "evaluation.batch",
+    "evaluation.records",
+    "evaluation.samples",
+)
 FREE += ("data.root", "data.workers", "data.prompt_length", "data.num_patches", "data.on_broken", "data.leakage")
 FREE += ("reward.max_unscored", "sampling.waves", "update.accumulation", "update.chunks")
 

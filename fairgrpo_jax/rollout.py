@@ -316,6 +316,18 @@ def enough(count: int, length: int, first: int = FIRST) -> int:
     return count // 2 if length > first else 0
 
 
+def shapes(count: int, length: int, first: int = FIRST) -> tuple[int, int]:
+    """How many numbers of prompts, from ``count`` a device, and how many lengths of caches a batch may pass through.
+
+    >>> shapes(25, 4096), shapes(8, 12)
+    ((5, 5), (1, 1))
+    """
+    caches, size = 1, min(first, max(length - 1, 1))
+    while size < length - 1:
+        caches, size = caches + 1, min(2 * size, length - 1)
+    return count.bit_length() if enough(count, length, first) else 1, caches
+
+
 def halved(count: int, alive: int) -> int:
     """Number of prompts that a device keeps, halved as often as ``alive`` allows.
 

@@ -1,5 +1,6 @@
 """Answers of a policy to held-out records: what is drawn, how it is scored, how far ahead records are read."""
 
+import collections
 import dataclasses
 import threading
 import time
@@ -9,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from fairgrpo_jax import answers, batches, config as options, grouping, mesh, policy, rewards, rollout
+from fairgrpo_jax import answers, batches, config as options, evaluate, grouping, mesh, policy, rewards, rollout
 from fairgrpo_jax.data.datasets import synthetic
 
 
@@ -91,3 +92,19 @@ def test_only_a_few_batches_are_encoded_ahead():
         time.sleep(0.002)
         assert len(begun) <= len(taken) + 3
     assert taken == [*range(40)]
+
+
+def test_a_subset_is_drawn_once_and_in_proportion():
+    """40 records of the clinic's domains, to within one of each domain's share; the same at every step."""
+    records = synthetic.load("test").records
+    part = evaluate.chosen(records, 40, seed=3)
+    assert len(part) == len({record.uid for record in part}) == 40
+    assert [record.uid for record in part] == [record.uid for record in evaluate.chosen(records, 40, seed=3)]
+    assert [record.uid for record in part] != [record.uid for record in evaluate.chosen(records, 40, seed=4)]
+    places = {record.uid: place for place, record in enumerate(records)}
+    assert [places[record.uid] for record in part] == sorted(places[record.uid] for record in part)
+    whole, drawn = (collections.Counter(record.dataset for record in source) for source in (records, part))
+    assert len(whole) > 3
+    for name, count in whole.items():
+        assert abs(drawn[name] - 40 * count / len(records)) < 1
+    assert evaluate.chosen(records, None, 0) is records is evaluate.chosen(records, len(records), 0)

@@ -8,7 +8,7 @@ import json
 
 import pytest
 
-from fairgrpo_jax import config as options, configs, fairness, mesh, runs, sft, train
+from fairgrpo_jax import answers, config as options, configs, fairness, mesh, runs, sft, train
 from fairgrpo_jax.plan import plan
 from tests import covid_fixture, real_sizes
 from tests.dataset_fixtures import chexpert, ham10000, hemorrhage, isic2020, pad_ufes_20, vindr_mammo
@@ -92,7 +92,9 @@ def test_two_steps_on_the_seven_datasets(name, root, tmp_path):
         for step in range(2):
             batch = next(batches)
             prompt, key = mesh.put(batch.prompt, run.mesh), run.key("rollout", step)
-            rollouts = train.sample(state.params, prompt, key, config, architecture)
+            rollouts = train.sample(
+                answers.sampler(state.params, config.sampling), prompt, key, config, architecture, run.mesh
+            )
             texts = train.rollout.texts(rollouts, run.tokenizer)
             seen = [train.score(batch, rollouts, texts, config, architecture)]
             kept, _ = train.refill(None, seen)

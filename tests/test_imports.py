@@ -30,7 +30,7 @@ FLOORS = (
         "interop",
         "adapters",
     ),
-    ("files", "processes", "config", "mesh", "configs", "data", "models", "rewards", "tracking", "report"),
+    ("files", "processes", "programs", "config", "mesh", "configs", "data", "models", "rewards", "tracking", "report"),
     ("rollout", "staged", "plan.cost", "plan.devices", "plan.footprint", "fitting", "learner", "checkpoint", "policy")
     + (
         "plan.utilisation",

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from fairgrpo_jax import config as options, learner, mesh, runs, sft, train
+from fairgrpo_jax import answers, config as options, learner, mesh, runs, sft, train
 from tests.test_train import SMALL
 
 
@@ -29,7 +29,14 @@ def go(config, folder, count):
         for step in range(start, start + count):
             batch = next(batches)
             prompt, architecture = mesh.put(batch.prompt, run.mesh), run.encoder.architecture
-            rollouts = train.sample(state.params, prompt, run.key("rollout", step), config, architecture)
+            rollouts = train.sample(
+                answers.sampler(state.params, config.sampling),
+                prompt,
+                run.key("rollout", step),
+                config,
+                architecture,
+                run.mesh,
+            )
             sampled = train.score(batch, rollouts, [["?"] * 4] * 8, config, architecture)
             advantage = np.random.default_rng(step).normal(size=(8, 4)).astype(np.float32)
             expected = kl(run, state, prompt, rollouts)

@@ -135,7 +135,9 @@ def test_what_no_option_can_mend(folders):
 
 def test_more_of_a_gpus_memory(folders):
     """Between three quarters of the memory, JAX's default, and what it can be given."""
-    config = options_of(folders, mesh="1x1", name="Qwen/Qwen2-VL-2B-Instruct", update=FIXED)
+    config = options_of(
+        folders, mesh="1x1", name="Qwen/Qwen2-VL-2B-Instruct", update=options.Update(accumulation=1, chunks=1)
+    )
     kind = devices.KINDS["h200"]
     for grown in range(32, 256, 8):
         made = plan.plan(dataclasses.replace(config, prompts=grown), "h200")

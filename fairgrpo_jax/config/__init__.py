@@ -4,8 +4,9 @@ Presets live in ``configs/`` as Python; the command line overrides any field by 
 (``--optim.lr 1e-6``). Every value is checked when the config is made, before any long work starts.
 """
 
-from fairgrpo_jax.config.experiment import Algorithm as Algorithm, Config as Config
+from fairgrpo_jax.config.experiment import KEEP as KEEP, Algorithm as Algorithm, Config as Config
 from fairgrpo_jax.config.sections import (
+    PREFETCH as PREFETCH,
     Data as Data,
     Draw as Draw,
     Evaluation as Evaluation,

@@ -36,6 +36,9 @@ Algorithm = Literal[
 ]
 
 
+KEEP = 2  # the latest checkpoints of a run; others are deleted, but for the end of the warm-up
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
     """One experiment. A run folder belongs to one config: the same config resumes it, a changed one is an error."""

@@ -8,6 +8,9 @@ from fairgrpo_jax.config.checks import require, require_finite, require_pattern
 from fairgrpo_jax.demographics import Scheme
 
 
+PREFETCH = 2  # batches of prompts that are held ready
+
+
 @dataclasses.dataclass(frozen=True)
 class Data:
     """The data to train and evaluate on."""
@@ -50,6 +53,11 @@ class Data:
     proportion to what is still wrong there (see draw)."""
     workers: int = 2
     """Threads that decode and prepare prompts while the device computes."""
+
+    @property
+    def ahead(self) -> int:
+        """Batches of prompts that are held ready or being prepared."""
+        return self.workers + PREFETCH
 
     @property
     def scheme(self) -> Scheme:
@@ -441,12 +449,20 @@ class Evaluation:
     """Steps between evaluations."""
     batch: int = 256
     """Records per greedy batch."""
+    records: int | None = None
+    """Held-out records that are answered during training, drawn once by the seed from every dataset in its proportion;
+    default: all. Before and after training all are answered."""
     samples: int = 8
     """Number of prompts whose completions, images and rewards are kept for the report at every evaluation."""
 
     def __post_init__(self):
         require_finite("evaluation.", self)
         require(self.samples >= 0, f"evaluation.samples={self.samples}", "a number >= 0")
+        require(
+            self.records is None or self.records > 0,
+            f"evaluation.records={self.records}",
+            "at least one record, or none of this option for all",
+        )
         require(
             self.every > 0 and self.batch > 0,
             f"evaluation.every={self.every}, evaluation.batch={self.batch}",

@@ -22,11 +22,15 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from fairgrpo_jax import commandline, config as options, fitting, mesh as meshes, policy
+from fairgrpo_jax import commandline, config as options, fitting, mesh as meshes, policy, rollout
 from fairgrpo_jax.plan import ahead, cost, devices, footprint
 
 
 MOST = 0.92  # share of a GPU's memory that JAX can be given; driver and libraries need the rest
+# Shares of the least times of prompt pass, decoding and update that one H200 reached (docs/speed.md): of Gemma 3, and
+# of the Qwen families.
+REACHED = {"gemma3": (0.15, 0.39, 0.19)}
+REACHED_BY_OTHERS = (0.31, 0.30, 0.36)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +100,10 @@ class Plan:
         warnings: messages for the user.
         changes: options that would make it fit, applied one after the other, with the memory then needed.
         outcomes: outcomes of compilation, if requested.
+        steps: steps of reinforcement learning.
+        reached: share of each phase's least time that a run of the family has reached, on one H200.
+        host: bytes of the host and of its disk, by purpose.
+        shapes: numbers of prompts and lengths of caches, per device, that decoding may pass through.
     """
 
     target: devices.Target
@@ -107,6 +115,10 @@ class Plan:
     warnings: tuple[str, ...] = ()
     changes: tuple[str, ...] = ()
     outcomes: tuple[ahead.Outcome, ...] = ()
+    steps: int = 0
+    reached: tuple[float, ...] = (1.0, 1.0, 1.0)
+    host: dict[str, int] = dataclasses.field(default_factory=dict)
+    shapes: tuple[int, int] = (1, 1)
 
     @property
     def peak(self) -> int:
@@ -122,6 +134,11 @@ class Plan:
     def seconds(self) -> float:
         """Least time of a step in seconds."""
         return sum(phase.least for phase in self.phases)
+
+    @property
+    def likely(self) -> float:
+        """Seconds of a step at the shares of the least times that have been reached."""
+        return sum(phase.least / share for phase, share in zip(self.phases, self.reached, strict=True))
 
 
 def plan(config: options.Config, device: str, *, memory: float | None = None) -> Plan:
@@ -193,7 +210,22 @@ def _estimate(config: options.Config, architecture: Any, target: devices.Target,
         }
         phases.append(Phase(name, parts, base + sum(parts.values()), flops, moved, received, seconds))
     tokens = config.prompts * config.rollouts * config.sampling.max_new_tokens
-    return Plan(target, state, tuple(phases), limit, tokens, fitting.told(config))
+    host = {
+        "batches of prompts ahead, in memory": config.data.ahead * config.prompts * shape.media,
+        "checkpoints on disk": (options.KEEP + 1) * (state["weights"] + state["optimizer moments"]) * count,
+    }
+    return Plan(
+        target,
+        state,
+        tuple(phases),
+        limit,
+        tokens,
+        fitting.told(config),
+        steps=config.steps,
+        reached=REACHED.get(architecture.model_type, REACHED_BY_OTHERS),
+        host=host,
+        shapes=rollout.shapes(shape.sampled, config.sampling.max_new_tokens),
+    )
 
 
 def _times(flops: cost.Flops, factor: float) -> cost.Flops:
@@ -328,6 +360,9 @@ def to_json(made: Plan) -> dict[str, Any]:
         "fits": made.fits,
         "step_seconds": made.seconds,
         "parts": made.parts,
+        "likely_step_seconds": made.likely,
+        "steps": made.steps,
+        "host": made.host,
         "tokens_per_second": made.tokens / made.seconds,
         "warnings": made.warnings,
         "changes": made.changes,
@@ -370,6 +405,22 @@ def show(made: Plan, console: Console) -> None:
     console.print(
         f"a step takes at least {_figure(made.seconds)} s at the makers' peak rates, so at most {rate:,.0f} completion "
         "tokens/s over the mesh",
+        highlight=False,
+    )
+    hours = [made.steps * seconds / 3600 for seconds in (made.seconds, made.likely)]
+    told = [f"{_figure(each)} hours, {_figure(each * made.target.count)} device-hours" for each in hours]
+    shares = ", ".join(f"{phase.name} {share:.0%}" for phase, share in zip(made.phases, made.reached, strict=True))
+    console.print(
+        f"{made.steps} steps take at least {told[0]}; {told[1]} at the shares of the least times that one H200 reached "
+        f"({shares}); without evaluation, supervised steps and saving",
+        highlight=False,
+    )
+    for name, size in made.host.items():
+        console.print(f"host: {name} {_figure(size / gib)} GiB", highlight=False)
+    prompts, caches = made.shapes
+    console.print(
+        f"programs: copy, prompt pass, update, and decoding with {caches} lengths of caches and at most {prompts} "
+        "numbers of prompts a device; evaluation has its own",
         highlight=False,
     )
     if made.parts:

@@ -38,6 +38,7 @@ from fairgrpo_jax import (
     folder as folders,
     mesh,
     processes,
+    programs,
     report,
     runs,
     sft,
@@ -263,6 +264,7 @@ def _in_process(task: Task) -> None:
     """Runs a task with its output in a file of its folder."""
     task.folder.mkdir(parents=True, exist_ok=True)
     mesh.simulate(task.config.mesh)
+    programs.keep()
     with (task.folder / "log.txt").open("a") as out, contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
         task.run()
 
@@ -284,5 +286,6 @@ def main() -> None:
         arguments = commandline.parse(sys.argv[1:], prog=prog, description=__doc__, schema=Arguments)
         if arguments.jobs == 1:
             mesh.simulate(arguments.config.mesh)
+            programs.keep()
         workdir = arguments.workdir or Path("outputs") / f"study-{arguments.config.name}"
         study(arguments, workdir, command=shlex.join([*prog.split(), *sys.argv[1:]]))
