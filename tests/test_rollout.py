@@ -50,6 +50,16 @@ def test_temperature_is_the_same_in_sampler_and_learner(batch):
     np.testing.assert_allclose(np.where(got.mask, learned, 0), got.logprobs, atol=1e-5)
 
 
+def test_keys_and_values_in_bfloat16(batch, sampled):
+    """They put log-probabilities off by less than a tenth, where float32 is off by 1e-5; the noise is the same."""
+    _, params, prompt = batch
+    got = draw(params, prompt, cache="bfloat16")
+    learned = LOGPROBS(params, tiny_batch.MODEL, prompt, jnp.asarray(got.tokens))
+    apart = np.abs(np.where(got.mask, learned, 0) - got.logprobs)
+    assert 1e-4 < apart.max() < 0.1 and apart.mean() < 5e-3
+    assert (got.tokens[:, :, 0] == sampled.tokens[:, :, 0]).all()  # before any cache is read
+
+
 def test_mask_ends_with_the_end_token_and_nothing_follows(sampled):
     tokens, mask = sampled.tokens, sampled.mask
     ends = np.isin(tokens, tiny_batch.MODEL.eos_ids)
@@ -192,6 +202,22 @@ def steps(monkeypatch):
     jax.clear_caches()
     yield seen
     jax.clear_caches()
+
+
+@pytest.mark.parametrize("top_p", [0.1, 0.5, 0.9, 0.999])
+def test_the_nucleus_is_that_of_a_sort(top_p):
+    """By NumPy: in falling order, as long as what came before adds up to less; equal chances stay or go together."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(200, 50)).astype(np.float32) * rng.uniform(0.1, 8, (200, 1)).astype(np.float32)
+    logits[:20] = np.round(logits[:20])  # ties
+    kept = np.asarray(rollout._nucleus(jnp.asarray(logits), top_p)) > -1e29
+    chances = np.asarray(jax.nn.softmax(logits))
+    for row, mine in zip(chances, kept, strict=True):
+        order = np.argsort(-row, kind="stable")
+        before = np.cumsum(row[order].astype(np.float64)) - row[order]
+        if np.abs(before - top_p).min() > 1e-5:  # else rounding decides
+            np.testing.assert_array_equal(mine, row >= row[order][before < top_p].min())
+    assert kept.any(-1).all()
 
 
 def test_loop_stops_when_every_row_has_ended(batch, steps):
