@@ -32,6 +32,12 @@ def load(config: options.Config) -> dict[str, Source]:
         if unknown := extra.keys() - known.keys():
             wanted = ", ".join(known.keys() - {"root", "split"}) or "none"
             raise ValueError(f"got data.options {', '.join(unknown)} for {name}; wanted some of: {wanted}")
+        for key, value in given[name].items():
+            usual = known[key].default
+            if isinstance(usual, int | float) and not isinstance(value, int | float):
+                raise ValueError(
+                    f"got data.options {key}={value} for {name}; wanted a value like {usual}, and spaces between options"
+                )
         own = config.warmup.split if config.warmup.split in dataset.SPLITS else dataset.SPLITS[0]
         by_use = {"train": dataset.SPLITS[0], "warmup": own, "test": dataset.SPLITS[-1]}
         folder = root / name if root and len(names) > 1 else root
