@@ -36,7 +36,7 @@ def load(config: options.Config) -> dict[str, Source]:
             usual = known[key].default
             if isinstance(usual, int | float) and not isinstance(value, int | float):
                 raise ValueError(
-                    f"got data.options {key}={value} for {name}; wanted a value like {usual}, and spaces between options"
+                    f"got data.options {key}={value} for {name}; wanted a value like {usual}, spaces between options"
                 )
         own = config.warmup.split if config.warmup.split in dataset.SPLITS else dataset.SPLITS[0]
         by_use = {"train": dataset.SPLITS[0], "warmup": own, "test": dataset.SPLITS[-1]}

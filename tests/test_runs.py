@@ -74,6 +74,6 @@ def test_options_reach_the_loaders_of_their_datasets():
     with pytest.raises(ValueError, match="data.options speed for synthetic; wanted some of: .*domains"):
         sources.load(options.Config(data=options.Data(options=("speed=1",))))
     with pytest.raises(
-        ValueError, match="data.options seed=3,scale=1 for synthetic; wanted a value like 0, and spaces"
+        ValueError, match="data.options seed=3,scale=1 for synthetic; wanted a value like 0, spaces"
     ):
         sources.load(options.Config(data=options.Data(options=("seed=3,scale=1",))))
