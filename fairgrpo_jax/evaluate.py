@@ -59,8 +59,9 @@ def chosen(records: Sequence[Record], count: int | None, seed: int) -> Sequence[
     rng = np.random.default_rng(seed)
     shares = np.array([len(places) for places in own.values()]) / len(records)
     counts = grouping.systematic_counts(shares, count, rng.random())
-    kept = [rng.choice(own[name], size, replace=False) for name, size in zip(names, counts.tolist(), strict=True)]
-    return [records[place] for place in np.sort(np.concatenate(kept))]
+    pairs = zip(names, counts.tolist(), strict=True)
+    kept = np.concatenate([rng.choice(own[name], size, replace=False) for name, size in pairs])
+    return [records[place] for place in sorted(kept.tolist())]
 
 
 def summary(rows: Sequence[answers.Answer], scheme: demographics.Scheme = demographics.DEFAULT) -> dict[str, float]:

@@ -44,13 +44,14 @@ LOCAL = dict(num_layers=2, local=(True, False), local_rope_theta=100.0)
 def test_views_promise_lengths_where_masks_say_no_more(options, block, in_prompts, in_completions):
     config = text.tiny("qwen3", vocab_size=96, hidden_size=32, **options)
     prompt = prompts(config, np.ones((P, 12), np.int32) if block else None)
-    views = decoder._prompt_views(config, prompt), decoder._completion_views(config, prompt, *[jnp.arange(5)] * 2)
+    held = dict.fromkeys(config.local_layers, jnp.arange(5))
+    views = decoder._prompt_views(config, prompt), decoder._completion_views(config, prompt, jnp.arange(5), held)
     for kinds, promised in zip(views, (in_prompts, in_completions), strict=True):
         for view in kinds.values():
             assert (view.masks.lengths is not None) == promised
             if promised:
                 np.testing.assert_array_equal(view.masks.lengths, [12, 2, 9])
-    decoding = decoder._completion_views(config, prompt, jnp.arange(1), jnp.arange(5))
+    decoding = decoder._completion_views(config, prompt, jnp.arange(1), held)
     assert all(view.masks.lengths is None for view in decoding.values())
 
 

@@ -73,7 +73,5 @@ def test_options_reach_the_loaders_of_their_datasets():
         sources.loader_options(options.Data(options=("uncertain=ones",)), ["chexpert", "slake"])
     with pytest.raises(ValueError, match="data.options speed for synthetic; wanted some of: .*domains"):
         sources.load(options.Config(data=options.Data(options=("speed=1",))))
-    with pytest.raises(
-        ValueError, match="data.options seed=3,scale=1 for synthetic; wanted a value like 0, spaces"
-    ):
+    with pytest.raises(ValueError, match="data.options seed=3,scale=1 for synthetic; wanted a value like 0, spaces"):
         sources.load(options.Config(data=options.Data(options=("seed=3,scale=1",))))
