@@ -61,7 +61,7 @@ def chosen(records: Sequence[Record], count: int | None, seed: int) -> Sequence[
     counts = grouping.systematic_counts(shares, count, rng.random())
     pairs = zip(names, counts.tolist(), strict=True)
     kept = np.concatenate([rng.choice(own[name], size, replace=False) for name, size in pairs])
-    return [records[place] for place in sorted(kept.tolist())]
+    return [records[int(place)] for place in np.sort(kept)]
 
 
 def summary(rows: Sequence[answers.Answer], scheme: demographics.Scheme = demographics.DEFAULT) -> dict[str, float]:
