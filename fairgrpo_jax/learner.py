@@ -225,7 +225,7 @@ def policy_step(
     loss + beta * (KL to the reference, aggregated in the same way). The passes run in the dtype ``compute`` (``cast``);
     gradients are summed in the dtype of the parameters, or wider, and AdamW runs in float32.
 
-    ``update.accumulation`` and ``update.chunks`` of 0 are 1 here: ``fitting.fit`` chooses them for a device.
+    ``update.accumulation`` and ``update.chunks`` of 0 are 1 here: ``chunking.fit`` chooses them for a device.
 
     The metrics are those of ``losses.policy_loss``, its ``kl`` named ``kl_old``; ``kl``, the mean KL of a token to the
     reference, with ``update.beta``; ``mismatch`` between the policy before its first update and the sampler, which

@@ -24,10 +24,10 @@ import numpy as np
 from fairgrpo_jax import (
     batches,
     checkpoint,
+    chunking,
     config as options,
     estimators,
     fairness,
-    fitting,
     folder,
     grouping,
     learner,
@@ -279,8 +279,8 @@ def open_run(config: options.Config, workdir: Path | None) -> Iterator[Run]:
         if changes:
             print(f"changed options: {'; '.join(changes)}", flush=True)
             log.note(done or 0, changes)
-        fitted = fitting.fit(config, architecture, tree, fitting.memory())
-        if parts := fitting.told(fitted):
+        fitted = chunking.fit(config, architecture, tree, chunking.memory())
+        if parts := chunking.told(fitted):
             print(f"to fit into memory: {parts}", flush=True)
         yield Run(
             config=fitted,

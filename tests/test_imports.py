@@ -31,7 +31,7 @@ FLOORS = (
         "adapters",
     ),
     ("files", "processes", "programs", "config", "mesh", "configs", "data", "models", "rewards", "tracking", "report"),
-    ("rollout", "staged", "plan.cost", "plan.devices", "plan.footprint", "fitting", "learner", "checkpoint", "policy")
+    ("rollout", "staged", "plan.cost", "plan.devices", "plan.footprint", "chunking", "learner", "checkpoint", "policy")
     + (
         "plan.utilisation",
         "plan.gathers",

@@ -9,7 +9,7 @@ import sys
 import pytest
 from rich.console import Console
 
-from fairgrpo_jax import commandline, config as options, fitting
+from fairgrpo_jax import chunking, commandline, config as options
 from fairgrpo_jax.plan import ahead, cost, devices, plan
 from tests import real_sizes
 
@@ -233,7 +233,7 @@ def test_what_a_compiler_says_is_part_of_the_plan(monkeypatch, folders):
     asked = []
 
     def compile_apart(config, target, program, *, timeout, cache):
-        asked.append((program, target.name, timeout, fitting.told(config)))
+        asked.append((program, target.name, timeout, chunking.told(config)))
         return answers[program]
 
     monkeypatch.setattr(ahead, "compile_apart", compile_apart)

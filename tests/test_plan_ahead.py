@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from fairgrpo_jax import config as options, fitting, mesh, mesh as meshes, policy, processes, rollout
+from fairgrpo_jax import chunking, config as options, mesh, mesh as meshes, policy, processes, rollout
 from fairgrpo_jax.models import text
 from fairgrpo_jax.plan import ahead, devices, gathers
 
@@ -287,8 +287,8 @@ def test_a_step_is_cut_as_on_the_device(monkeypatch, tmp_path):
     ahead.compile_one(CONFIG, target, "copy", cache=None)
     architecture = ahead.describe(CONFIG.model)
     tree = policy.shapes(CONFIG.model, architecture)
-    assert seen == [fitting.fit(CONFIG, architecture, tree, small.usable)]
-    assert fitting.told(seen[0]) == "sampling.waves=2, update.accumulation=2, update.chunks=2"
+    assert seen == [chunking.fit(CONFIG, architecture, tree, small.usable)]
+    assert chunking.told(seen[0]) == "sampling.waves=2, update.accumulation=2, update.chunks=2"
 
 
 def test_a_gpu_in_the_compilers_words():

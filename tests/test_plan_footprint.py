@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from fairgrpo_jax import config as options, fitting, mesh, models, policy, rollout
+from fairgrpo_jax import chunking, config as options, mesh, models, policy, rollout
 from fairgrpo_jax.models import attention, qwen2_5_vl, text
 from fairgrpo_jax.plan import ahead, cost, footprint
 from tests.test_plan_cost import FAMILIES, wide
@@ -28,7 +28,7 @@ def described(architecture, spec="4x1", *, sampling=CONFIG.sampling, update=CONF
     if architecture.model_type == "gemma3":
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, num_patches=64))
     tree = policy.shapes(config.model, architecture)
-    return config, tree, fitting.layout(config, architecture)
+    return config, tree, chunking.layout(config, architecture)
 
 
 @functools.cache

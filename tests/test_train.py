@@ -16,10 +16,10 @@ import pytest
 
 from fairgrpo_jax import (
     checkpoint,
+    chunking,
     config as options,
     configs,
     data,
-    fitting,
     learner,
     lock,
     rewards,
@@ -412,7 +412,7 @@ def test_several_mini_batches_and_passes_update_as_often(whole, tmp_path, monkey
     monkeypatch.setattr(
         learner, "with_logprobs", lambda *args, **named: chunks.append(named["chunks"]) or score(*args, **named)
     )
-    monkeypatch.setattr(fitting, "MEMORY", 1)
+    monkeypatch.setattr(chunking, "MEMORY", 1)
     config = after_warmup(whole, steps=1, update=options.Update(mini_batches=2, passes=2, accumulation=2))
     go(config, tmp_path)
     assert chunks == [config.rollouts]

@@ -27,11 +27,11 @@ from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 
 from fairgrpo_jax import (
+    chunking,
     config as options,
     estimators,
     fairness,
     files,
-    fitting,
     learner,
     mesh as meshes,
     models,
@@ -366,7 +366,7 @@ def compile_one(
     began, installed = time.monotonic(), versions(target.kind.platform)
     architecture = describe(config.model)
     tree, mesh = policy.shapes(config.model, architecture), mesh_of(target, config.mesh)
-    config = fitting.fit(config, architecture, tree, target.kind.usable)
+    config = chunking.fit(config, architecture, tree, target.kind.usable)
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         lowered = programs(config, architecture, mesh)[program]()
         identity = (program, lowered.as_text(), target.name, str(target.kind), config.mesh, installed, flags)

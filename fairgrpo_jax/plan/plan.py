@@ -22,7 +22,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from fairgrpo_jax import commandline, config as options, fitting, mesh as meshes, policy, rollout
+from fairgrpo_jax import chunking, commandline, config as options, mesh as meshes, policy, rollout
 from fairgrpo_jax.plan import ahead, cost, devices, footprint
 
 
@@ -158,7 +158,7 @@ def plan(config: options.Config, device: str, *, memory: float | None = None) ->
     meshes.require_divisible(config.split_sizes, *meshes.parse(config.mesh))
     architecture = ahead.describe(config.model)
     try:
-        fitting.layout(config, architecture)
+        chunking.layout(config, architecture)
     except ValueError as error:
         raise ValueError(f"{error} (option data.num_patches)") from error
     first = _estimate(config, architecture, target, limit)
@@ -175,8 +175,8 @@ def _count(config: options.Config) -> int:
 def _estimate(config: options.Config, architecture: Any, target: devices.Target, limit: int) -> Plan:
     """Memory, work and time of the phases."""
     tree = policy.shapes(config.model, architecture)
-    config = fitting.fit(config, architecture, tree, limit)
-    shape = fitting.layout(config, architecture)
+    config = chunking.fit(config, architecture, tree, limit)
+    shape = chunking.layout(config, architecture)
     state = footprint.state(tree, shape)
     held = (*footprint.rollout(architecture, tree, shape), footprint.update(architecture, tree, shape))
     base, count, kind = sum(state.values()), _count(config), target.kind
@@ -220,7 +220,7 @@ def _estimate(config: options.Config, architecture: Any, target: devices.Target,
         tuple(phases),
         limit,
         tokens,
-        fitting.told(config),
+        chunking.told(config),
         steps=config.steps,
         reached=REACHED.get(architecture.model_type, REACHED_BY_OTHERS),
         host=host,
@@ -328,7 +328,7 @@ def compiled(config: options.Config, made: Plan, *, timeout: float, cache: Path 
     unseen = {"copy": held["optimizer moments"] + held["reference policy"], "update": held["reference policy"]}
     unseen |= dict.fromkeys(("prompt", "decode"), sum(held.values()))
     architecture = ahead.describe(config.model)
-    config = fitting.fit(config, architecture, policy.shapes(config.model, architecture), made.limit)
+    config = chunking.fit(config, architecture, policy.shapes(config.model, architecture), made.limit)
     for name in ahead.stages(config):
         console.print(f"compiling {name} for {made.target.name} ...", highlight=False)
         outcome = ahead.compile_apart(config, made.target, name, timeout=timeout, cache=cache)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from fairgrpo_jax import config as options, fitting, models
+from fairgrpo_jax import chunking, config as options, models
 from fairgrpo_jax.models import text
 from fairgrpo_jax.plan import footprint
 
@@ -39,7 +39,7 @@ def in_waves(config, waves):
 
 def needed(architecture, tree, config, phase):
     """Bytes of a phase beside the state, as the plan adds them."""
-    layout = fitting.layout(config, architecture)
+    layout = chunking.layout(config, architecture)
     both = [*footprint.rollout(architecture, tree, layout), footprint.update(architecture, tree, layout)]
     return sum(footprint.state(tree, layout).values()) + sum(both[phase].values())
 
@@ -55,9 +55,9 @@ def test_the_fewest_pieces_that_fit(compute, mesh):
     wanted = {pair: needed(architecture, tree, in_pieces(config, *pair), 2) for pair in pairs}
     seen = set()
     for memory in range(min(wanted.values()) // 2, 2 * max(wanted.values()), 20_000):
-        fitting_ones = [pair for pair, need in wanted.items() if need <= fitting.SHARE * memory]
-        fewest = min(fitting_ones or [max(pairs)], key=lambda pair: (pair[0] * pair[1], pair[0]))
-        spec = fitting.fit(config, architecture, tree, memory).update
+        candidates = [pair for pair, need in wanted.items() if need <= chunking.SHARE * memory]
+        fewest = min(candidates or [max(pairs)], key=lambda pair: (pair[0] * pair[1], pair[0]))
+        spec = chunking.fit(config, architecture, tree, memory).update
         assert (spec.accumulation, spec.chunks) == fewest, memory
         seen.add(fewest)
     assert len(seen) > 3 and (1, 1) in seen and max(pairs) in seen
@@ -69,7 +69,7 @@ def test_the_fewest_waves_that_fit():
     of = lambda waves: max(needed(architecture, tree, in_waves(config, waves), phase) for phase in (0, 1))
     wanted = {waves: of(waves) for waves in (1, 2, 4)}  # 8 waves would leave a device without a prompt
     assert wanted[1] > wanted[2] > wanted[4]
-    count = lambda memory: fitting.fit(config, architecture, tree, int(memory / fitting.SHARE)).sampling.waves
+    count = lambda memory: chunking.fit(config, architecture, tree, int(memory / chunking.SHARE)).sampling.waves
     for waves, need in wanted.items():
         assert count(need + 9) == waves
     assert count(wanted[2] - 9) == 4 == count(1) and count(1 << 40) == 1
@@ -77,12 +77,12 @@ def test_the_fewest_waves_that_fit():
 
 def test_what_is_told_stays():
     architecture = text.tiny("qwen3", num_layers=3)
-    fit = functools.partial(fitting.fit, architecture=architecture, tree=shapes(architecture), memory=1)
+    fit = functools.partial(chunking.fit, architecture=architecture, tree=shapes(architecture), memory=1)
     told = in_waves(in_pieces(SMALL, 2, 3), 4)
     assert fit(told) == told
-    assert fitting.told(fit(in_pieces(SMALL, 2, 0))) == "sampling.waves=8, update.accumulation=2, update.chunks=6"
-    assert fitting.told(fit(in_pieces(SMALL, 0, 1))) == "sampling.waves=8, update.accumulation=8"
-    assert fitting.told(fitting.fit(SMALL, architecture, shapes(architecture), 1 << 40)) == ""
+    assert chunking.told(fit(in_pieces(SMALL, 2, 0))) == "sampling.waves=8, update.accumulation=2, update.chunks=6"
+    assert chunking.told(fit(in_pieces(SMALL, 0, 1))) == "sampling.waves=8, update.accumulation=8"
+    assert chunking.told(chunking.fit(SMALL, architecture, shapes(architecture), 1 << 40)) == ""
     with pytest.raises(ValueError, match="prompts=8 with sampling.waves=3; wanted sampling.waves as a divisor of 8"):
         in_waves(SMALL, 3)
 
@@ -110,4 +110,4 @@ def test_no_more_chunks_than_the_plan_asks_for():
     tree = shapes(architecture, jnp.bfloat16)
     of = lambda chunks: needed(architecture, tree, in_pieces(config, 1, chunks), 2)
     assert of(2) > 0.9 * 24 * GIB >= of(4)
-    assert fitting.fit(config, architecture, tree, 24 * GIB).update.chunks == 4
+    assert chunking.fit(config, architecture, tree, 24 * GIB).update.chunks == 4
