@@ -233,12 +233,15 @@ def policy_step(
     (``staged.gradients``).
 
     Raises:
-        ValueError: if ``update.beta`` has no reference.
+        ValueError: if ``update.chunks`` does not divide the rollouts, or ``update.beta`` has no reference.
     """
     if update.beta and batch.reference_logprobs is None:
         raise ValueError(
             f"got update.beta={update.beta} without reference_logprobs; wanted them: learner.with_logprobs(...)"
         )
+    if batch.tokens.shape[1] % max(update.chunks, 1):
+        rollouts = batch.tokens.shape[1]
+        raise ValueError(f"got update.chunks={update.chunks} for {rollouts} rollouts; wanted a divisor of {rollouts}")
     batch = jax.tree.map(lambda x: staged.strided(x, update.mini_batches)[index], batch)
     total = losses.denominator(batch.mask, update.aggregation)
     length = batch.tokens.shape[-1] if update.aggregation == "constant" else None
