@@ -18,7 +18,7 @@ test: $(VENV)/installed             ## all tests that need neither torch nor min
 test-all: $(VENV)/installed         ## with the slow ones, and parity with torch (pip install .[parity])
 	HYPOTHESIS_PROFILE=many $(RUN) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m "not plan"
 
-test-plan: .venv-plan/installed     ## true sizes compiled for TPUs and GPUs that are not there; an hour and a half, once
+test-plan: .venv-plan/installed     ## true sizes compiled for TPUs and GPUs that are not there; close to two hours, once
 	.venv-plan/bin/python -m pytest -p no:xdist -s -m plan tests/test_plan_sizes.py
 
 lint: $(VENV)/installed             ## formatting, lint, types

@@ -9,7 +9,7 @@ import sys
 import pytest
 from rich.console import Console
 
-from fairgrpo_jax import chunking, commandline, config as options
+from fairgrpo_jax import chunking, commandline, config as options, configs
 from fairgrpo_jax.plan import ahead, cost, devices, plan
 from tests import real_sizes
 
@@ -249,3 +249,19 @@ def test_what_a_compiler_says_is_part_of_the_plan(monkeypatch, folders):
     assert plan.compiled(config, made, timeout=7, cache=None).fits
     answers["update"] = ahead.Outcome(program="update", status="out of memory", needed=3, available=2)
     assert not plan.compiled(config, made, timeout=7, cache=None).fits
+
+
+@pytest.mark.parametrize("device,mesh", [("h200:4", "4x1"), ("h100:8", "8x1"), ("a100:4", "4x1")])
+@pytest.mark.parametrize("name,model", [("fair_qwen2_5_vl_7b", SEVEN), ("fairmedgemma_4b", "google/gemma-3-4b-it")])
+def test_the_papers_runs_fit_with_the_step_whole(folders, name, model, device, mesh):
+    """512 prompts and completions of 4,096 tokens, on the papers' devices; MedGemma's shapes are those of Gemma 3."""
+    config = configs.get(name)
+    config = dataclasses.replace(config, mesh=mesh, model=dataclasses.replace(config.model, path=folders / model))
+    made = plan.plan(config, device)
+    assert made.fits and made.peak <= 0.91 * made.limit and "sampling.waves" in made.parts
+    assert made.tokens == 512 * config.rollouts * 4096 and made.steps == 90
+    assert made.likely > 2 * made.seconds and made.shapes[1] == 5
+    text = io.StringIO()
+    plan.show(made, Console(file=text, width=160))
+    hours = 90 * made.seconds / 3600
+    assert f"90 steps take at least {hours:,.2f} hours" in text.getvalue() and "verdict: it fits" in text.getvalue()
