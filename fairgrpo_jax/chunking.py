@@ -9,6 +9,7 @@ its plan agree.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -30,13 +31,6 @@ def memory() -> int:
 
 def layout(config: options.Config, architecture: Any) -> footprint.Layout:
     """The input of the formulas for a config, where what is to be chosen (0) counts as one part."""
-    prompt = models.prompt_shapes(
-        architecture,
-        prompts=1,
-        length=config.data.prompt_length,
-        num_patches=config.data.num_patches,
-        dtype=jnp.dtype(config.media_dtype),
-    )
     return footprint.Layout(
         sizes=cost.Sizes(
             prompts=config.prompts,
@@ -49,7 +43,7 @@ def layout(config: options.Config, architecture: Any) -> footprint.Layout:
         compute=config.model.compute or config.model.dtype,
         sampler=config.sampling.dtype or config.model.dtype,
         cache=config.sampling.cache or config.sampling.dtype or config.model.dtype,
-        media=sum(x.size * jnp.dtype(x.dtype).itemsize for x in jax.tree.leaves(prompt)),
+        media=_bytes(architecture, config.data.prompt_length, config.data.num_patches, config.media_dtype),
         split=config.sampling.weights == "tensor",
         waves=max(config.sampling.waves, 1),
         parts=config.update.parts,
@@ -63,6 +57,14 @@ def layout(config: options.Config, architecture: Any) -> footprint.Layout:
             remat=config.update.remat,
         ),
     )
+
+
+@functools.cache
+def _bytes(architecture: Any, length: int, num_patches: int, dtype: str) -> int:
+    """Bytes of a packed prompt."""
+    sizes: Any = dict(prompts=1, length=length, num_patches=num_patches)
+    prompt = models.prompt_shapes(architecture, dtype=jnp.dtype(dtype), **sizes)
+    return sum(x.size * jnp.dtype(x.dtype).itemsize for x in jax.tree.leaves(prompt))
 
 
 def fit(config: options.Config, architecture: Any, tree: Any, memory: int) -> options.Config:

@@ -336,8 +336,6 @@ def _window_by_window(vision: Vision, feature: np.ndarray, unit: int) -> tuple[V
     order = np.argsort(np.where(window < 0, np.iinfo(np.int32).max, window), axis=1, kind="stable")
     place = np.argsort(order, axis=1)
     rows = (order[:, :, None] * unit + np.arange(unit)).reshape(len(order), -1)
-    moved = jax.tree.map(
-        lambda x: np.take_along_axis(x, rows.reshape(rows.shape + (1,) * (x.ndim - 2)), axis=1), vision
-    )
+    moved = jax.tree.map(lambda x: x[np.arange(len(order))[:, None], rows], vision)
     found = np.take_along_axis(place, np.maximum(feature, 0), axis=1)
     return moved, np.where(feature < 0, -1, found).astype(np.int32)
