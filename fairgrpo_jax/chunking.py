@@ -78,18 +78,17 @@ def fit(config: options.Config, architecture: Any, tree: Any, memory: int) -> op
     """
     held = sum(footprint.state(tree, layout(config, architecture)).values())
 
-    def first(candidates: Iterator[options.Config], needed: Callable[[footprint.Layout], dict[str, int]]) -> Any:
+    def first(candidates: Iterator[options.Config], phases: Callable[[footprint.Layout], Any]) -> options.Config:
         found = config
         for found in candidates:
-            if held + sum(needed(layout(found, architecture)).values()) <= SHARE * memory:
+            needed = max(sum(phase.values()) for phase in phases(layout(found, architecture)))
+            if held + needed <= SHARE * memory:
                 break
         return found
 
-    sampling = first(_in_waves(config), lambda layout: footprint.rollout(architecture, tree, layout)[1])
-    fuller = first(_in_waves(sampling), lambda layout: footprint.rollout(architecture, tree, layout)[0])
-    update = first(_in_pieces(config), lambda layout: footprint.update(architecture, tree, layout))
-    waves = max(sampling.sampling.waves, fuller.sampling.waves)
-    return dataclasses.replace(update, sampling=dataclasses.replace(config.sampling, waves=waves))
+    sampling = first(_in_waves(config), lambda layout: footprint.rollout(architecture, tree, layout)).sampling
+    update = first(_in_pieces(config), lambda layout: (footprint.update(architecture, tree, layout),)).update
+    return dataclasses.replace(config, sampling=sampling, update=update)
 
 
 def told(config: options.Config) -> str:

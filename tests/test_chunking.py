@@ -63,9 +63,13 @@ def test_the_fewest_pieces_that_fit(compute, mesh):
     assert len(seen) > 3 and (1, 1) in seen and max(pairs) in seen
 
 
-def test_the_fewest_waves_that_fit():
+@pytest.mark.parametrize("prompt, completion, phase", [(30, 20, 1), (200, 2, 0)])
+def test_the_fewest_waves_that_fit(prompt, completion, phase):
+    """Whether decoding needs most, or the prompts before it."""
     architecture = text.tiny("qwen3", num_layers=3)
-    tree, config = shapes(architecture), dataclasses.replace(SMALL, mesh="2x1")
+    data, sampling = options.Data(prompt_length=prompt), options.Sampling(max_new_tokens=completion)
+    tree, config = shapes(architecture), dataclasses.replace(SMALL, mesh="2x1", data=data, sampling=sampling)
+    assert needed(architecture, tree, config, phase) > needed(architecture, tree, config, 1 - phase)
     of = lambda waves: max(needed(architecture, tree, in_waves(config, waves), phase) for phase in (0, 1))
     wanted = {waves: of(waves) for waves in (1, 2, 4)}  # 8 waves would leave a device without a prompt
     assert wanted[1] > wanted[2] > wanted[4]
