@@ -145,6 +145,7 @@ def assert_leaves_near(got, expected, tolerance):
         assert jnp.linalg.norm(leaf - wanted) <= tolerance * jnp.linalg.norm(wanted) + 1e-6, path
 
 
+@pytest.mark.slow  # test_staged has the same property, in stages
 @gradients
 def test_a_prompt_run_once_has_the_gradient_of_repeated_prompts(family):
     value, grads = value_and_gradients(family, once)

@@ -111,6 +111,7 @@ def test_frozen_parts_of_a_gemma_stay_while_the_policy_learns(tmp_path):
     assert len(frozen) > 5 and moved(before, after) == before.keys() - frozen
 
 
+@pytest.mark.slow  # test_train has the same for weights, the test above for adapters
 def test_adapters_start_from_the_supervised_weights_of_another_run(qwen, tmp_path):
     teach(model_of(qwen), tmp_path / "sft")
     warmup = dataclasses.replace(RUN.warmup, run=tmp_path / "sft")
