@@ -42,6 +42,20 @@ def header(path: str | Path) -> "Dataset":
         raise ValueError(f"DICOM file {path}: {error.strerror}; download it again from the dataset's owner") from error
 
 
+def size(file: Any, name: str | Path) -> tuple[int, int]:
+    """Height and width of an open file's picture, without its pixels.
+
+    Raises:
+        ValueError: as ``pixels``, for what the tags show.
+        ImportError: if pydicom is not installed.
+    """
+    dataset = _parse(file, name, stop_before_pixels=True)
+    _require_one(dataset, name)
+    if not dataset.get("Rows") or not dataset.get("Columns"):
+        raise ValueError(f"DICOM file {name} has no picture; leave it out")
+    return int(dataset.Rows), int(dataset.Columns)
+
+
 def pixels(content: bytes, name: str | Path, *, window: Literal["voi", "minmax"] = "voi") -> np.ndarray:
     """Converts a DICOM file to an image.
 
@@ -69,8 +83,7 @@ def pixels(content: bytes, name: str | Path, *, window: Literal["voi", "minmax"]
         maximum instead; ``"minmax"`` comes closest.
     """
     dataset = _parse(io.BytesIO(content), name)
-    if int(dataset.get("NumberOfFrames") or 1) != 1:
-        raise ValueError(f"DICOM file {name} has {dataset.NumberOfFrames} frames; wanted one picture: split it first")
+    _require_one(dataset, name)
     try:
         from pydicom.pixels.utils import pixel_array
 
@@ -82,6 +95,11 @@ def pixels(content: bytes, name: str | Path, *, window: Literal["voi", "minmax"]
         raise ValueError(
             f"DICOM file {name} is broken ({error}); download it again from the dataset's owner"
         ) from error
+
+
+def _require_one(dataset: "Dataset", name: str | Path) -> None:
+    if int(dataset.get("NumberOfFrames") or 1) != 1:
+        raise ValueError(f"DICOM file {name} has {dataset.NumberOfFrames} frames; wanted one picture: split it first")
 
 
 class _Refused(ValueError):

@@ -1,17 +1,22 @@
 """Decodes images, DICOM files and videos to uint8 RGB, one at a time, only on request."""
 
+import contextlib
 import io
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
 from fairgrpo_jax.data import archives, dicom, prepared
 from fairgrpo_jax.data.record import Media, Record, RecordList, Source
+
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 BOX_COLOUR, BOX_WIDTH = (0, 255, 0), 8  # as in the reference code of MedVidBench; pixels of the file
@@ -96,7 +101,7 @@ def decode_clip(media: Media, *, num_frames: int | None = None, max_pixels: int 
         if count is None and max_pixels is not None:
             seconds = float(times[-1] - times[0]) * len(times) / max(1, len(times) - 1)
             count = min(len(times), adaptive_frames(seconds, pixels, max_pixels=max_pixels))
-        return _sample(len(times), count, media)
+        return frame_indices(len(times), count, media)
 
     if media.path is not None and not (media.fps and media.path.is_dir()):  # for frames in a prepared folder
         return _read_video(media, sample)
@@ -218,10 +223,15 @@ def content(media: Media) -> bytes:
         if media.path.is_dir():
             return prepared.contents(media.path, media.member)[0]
         return archives.read(media.path, media.member)
-    return _existing(media.kind, media.path).read_bytes()
+    return existing(media.kind, media.path).read_bytes()
 
 
-def _existing(kind: str, path: Path | None) -> Path:
+def existing(kind: str, path: Path | None) -> Path:
+    """The path of a file.
+
+    Raises:
+        ValueError: if there is no such file.
+    """
     path = Path(path or "")
     if not path.is_file():
         raise ValueError(f"{kind} {path} does not exist; download it again from the dataset's owner")
@@ -235,19 +245,32 @@ def _read_image(media: Media) -> np.ndarray:
     if media.member is not None:
         inside = content(media)
         return open_image(io.BytesIO(inside), f"{media.path}!{media.member}", media)
-    path = _existing("image", media.path)
+    path = existing("image", media.path)
     with path.open("rb") as file:
         return open_image(file, str(path), media)
 
 
 def open_image(file: IO[bytes], name: str, media: Media | None = None) -> np.ndarray:
     """Decodes an open image or DICOM file to uint8 RGB (H, W, 3); ``name`` is for error messages."""
-    from PIL import Image, ImageOps
+    from PIL import ImageOps
 
     if dicom.is_dicom(name, file.read(132)):
         file.seek(0)
         return dicom.pixels(file.read(), name, window=(media and media.window) or "voi")
     file.seek(0)
+    with opened(file, name) as image:
+        return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+
+
+@contextlib.contextmanager
+def opened(file: IO[bytes], name: str) -> Iterator["Image.Image"]:
+    """Opens an image of 8 bits and bounded size; reads its header alone.
+
+    Raises:
+        ValueError: if it is another file, or broken, then or while its pixels are decoded in the block.
+    """
+    from PIL import Image
+
     try:
         with Image.open(file, formats=FORMATS) as image:
             if image.width * image.height > LARGEST_IMAGE:
@@ -257,7 +280,7 @@ def open_image(file: IO[bytes], name: str, media: Media | None = None) -> np.nda
                 )
             if image.mode.startswith(("I", "F")):
                 raise ValueError(f"image {name} holds {image.mode} pixels; window it to 8 bits first")
-            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+            yield image
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"image {name} is broken ({error}); download it again from the dataset's owner") from error
 
@@ -284,7 +307,7 @@ def _read_frames(media: Media, sample: Sampler) -> Clip:
     def read(index: int) -> np.ndarray:
         if stored:
             return open_image(io.BytesIO(stored[index]), names[index])
-        with _existing("frame", media.frames[index]).open("rb") as file:
+        with existing("frame", media.frames[index]).open("rb") as file:
             return open_image(file, names[index])
 
     first = read(0)
@@ -304,7 +327,7 @@ def _read_video(media: Media, sample: Sampler) -> Clip:
     import av
     import av.error
 
-    name = f"{media.path}!{media.member}" if media.member is not None else str(_existing("video", media.path))
+    name = f"{media.path}!{media.member}" if media.member is not None else str(existing("video", media.path))
     inside = content(media) if media.member is not None else None
     stamps, held, pixels = [], {}, 0
     try:
@@ -343,11 +366,11 @@ def _clip(media: Media, frames: np.ndarray, times: np.ndarray, chosen: np.ndarra
     if media.box is not None:
         for place in np.flatnonzero(chosen == media.box[0]):
             frames[place] = _boxed(frames[place], media.box)
-    return Clip(frames, times[chosen] - times[0], _spacing(times, chosen))
+    return Clip(frames, times[chosen] - times[0], spacing(times, chosen))
 
 
-def _sample(count: int, num_frames: int | None, media: Media) -> np.ndarray:
-    """Indices of the sampled frames, including the boxed one."""
+def frame_indices(count: int, num_frames: int | None, media: Media) -> np.ndarray:
+    """Indices of the sampled frames among ``count``, the boxed one included; see ``decode``."""
     chosen = np.arange(count) if num_frames is None else np.linspace(0, count - 1, num_frames).round().astype(int)
     if media.box is None:
         return chosen
@@ -364,7 +387,7 @@ def _require_frame(media: Media, count: int) -> int:
     return frame
 
 
-def _spacing(times: np.ndarray, chosen: np.ndarray) -> float:
+def spacing(times: np.ndarray, chosen: np.ndarray) -> float:
     """Mean seconds between sampled frames; for a single one, between frames of the video."""
     picked = times[chosen] if len(chosen) > 1 else times
     return float(picked[-1] - picked[0]) / max(1, len(picked) - 1)
