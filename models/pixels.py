@@ -36,6 +36,22 @@ def to_rgb(image: Any) -> np.ndarray:
     return np.asarray(image.convert("RGB"))
 
 
+def extent(image: Any) -> tuple[int, int]:
+    """Height and width of a PIL image or an array.
+
+    Raises:
+        ValueError: if it has no pixels.
+
+    Example:
+        >>> extent(np.zeros((2, 3, 3), np.uint8))
+        (2, 3)
+    """
+    height, width = (image.height, image.width) if isinstance(image, Image.Image) else (*np.shape(image), 0, 0)[:2]
+    if not height * width:
+        raise ValueError(f"got an image of {height} x {width} pixels; wanted at least one")
+    return height, width
+
+
 def _array_to_rgb(pixels: np.ndarray) -> np.ndarray:
     shaped = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (1, 3, 4))
     if pixels.dtype != np.uint8 or not shaped or not pixels.size:

@@ -1,197 +1,14 @@
 """Converts chat messages, images and videos to the arrays of a Hugging Face processor, without torch or torchvision."""
 
 import dataclasses
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from fairgrpo_jax.models import pixels
-
-
-class Expansion(NamedTuple):
-    """The text and features of one image or video in the prompt.
-
-    Attributes:
-        text: replaces the placeholder of the chat template.
-        size: number of vision features for each feature token of ``text``; the token is repeated as often.
-    """
-
-    text: str
-    size: int
-
-
-@dataclasses.dataclass(frozen=True)
-class TextProcessor:
-    """Converts chat messages to token ids, for a decoder without vision; base class of the processors below.
-
-    Attributes:
-        tokenizer: a Hugging Face tokenizer.
-        chat_template: Jinja source; None takes the tokenizer's own.
-
-    Example:
-        >>> from fairgrpo_jax.models.tiny.tokenizer import tiny_tokenizer
-        >>> TextProcessor(tiny_tokenizer())([{"role": "user", "content": "Which digit is this?"}])["input_ids"].shape
-        (1, 13)
-    """
-
-    tokenizer: Any
-    chat_template: str | None = dataclasses.field(default=None, kw_only=True)
-
-    types_name = None  # name of the array that marks images (1), videos (2) and text (0)
-
-    @property
-    def tokens(self) -> dict[str, tuple[str, str]]:
-        """For each kind of medium, the chat template's placeholder and the token of one vision feature."""
-        return {}
-
-    def __call__(
-        self,
-        messages: Sequence,
-        images: Sequence | None = None,
-        videos: Sequence | None = None,
-        *,
-        seconds_per_frame: Any = 1.0,
-        times: Sequence | None = None,
-        add_generation_prompt: bool = True,
-    ) -> dict[str, np.ndarray]:
-        """Processes a batch, or one conversation with its images and videos.
-
-        Args:
-            messages: one conversation per row; a message's content is a string or a list of parts
-                ``{"type": "text", "text": ...}``, ``{"type": "image"}``, ``{"type": "video"}``.
-            images: the images of every row in order: PIL images, or uint8 arrays (H, W, 3), (H, W, 4) or (H, W).
-            videos: the videos of every row in order: uint8 arrays (F, H, W, 3) or (F, H, W), or sequences of images.
-            seconds_per_frame: time between the given frames, one number, or one for every video of every row.
-            times: seconds of every frame (F,) for every video of every row, for uneven spacing; only Qwen3-VL writes
-                them into the prompt.
-            add_generation_prompt: whether to end with the opening of the assistant's turn.
-
-        Returns:
-            ``input_ids`` and ``attention_mask`` (P, T) int64, padded on the tokenizer's side, and the arrays of the
-            media, listed for each class.
-
-        Raises:
-            ValueError: if a row has more or fewer media than placeholders, or a medium cannot be processed; names the
-                row.
-        """
-        if messages and isinstance(messages[0], Mapping):
-            messages = [messages]
-            images, videos, times = (None if rows is None else [rows] for rows in (images, videos, times))
-            if not np.isscalar(seconds_per_frame):
-                seconds_per_frame = [seconds_per_frame]
-        count = len(messages)
-        images, videos = ([[]] * count if rows is None else rows for rows in (images, videos))
-        if not count == len(images) == len(videos):
-            raise ValueError(f"got {count} conversations, {len(images)} rows of images, {len(videos)} of videos")
-        texts = self._render(messages, add_generation_prompt)
-        self._check_places(texts, {"image": images, "video": videos})
-        clock = _Clock(videos, seconds_per_frame, times)
-        stills, of_images = self._images(images)
-        films, of_videos = self._videos(videos, clock)
-        return self._tokenize(texts, {"image": of_images, "video": of_videos}) | stills | films
-
-    def _images(self, rows: Sequence) -> tuple[dict[str, np.ndarray], list[Expansion]]:
-        """The arrays of all images and their expansions in the prompt."""
-        return {}, []
-
-    def _videos(self, rows: Sequence, clock: "_Clock") -> tuple[dict[str, np.ndarray], list[Expansion]]:
-        """The arrays of all videos and their expansions in the prompt."""
-        return {}, []
-
-    def _render(self, messages: Sequence, add_generation_prompt: bool) -> list[str]:
-        """Renders the conversations with the chat template."""
-        from jinja2 import TemplateError
-
-        if not (self.chat_template or self.tokenizer.chat_template):
-            raise ValueError(
-                "the checkpoint has no chat template: take the instruction-tuned one, or add chat_template.jinja to it"
-            )
-        texts = []
-        for row, talk in enumerate(messages):
-            try:
-                texts.append(
-                    self.tokenizer.apply_chat_template(
-                        list(talk),
-                        chat_template=self.chat_template,
-                        tokenize=False,
-                        add_generation_prompt=add_generation_prompt,
-                    )
-                )
-            except (TemplateError, TypeError) as error:
-                raise ValueError(f"row {row}: the checkpoint's chat template refuses the messages: {error}") from error
-        return texts
-
-    def turn_end(self, eos_ids: Sequence[int]) -> int:
-        """The token that closes an assistant's turn in the chat template; supervised completions end with it.
-
-        Args:
-            eos_ids: tokens that end generation.
-
-        Returns:
-            The first of ``eos_ids`` that the template writes after an answer; the first of all if it writes none.
-        """
-        said = "0"
-        talk = [{"role": "user", "content": "?"}, {"role": "assistant", "content": said}]
-        text = self._render([talk], add_generation_prompt=False)[0].rpartition(said)[2]
-        written = self.tokenizer.encode(text, add_special_tokens=False)
-        return next((token for token in written if token in eos_ids), eos_ids[0])
-
-    def _check_places(self, texts: list[str], given: Mapping[str, Sequence]) -> None:
-        for kind, rows in given.items():
-            placeholder = self.tokens.get(kind, (None,))[0]
-            for row, (text, media) in enumerate(zip(texts, rows, strict=True)):
-                if placeholder is None and len(media):
-                    raise ValueError(f"row {row} has {len(media)} {kind}s, but this model takes no {kind}s")
-                places = text.count(placeholder) if placeholder else 0
-                if places != len(media):
-                    raise ValueError(f"row {row} has {places} places for {kind}s, but {len(media)} {kind}s were given")
-
-    def _tokenize(self, texts: list[str], expansions: Mapping[str, list[Expansion]]) -> dict[str, np.ndarray]:
-        """Token ids, with each feature token repeated for all features of its medium, padded to one length."""
-        queues = {self.tokens[kind][0]: iter(made) for kind, made in expansions.items() if made}
-        features = {self.tokenizer.convert_tokens_to_ids(token): kind for kind, (_, token) in self.tokens.items()}
-        rows = []
-        for row, text in enumerate(texts):
-            text, sizes = self._expand(text, queues)
-            begins = bool(self.tokenizer.bos_token) and text.startswith(self.tokenizer.bos_token)
-            ids = np.array(self.tokenizer(text, add_special_tokens=not begins)["input_ids"], np.int64)
-            places = np.isin(ids, list(features))
-            if places.sum() != len(sizes):
-                raise ValueError(
-                    f"row {row} has {', '.join(t for _, t in self.tokens.values())} in its text; remove them"
-                )
-            repeats = np.ones(len(ids), np.int64)
-            repeats[places] = sizes
-            rows.append(np.repeat(ids, repeats))
-        inputs = self._pad(rows)
-        if self.types_name:
-            inputs[self.types_name] = np.zeros_like(inputs["input_ids"])
-            for token, kind in features.items():
-                inputs[self.types_name][inputs["input_ids"] == token] = {"image": 1, "video": 2}[kind]
-        return inputs
-
-    def _expand(self, text: str, queues: Mapping[str, Iterator[Expansion]]) -> tuple[str, list[int]]:
-        """The text with its placeholders replaced, and the size of each of its feature tokens."""
-        pieces = re.split("(" + ("|".join(map(re.escape, queues)) or r"(?!)") + ")", text)
-        sizes = []
-        for index in range(1, len(pieces), 2):
-            pieces[index], size = next(queues[pieces[index]])
-            sizes += [size] * sum(pieces[index].count(token) for _, token in self.tokens.values())
-        return "".join(pieces), sizes
-
-    def _pad(self, rows: list[np.ndarray]) -> dict[str, np.ndarray]:
-        shape = (len(rows), max(map(len, rows), default=0))
-        pad = self.tokenizer.pad_token_id
-        ids = np.full(shape, self.tokenizer.eos_token_id if pad is None else pad, np.int64)
-        mask = np.zeros(shape, np.int64)
-        for row, tokens in enumerate(rows):
-            left = self.tokenizer.padding_side == "left"
-            own = slice(shape[1] - len(tokens), None) if left else slice(len(tokens))
-            ids[row, own], mask[row, own] = tokens, 1
-        return {"input_ids": ids, "attention_mask": mask}
+from fairgrpo_jax.models.chat import Clock, Expansion, Grid, TextProcessor, for_each
 
 
 @dataclasses.dataclass(frozen=True)
@@ -272,44 +89,57 @@ class Processor(TextProcessor):
     def _video_size(self, frames: int, height: int, width: int) -> tuple[int, int]:
         return pixels.smart_resize(height, width, self._factor, *self._video_bounds)
 
-    def _images(self, rows: Sequence) -> tuple[dict[str, np.ndarray], list[Expansion]]:
-        made = _each("image", rows, lambda image: self._cut([image], self._image_size))
-        token = self.tokens["image"][1]
-        return _joined("pixel_values", "image_grid_thw", made), [
-            Expansion(token, t * h * w // self.merge_size**2) for _, (t, h, w) in made
-        ]
+    def _grids(self, kind: str, rows: Sequence) -> list[Grid]:
+        return for_each(kind, rows, lambda medium: self._grid(kind, medium))
 
-    def _videos(self, rows: Sequence, clock: "_Clock") -> tuple[dict[str, np.ndarray], list[Expansion]]:
-        made = _each("video", rows, lambda video: self._cut(list(video), self._video_size))
-        arrays = _joined("pixel_values_videos", "video_grid_thw", made)
-        seconds = self._seconds(clock) if made else {}
-        return arrays | seconds, [
-            self._video_expansion(t, h * w // self.merge_size**2, frame_times)
-            for (_, (t, h, w)), frame_times in zip(made, clock.times, strict=True)
-        ]
+    def _grid(self, kind: str, medium: Any) -> Grid:
+        frames = [medium] if kind == "image" else medium
+        shapes = {pixels.extent(frame) for frame in frames}
+        if len(shapes) != 1:
+            raise ValueError(f"got frames of the sizes {sorted(shapes)}; wanted at least one frame, all of one size")
+        size = self._image_size if kind == "image" else self._video_size
+        height, width = size(len(frames), *shapes.pop())
+        return -(-len(frames) // self.temporal_patch_size), height // self.patch_size, width // self.patch_size
 
-    def _seconds(self, clock: "_Clock") -> dict[str, np.ndarray]:
-        return {"second_per_grid_ts": clock.spacing * self.temporal_patch_size}
+    def _units(self, grid: Grid) -> int:
+        return int(np.prod(grid)) // self.merge_size**2
+
+    def _expansions(self, kind: str, grids: list[Grid], clock: Clock) -> list[Expansion]:
+        if kind == "image":
+            return [Expansion(self.tokens["image"][1], self._units(grid)) for grid in grids]
+        return [
+            self._video_expansion(grid[0], self._units(grid) // grid[0], times)
+            for grid, times in zip(grids, clock.times, strict=True)
+        ]
 
     def _video_expansion(self, steps: int, size: int, times: np.ndarray) -> Expansion:
         return Expansion(self.tokens["video"][1], steps * size)
 
-    def _cut(self, frames: list, size: Callable) -> tuple[np.ndarray, tuple[int, int, int]]:
-        """Patches and grid of frames resized to ``size(count, height, width)``."""
-        frames = [pixels.to_rgb(frame) for frame in frames]
-        shapes = {frame.shape[:2] for frame in frames}
-        if len(shapes) != 1:
-            raise ValueError(f"got frames of the sizes {sorted(shapes)}; wanted at least one frame, all of one size")
-        wanted = size(len(frames), *shapes.pop())
-        resized = np.stack([pixels.resize(frame, wanted, Image.Resampling.BICUBIC) for frame in frames])
+    def _arrays(self, kind: str, rows: Sequence, grids: list[Grid], clock: Clock) -> dict[str, np.ndarray]:
+        if not grids:
+            return {}
+        sizes = iter(grids)
+        patches = np.concatenate(for_each(kind, rows, lambda medium: self._cut(kind, medium, next(sizes))))
+        if kind == "image":
+            return {"pixel_values": patches, "image_grid_thw": np.array(grids, np.int64)}
+        return {"pixel_values_videos": patches, "video_grid_thw": np.array(grids, np.int64)} | self._seconds(clock)
+
+    def _seconds(self, clock: Clock) -> dict[str, np.ndarray]:
+        return {"second_per_grid_ts": clock.spacing * self.temporal_patch_size}
+
+    def _cut(self, kind: str, medium: Any, grid: Grid) -> np.ndarray:
+        """The patches of a medium, resized to its grid."""
+        size = grid[1] * self.patch_size, grid[2] * self.patch_size
+        frames = [pixels.to_rgb(frame) for frame in ([medium] if kind == "image" else medium)]
+        resized = np.stack([pixels.resize(frame, size, Image.Resampling.BICUBIC) for frame in frames])
         table = pixels.value_table(self.mean, self.std)
-        return pixels.patchify(resized, table, self.patch_size, self.merge_size, self.temporal_patch_size)
+        return pixels.patchify(resized, table, self.patch_size, self.merge_size, self.temporal_patch_size)[0]
 
 
 class Qwen2Processor(Processor):
     """:class:`Processor` of Qwen2-VL, which does not use seconds: no ``second_per_grid_ts``."""
 
-    def _seconds(self, clock: "_Clock") -> dict[str, np.ndarray]:
+    def _seconds(self, clock: Clock) -> dict[str, np.ndarray]:
         return {}
 
 
@@ -382,12 +212,19 @@ class Gemma3Processor(TextProcessor):
         begin = getattr(self.tokenizer, "boi_token", "<start_of_image>")
         return {"image": (begin, getattr(self.tokenizer, "image_token", "<image_soft_token>"))}
 
-    def _images(self, rows: Sequence) -> tuple[dict[str, np.ndarray], list[Expansion]]:
-        squares = _each("image", rows, self._square)
+    def _grids(self, kind: str, rows: Sequence) -> list[Grid]:
+        return for_each(kind, rows, lambda image: (1, *pixels.extent(image)))
+
+    def _units(self, grid: Grid) -> int:
+        return 1
+
+    def _expansions(self, kind: str, grids: list[Grid], clock: Clock) -> list[Expansion]:
         begin, feature = self.tokens["image"]
         end = getattr(self.tokenizer, "eoi_token", "<end_of_image>")
-        expansion = Expansion(f"\n\n{begin}{feature}{end}\n\n", self.tokens_per_image)
-        return ({"pixel_values": np.stack(squares)} if squares else {}), [expansion] * len(squares)
+        return [Expansion(f"\n\n{begin}{feature}{end}\n\n", self.tokens_per_image)] * len(grids)
+
+    def _arrays(self, kind: str, rows: Sequence, grids: list[Grid], clock: Clock) -> dict[str, np.ndarray]:
+        return {"pixel_values": np.stack(for_each(kind, rows, self._square))} if grids else {}
 
     def _square(self, image: Any) -> np.ndarray:
         size = (self.image_size, self.image_size)
@@ -401,46 +238,3 @@ def tiny_processor() -> Processor:
     from fairgrpo_jax.models.tiny.tokenizer import tiny_tokenizer
 
     return Processor(tiny_tokenizer(), patch_size=4, min_pixels=8 * 8, max_pixels=64 * 64)
-
-
-class _Clock:
-    """The times of the frames of every video of a batch, in order.
-
-    Attributes:
-        spacing: (n,) seconds between frames.
-        times: seconds of the frames (F,) of each video.
-    """
-
-    def __init__(self, videos: Sequence, seconds_per_frame: Any, times: Any):
-        counts = [len(row) for row in videos]
-        flat = [video for row in videos for video in row]
-        if np.isscalar(seconds_per_frame):
-            seconds_per_frame = [[seconds_per_frame] * count for count in counts]
-        if [len(row) for row in seconds_per_frame] != counts:
-            raise ValueError("seconds_per_frame must be one number, or hold one for every video of every row")
-        self.spacing = np.array([value for row in seconds_per_frame for value in row], np.float64)
-        self.times = [np.arange(len(video)) * gap for video, gap in zip(flat, self.spacing, strict=True)]
-        if times is not None:
-            given = [np.asarray(own, np.float64) for row in times for own in row]
-            if [len(row) for row in times] != counts or [len(own) for own in given] != [len(own) for own in self.times]:
-                raise ValueError("times must hold the seconds of every frame for every video of every row")
-            self.times = given
-
-
-def _each(kind: str, rows: Sequence, process: Callable) -> list:
-    """Applies ``process`` to every medium; an error names row and position."""
-    made = []
-    for row, media in enumerate(rows):
-        for place, medium in enumerate(media):
-            try:
-                made.append(process(medium))
-            except ValueError as error:
-                raise ValueError(f"row {row}, {kind} {place}: {error}") from error
-    return made
-
-
-def _joined(values: str, grids: str, made: list) -> dict[str, np.ndarray]:
-    """The concatenated patches of all media, and their grids; empty without media."""
-    if not made:
-        return {}
-    return {values: np.concatenate([one for one, _ in made]), grids: np.array([grid for _, grid in made], np.int64)}

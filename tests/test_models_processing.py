@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fairgrpo_jax import models
 from fairgrpo_jax.models import pixels, qwen2_5_vl
 from fairgrpo_jax.models.inputs import pack
 from fairgrpo_jax.models.pixels import CLIP_MEAN, CLIP_STD, HALF, smart_resize, smart_resize_film
@@ -18,6 +19,7 @@ from fairgrpo_jax.models.processing import (
     tiny_processor,
 )
 from fairgrpo_jax.models.tiny.tokenizer import tiny_tokenizer
+from tests import tiny_folder
 
 
 TALK = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Which digit is this?"}]}]
@@ -79,7 +81,7 @@ def test_squares_of_gemma_equal_transformers_bit_for_bit():
     reference = gemma_reference(112)
     pictures = [Image.fromarray(noise(*size, 3)) for size in [*SIZES, (112, 112), (1, 500)]]
     for picture in [*pictures, *(colours(mode) for mode in MODES), noise(40, 112, 4)]:
-        got = ours._images([[picture]])[0]["pixel_values"]
+        got = ours._square(picture)[None]
         assert got.dtype == np.float32
         np.testing.assert_array_equal(got, reference(picture, return_tensors="np")["pixel_values"])
 
@@ -237,7 +239,7 @@ def test_images_and_videos_stand_in_the_order_of_their_places():
         ([[noise(8, 8, 3)] * 2], "row 0 has 1 places for images, but 2"),
         ([[np.zeros((8, 8, 3))]], "row 0, image 0: .*uint8"),
         ([[noise(8, 8, 2)]], "uint8"),
-        ([[noise(0, 8, 3)]], "uint8"),
+        ([[noise(0, 8, 3)]], "row 0, image 0: got an image of 0 x 8 pixels"),
         ([[Image.new("I;16", (8, 8))]], "window it first"),
         ([[noise(1, 201, 3)]], "200 to 1"),
         ([], "0 rows of images"),
@@ -314,3 +316,45 @@ def test_sizes_of_films_equal_transformers():
 def test_bytes_become_the_numbers_of_transformers():
     table = pixels.value_table(HALF, HALF)
     assert table.shape == (3, 256) and table[0, 0] == -1 and table[1, 255] == 1
+
+
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "gemma3", "text"])
+def test_measured_from_shapes_as_processed(name, tmp_path):
+    """Tokens, and units of the tower, of rows of several media of odd sizes, without looking at a pixel."""
+    processor = {
+        "qwen2_vl": Qwen2Processor(tiny_tokenizer()),
+        "qwen2_5_vl": Processor(tiny_tokenizer(), max_pixels=300 * 300),
+        "qwen3_vl": Qwen3Processor(tiny_tokenizer()),
+        "text": TextProcessor(tiny_tokenizer()),
+    }.get(name) or models.processor(tiny_folder.write(tmp_path, "gemma3"))
+    both = {"role": "user", "content": [{"type": "image"}, {"type": "video"}, {"type": "text", "text": "Both?"}]}
+    said = [{"role": "user", "content": "Which digit?"}]
+    rows: list = [(said, [], [])]
+    if name != "text":
+        rows += [(TALK, [size], []) for size in ((100, 200), (30, 41), (421, 1300))]
+    if name not in ("text", "gemma3"):
+        rows += [(FILM, [], [(5, 60, 90)]), ([both], [(90, 64)], [(8, 120, 70)])]
+    shown: dict = {"messages": [], "images": [], "videos": [], "times": [], "seconds_per_frame": []}
+    blank = {name: [] for name in ("images", "videos")}
+    for messages, images, videos in rows:
+        shown["messages"].append(messages)
+        for kind, sizes in (("images", images), ("videos", videos)):
+            shown[kind].append([noise(*size, 3) for size in sizes])
+            blank[kind].append([np.broadcast_to(np.uint8(0), (*size, 3)) for size in sizes])
+        shown["times"].append([np.arange(size[0]) * 0.7 for size in videos])
+        shown["seconds_per_frame"].append([0.7] * len(videos))
+    inputs, measured = processor(**shown), processor.measure(**shown | blank)
+    assert [one.tokens for one in measured] == inputs["attention_mask"].sum(1).tolist()
+    merged = 4 if name != "gemma3" else 1
+    grids = [np.prod(inputs[key], axis=1) // merged for key in ("image_grid_thw", "video_grid_thw") if key in inputs]
+    total = sum(int(grid.sum()) for grid in grids) if name != "gemma3" else len(inputs["pixel_values"])
+    assert sum(one.units for one in measured) == (0 if name == "text" else total) and measured[0].units == 0
+
+
+def test_what_is_refused_is_refused_when_measured():
+    flat = np.broadcast_to(np.uint8(0), (1, 400, 3))
+    for call in (Processor(tiny_tokenizer()), Processor(tiny_tokenizer()).measure):
+        with pytest.raises(ValueError, match="row 0"):
+            call([TALK], [[flat]])
+        with pytest.raises(ValueError, match="row 0"):
+            call([TALK], [[]])
