@@ -263,7 +263,7 @@ def update(scale: Scale, name: str, *, toy: bool) -> dict[str, Any]:
     spent = []
     for _ in range(1 + REPEATS):
         begun = time.perf_counter()
-        state, _ = jax.block_until_ready(learner.policy_step(state, batch, jnp.int32(0), **static))
+        state, _ = jax.block_until_ready(learner.policy_step(state, [batch], **static))
         spent.append(time.perf_counter() - begun)
     took = statistics.median(spent[1:])
     lines: dict[str, dict[str, Any]] = {

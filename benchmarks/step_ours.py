@@ -49,8 +49,7 @@ def main() -> None:
         )
         state, metrics = learner.policy_step(
             state,
-            batch,
-            jnp.int32(0),
+            [batch],
             architecture=config,
             update=options.Update(remat=spec["remat"]),
             optim=optim,

@@ -18,5 +18,5 @@ def get_config(method: str = "fair_grpo") -> Config:
     """One of ``METHODS`` with the learning rate and the rollouts of the authors' scripts, which agree here."""
     model = Model(path=Path("Qwen2.5-VL-7B-Instruct"), compute="bfloat16")
     # 524,288 pixels are 2,688 patches and 672 tokens; two images or four frames are the most that a prompt shows.
-    data = Data(prompt_length=2048, num_patches=10752, min_pixels=65536, max_pixels=524288)
+    data = Data(buckets=4, prompt_length=2048, num_patches=10752, min_pixels=65536, max_pixels=524288)
     return paper("fair_qwen2_5_vl_7b", method, model=model, data=data, lr=1e-6, rollouts=5)

@@ -18,5 +18,5 @@ def get_config(method: str = "fair_grpo") -> Config:
     """One of ``METHODS`` with the learning rate and the rollouts of the authors' FairGRPO script."""
     model = Model(path=Path("medgemma-4b-it"), compute="bfloat16")
     # Four frames of 896 x 896 pixels are the most that a prompt shows: 4 x 256 tokens, 4 x 4096 patches.
-    data = Data(prompt_length=1536, num_patches=16384)
+    data = Data(buckets=4, prompt_length=1536, num_patches=16384)
     return paper("fairmedgemma_4b", method, model=model, data=data, lr=5e-7, rollouts=10)

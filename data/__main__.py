@@ -1,6 +1,12 @@
-"""``python -m fairgrpo_jax.data check|prepare NAME --root DIR``: checks a dataset, or writes it as ArrayRecord."""
+"""``python -m fairgrpo_jax.data check|prepare NAME --root DIR``: checks a dataset, or writes it as ArrayRecord.
+
+With options of a run, ``check`` also measures the prompts that a model would be given, from the headers of the files:
+
+    python -m fairgrpo_jax.data check slake --root Slake1.0 --model.path Qwen2.5-VL-7B-Instruct --data.prompt-length 700
+"""
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +16,9 @@ from fairgrpo_jax import data
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit code: 0, or 1 if the dataset has problems."""
-    parser = argparse.ArgumentParser(prog="python -m fairgrpo_jax.data", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m fairgrpo_jax.data", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     check = commands.add_parser("check", help="compare with what the owner published; look for missing files and leaks")
     check.add_argument("--all", action="store_true", help="list every dataset: where to get it, licence, download")
@@ -21,12 +29,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command.add_argument("--root", type=Path, help="the dataset's folder as its owner publishes it")
         command.add_argument("--splits", nargs="+", help="by default all")
         command.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="of the dataset's load")
-    told = parser.parse_args(arguments)
+    told, of_run = parser.parse_known_args(arguments)
+    if of_run and (told.command != "check" or told.all):
+        parser.error(f"unknown arguments: {' '.join(of_run)}")
     if told.command == "check" and (told.all == bool(told.name)):
         parser.error("name a dataset, or give --all")
     try:
         options = dict(map(data.option, told.option))
-        return _check(told, options) if told.command == "check" else _prepare(told, options)
+        return _check(told, options, of_run) if told.command == "check" else _prepare(told, options)
     except (ValueError, TypeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -35,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _check(told: argparse.Namespace, options: dict) -> int:
+def _check(told: argparse.Namespace, options: dict, of_run: list[str]) -> int:
     from fairgrpo_jax.data import check
 
     if told.all:
@@ -43,7 +53,31 @@ def _check(told: argparse.Namespace, options: dict) -> int:
         return 0
     report = check.check(told.name, told.root, names=told.splits, **options)
     print("\n".join(report.lines))
-    return 1 if report.wrong else 0
+    unfit = _measure(told, of_run) if of_run and not report.wrong else 0
+    return 1 if report.wrong or unfit else 0
+
+
+def _measure(told: argparse.Namespace, of_run: list[str]) -> int:
+    """Prints the sizes of the prompts of a run with these options; returns how many records do not fit."""
+    from fairgrpo_jax import commandline, config, lengths, runs
+
+    run = config.Config(data=config.Data(name=told.name, root=told.root, options=tuple(told.option)))
+    run = commandline.apply(run, of_run)
+    everything = dataclasses.replace(
+        run.data, prompt_length=1 << 30, num_patches=1 << 30, on_broken="skip", over_length="skip"
+    )
+    fitted = lengths.fit(*runs.load(run), dataclasses.replace(run, data=everything, warmup=config.Warmup(steps=0)))
+    wrong = [(one.uid, one.why) for one in fitted.unfit]
+    for use in ("train", "test"):
+        records, sizes = fitted.sources[use].records, fitted.sizes[use]
+        print(f"\nprompts, {use}: {'; '.join(lengths.told(sizes))}")
+        print("\n".join(lengths.histogram(sizes)))
+        found = zip(records, sizes, strict=True)
+        wrong += [(record.uid, why) for record, size in found if (why := lengths.over(size, run.data))]
+    for uid, why in wrong:
+        print(f"WRONG: {why if uid in why else f'{uid}: {why}'}")
+    print(f"\n{len(wrong)} records do not fit; see options data.over_length and data.on_broken of a run")
+    return len(wrong)
 
 
 def _prepare(told: argparse.Namespace, options: dict) -> int:

@@ -1,13 +1,13 @@
 """A policy's answers to records, as rows for evaluation and report."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fairgrpo_jax import batches, config as options, mesh, rewards, rollout, tracking
+from fairgrpo_jax import batches, config as options, lengths, mesh, models, rewards, rollout, tracking
 from fairgrpo_jax.data.record import Record
 from fairgrpo_jax.rewards import accuracy
 
@@ -42,6 +42,7 @@ def answer(
     devices: jax.sharding.Mesh,
     key: jax.Array,
     temperatures: Sequence[float] = (0.0,),
+    sizes: Sequence[batches.Size] | None = None,
     phases: Callable[[str], Any] | None = None,
 ) -> list[list[Answer]]:
     """Samples one completion of each record at each temperature; returns it with its extracted answer and its reward.
@@ -56,6 +57,7 @@ def answer(
         devices: the mesh.
         key: random key of this evaluation.
         temperatures: 0 is greedy; others sample as in training, including ``sampling.top_p``.
+        sizes: of the records' prompts; those of like size are then answered together, with less padding.
         phases: a timer such as ``tracking.Phases``.
 
     Returns:
@@ -63,14 +65,17 @@ def answer(
     """
     size, sampling, tokenizer = config.evaluation.batch, config.sampling, encode.processor.tokenizer
     phases = tracking.Phases() if phases is None else phases
-    parts = [records[i : i + size] for i in range(0, len(records), size)]
-    padded = ([*part, *[part[0]] * (size - len(part))] for part in parts)  # one shape, one program
-    rows: list[list[Answer]] = [[] for _ in temperatures]
-    encoded = batches.ahead(encode, padded, workers=config.data.workers)
-    for index, (part, batch) in enumerate(zip(parts, encoded, strict=True)):
+    needed = np.zeros(len(records), int) if sizes is None else lengths.rung(encode.sizes, np.array(sizes))
+    order = np.argsort(needed, kind="stable")
+    parts = [order[i : i + size] for i in range(0, len(order), size)]
+    parts = [np.concatenate([part, np.repeat(part[:1], size - len(part))]) for part in parts]  # one shape, one program
+    rows: list[list[Answer | None]] = [[None] * len(records) for _ in temperatures]
+    encoded = batches.ahead(encode, ([records[i] for i in part] for part in parts), workers=config.data.workers)
+    for part, batch in zip(parts, encoded, strict=True):
         with phases("evaluation"):
-            prompt = mesh.put(batch.prompt, devices)
-            keys = record_keys(key, jax.device_put(np.arange(size) + index * size))
+            least = encode.sizes[-1] if sizes is None else encode.sizes[needed[part].max()]
+            prompt = mesh.put(models.cut(batch.prompt, *least), devices)
+            keys = record_keys(key, jax.device_put(part))
             drawn = [
                 rollout.sample(
                     params,
@@ -86,12 +91,14 @@ def answer(
                 )
                 for temperature in temperatures
             ]
+        own = batch.records[: len(set(part.tolist()))]
         for found, rollouts in zip(rows, drawn, strict=True):
-            given = completed(rollouts, rollout.texts(rollouts, tokenizer), part, encode.architecture.eos_ids)
+            given = completed(rollouts, rollout.texts(rollouts, tokenizer), own, encode.architecture.eos_ids)
             scored = rewards.score(given, config.reward, sampling)[:, 0], rewards.exact(given)[:, 0]
             texts = [row[0] for row in given.texts]
-            found += [_row(config.data, *item) for item in zip(part, texts, *scored, strict=True)]
-    return rows
+            for place, record, text, reward, exact in zip(part[: len(own)], own, texts, *scored, strict=True):
+                found[place] = _row(config.data, record, text, reward, exact)
+    return cast(list[list[Answer]], rows)
 
 
 @jax.jit

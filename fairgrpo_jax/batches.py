@@ -7,7 +7,7 @@ import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +44,13 @@ class PromptBatch:
         return PromptBatch(prompt, [self.records[row] for row in rows], domains, groups)
 
 
+class Size(NamedTuple):
+    """The size of a prompt."""
+
+    tokens: int
+    patches: int
+
+
 @dataclasses.dataclass(frozen=True)
 class Encoder:
     """Turns records into a packed batch; the result depends only on them, so threads may run it ahead of time."""
@@ -54,6 +61,12 @@ class Encoder:
     domains: tuple[str, ...]  # names of the datasets; a domain's id is its index
     vocabulary: grouping.Vocabulary  # the joint demographic cells; a group's id is its index
     dtype: str = "float32"  # of the patches
+    ladder: tuple[Size, ...] = ()  # sizes to which prompts are padded, the largest last; none: the options' limits
+
+    @property
+    def sizes(self) -> tuple[Size, ...]:
+        """The sizes to which prompts are padded, the largest last; a batch is packed at that."""
+        return self.ladder or (Size(self.settings.prompt_length, self.settings.num_patches),)
 
     def __call__(self, records: Sequence[Record]) -> PromptBatch:
         """Decodes the media of P records and packs their prompts.
@@ -62,23 +75,13 @@ class Encoder:
             ValueError: if media cannot be decoded or a prompt is too long, with the name of the record.
         """
         settings = self.settings
-        say = functools.partial(conversation, instruction=settings.instruction, list_choices=settings.list_choices)
-        messages, decoded = [say(record) for record in records], [media.decode_record(record) for record in records]
-        if self.architecture.video_id is None:
-            messages, decoded = zip(*map(_as_images, messages, records, decoded), strict=True)
-        inputs = self.processor(
-            list(messages),
-            [d.images for d in decoded],
-            [[clip.frames for clip in d.videos] for d in decoded],
-            seconds_per_frame=[[clip.seconds_per_frame for clip in d.videos] for d in decoded],
-            times=[[clip.times for clip in d.videos] for d in decoded],
-        )
+        inputs = self.processor(**self.arguments(records, [media.decode_record(record) for record in records]))
         try:
             prompt = models.pack(
                 inputs,
                 self.architecture,
-                length=settings.prompt_length,
-                num_patches=settings.num_patches,
+                length=self.sizes[-1].tokens,
+                num_patches=self.sizes[-1].patches,
                 dtype=jnp.dtype(self.dtype),
             )
         except ValueError as error:
@@ -93,6 +96,11 @@ class Encoder:
             groups=np.asarray(grouping.explicit_groups(attributes, self.vocabulary), np.int32),
         )
 
+    def target(self, record: Record) -> list[int]:
+        """The tokens of a record's reference completion, end token included."""
+        end = self.processor.turn_end(self.architecture.eos_ids)
+        return [*self.processor.tokenizer.encode(target(record), add_special_tokens=False), end]
+
     def targets(self, records: Sequence[Record], *, length: int) -> tuple[PromptBatch, np.ndarray, np.ndarray]:
         """Returns the batch and its reference completions: tokens (P, 1, T) int32, end token included, and their mask.
 
@@ -101,9 +109,8 @@ class Encoder:
         """
         tokens = np.full((len(records), 1, length), self.architecture.pad_id, np.int32)
         mask = np.zeros(tokens.shape, bool)
-        end = self.processor.turn_end(self.architecture.eos_ids)
         for row, record in enumerate(records):
-            ids = [*self.processor.tokenizer.encode(target(record), add_special_tokens=False), end]
+            ids = self.target(record)
             if len(ids) > length:
                 raise ValueError(
                     f"got a reference completion of {len(ids)} tokens for record {record.uid}; "
@@ -111,6 +118,21 @@ class Encoder:
                 )
             tokens[row, 0, : len(ids)], mask[row, 0, : len(ids)] = ids, True
         return self(records), tokens, mask
+
+    def arguments(self, records: Sequence[Record], decoded: Sequence[media.Decoded]) -> dict[str, Any]:
+        """What the processor takes for records and their media."""
+        settings = self.settings
+        say = functools.partial(conversation, instruction=settings.instruction, list_choices=settings.list_choices)
+        messages = [say(record) for record in records]
+        if self.architecture.video_id is None:
+            messages, decoded = zip(*map(_as_images, messages, records, decoded), strict=True)
+        return {
+            "messages": list(messages),
+            "images": [d.images for d in decoded],
+            "videos": [[clip.frames for clip in d.videos] for d in decoded],
+            "seconds_per_frame": [[clip.seconds_per_frame for clip in d.videos] for d in decoded],
+            "times": [[clip.times for clip in d.videos] for d in decoded],
+        }
 
 
 def groups_of(record: Record, settings: options.Data) -> dict[str, str | None]:

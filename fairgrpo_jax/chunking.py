@@ -31,6 +31,8 @@ def memory() -> int:
 
 def layout(config: options.Config, architecture: Any) -> footprint.Layout:
     """The input of the formulas for a config, where what is to be chosen (0) counts as one part."""
+    waves = max(config.sampling.waves, 1)
+    media, text = _bytes(architecture, config.data.prompt_length, config.data.num_patches, config.media_dtype)
     return footprint.Layout(
         sizes=cost.Sizes(
             prompts=config.prompts,
@@ -43,9 +45,11 @@ def layout(config: options.Config, architecture: Any) -> footprint.Layout:
         compute=config.model.compute or config.model.dtype,
         sampler=config.sampling.dtype or config.model.dtype,
         cache=config.sampling.cache or config.sampling.dtype or config.model.dtype,
-        media=_bytes(architecture, config.data.prompt_length, config.data.num_patches, config.media_dtype),
+        media=media,
+        text=text,
         split=config.sampling.weights == "tensor",
-        waves=max(config.sampling.waves, 1),
+        waves=waves,
+        groups=groups(config.prompts // waves, config),
         parts=config.update.parts,
         chunks=max(config.update.chunks, 1),
         accumulation=max(config.update.accumulation, 1),
@@ -60,11 +64,12 @@ def layout(config: options.Config, architecture: Any) -> footprint.Layout:
 
 
 @functools.cache
-def _bytes(architecture: Any, length: int, num_patches: int, dtype: str) -> int:
-    """Bytes of a packed prompt."""
+def _bytes(architecture: Any, length: int, num_patches: int, dtype: str) -> tuple[int, int]:
+    """Bytes of a packed prompt, with its patches and without."""
     sizes: Any = dict(prompts=1, length=length, num_patches=num_patches)
     prompt = models.prompt_shapes(architecture, dtype=jnp.dtype(dtype), **sizes)
-    return sum(x.size * jnp.dtype(x.dtype).itemsize for x in jax.tree.leaves(prompt))
+    size: Any = lambda tree: sum(x.size * jnp.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))
+    return size(prompt), size(dataclasses.replace(prompt, vision=None))
 
 
 def fit(config: options.Config, architecture: Any, tree: Any, memory: int) -> options.Config:
@@ -101,6 +106,12 @@ def told(config: options.Config) -> str:
     return ", ".join(f"{name}={count}" for name, count in parts.items() if count > 1)
 
 
+def groups(count: int, config: options.Config) -> int:
+    """In how many groups of like size ``count`` prompts of a step run, at most twice as many as sizes to pad to."""
+    most, fsdp = (2 * config.data.buckets if config.data.buckets > 1 else 1), meshes.parse(config.mesh)[0]
+    return max(n for n in range(1, min(count, most) + 1) if count % n == 0 and count // n % fsdp == 0)
+
+
 def _in_waves(config: options.Config) -> Iterator[options.Config]:
     """The numbers of waves that the mesh allows, the fewest first."""
     count, fsdp = config.prompts, meshes.parse(config.mesh)[0]
@@ -113,7 +124,8 @@ def _in_pieces(config: options.Config) -> Iterator[options.Config]:
     """Pairs of ``accumulation`` and ``chunks``, the fewest pieces first, and of as many the fewest parts of prompts."""
     spec, fsdp = config.update, meshes.parse(config.mesh)[0]
     size = config.prompts // spec.mini_batches
-    parts = [n for n in range(1, size + 1) if size % n == 0 and size // n % fsdp == 0]
+    fewest = groups(size, config)
+    parts = [n for n in range(fewest, size + 1) if size % n == 0 and size // n % fsdp == 0]
     chunks = [n for n in range(1, config.rollouts + 1) if config.rollouts % n == 0]
     pairs = [(a, c) for a in ([spec.accumulation] if spec.accumulation else parts)
              for c in ([spec.chunks] if spec.chunks else chunks)]  # fmt: skip

@@ -68,6 +68,15 @@ def override(config: options.Config, changes: Mapping[str, str]) -> options.Conf
             argv.append(f"--{section}{dot}{'' if value == 'true' else 'no-'}{option}")
         else:
             argv += [flag, *value.split(",")]
+    return apply(config, argv)
+
+
+def apply(config: options.Config, argv: list[str]) -> options.Config:
+    """The config with other values of options, as arguments of a command line.
+
+    Raises:
+        ValueError: for an unknown option or an invalid value.
+    """
     return _cli(options.Config, argv, config, "options", "")
 
 

@@ -37,6 +37,7 @@ def held_out(run: runs.Run, params: Any, step: int) -> dict[str, float]:
         devices=run.mesh,
         key=run.key("evaluation", step),
         temperatures=(0.0, config.sampling.temperature),
+        sizes=[run.sizes[record.uid] for record in records],
         phases=run.phases,
     )
     path = _path(run.folder, step)

@@ -1,6 +1,6 @@
 """Sampling: a prompt runs once, images included, and its rollouts are decoded against its shared keys and values.
 
-Two jitted programs: ``begin`` runs the prompts and draws the first tokens, ``decode`` draws further ones in a loop.
+Three jitted programs: ``prefill`` runs prompts, ``begin`` draws the first tokens, ``decode`` further ones in a loop.
 Where completions may be long, the loop stops now and then for the host to change the shapes, as a row costs as much as
 its cache is long, whether it has ended or not:
 
@@ -12,9 +12,8 @@ The randomness of a token depends only on (key, row, position), so neither the m
 the shapes change what a row samples.
 """
 
-import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -25,6 +24,7 @@ from flax import struct
 from fairgrpo_jax import mesh, models
 from fairgrpo_jax.models import decoder
 from fairgrpo_jax.models.attention import heads_first
+from fairgrpo_jax.models.inputs import widen
 
 
 @struct.dataclass
@@ -121,7 +121,7 @@ class Rows:
 
     prompt: models.Prompt  # without its patches
     keys: jax.Array  # (P, G)
-    place: jax.Array  # (P,) int32, index of each prompt in the batch that was begun
+    place: Any  # (P,) int32, index of each prompt in the batch that was begun
 
 
 @struct.dataclass
@@ -139,7 +139,7 @@ Layers = Sequence[decoder.KeyValue]  # keys and values by layer
 
 def sample(
     params: Any,
-    prompt: models.Prompt,
+    prompt: models.Prompt | Iterable[models.Prompt],
     key: jax.Array,
     *,
     architecture: Any,
@@ -150,12 +150,14 @@ def sample(
     tensor: bool = False,
     cache: str | None = None,
     first: int = FIRST,
+    places: int | None = None,
 ) -> RolloutBatch:
     """Like ``generate`` for packed prompts; ends as soon as every row has ended.
 
     Args:
         params: from ``sampler_params``.
-        prompt: P prompts, on the devices.
+        prompt: P prompts, on the devices; or groups of them, all of one number, each with its own length and number of
+            patches, which run one after the other and are then decoded together.
         key: a single key, or (P,) or (P, G) keys; see ``row_keys``.
         architecture: the model's architecture.
         num_rollouts: G.
@@ -165,16 +167,23 @@ def sample(
         tensor: as in ``sampler_params``.
         cache: dtype of keys and values; default: that of the parameters.
         first: tokens for which there are caches at first.
+        places: length at which the prompts are decoded; default: that of the first.
 
     Returns:
-        Arrays of the host.
+        Arrays of the host, the rows in the order of the groups.
     """
-    P, G, T = prompt.tokens.shape[0], num_rollouts, max_new_tokens
+    groups = [prompt] if isinstance(prompt, models.Prompt) else prompt
+    prompts, place, hidden, prompt_kv = prefill_all(
+        params, groups, places, architecture=architecture, tensor=tensor, cache=cache
+    )
+    P, G, T = len(hidden), num_rollouts, max_new_tokens
     keys = key if key.ndim == 2 else row_keys(key, P, G)
+    rows = Rows(prompts, keys[place], place)
     how: Any = dict(architecture=architecture, temperature=temperature, top_p=top_p, tensor=tensor)
     size = min(first, max(T - 1, 1))
-    rows, prompt_kv, now, caches = begin(params, prompt, keys, length=T, size=size, cache=cache, **how)
-    prompt_kv, caches = list(prompt_kv), list(caches)  # changed in place, so that no layer is held twice
+    dtype = prompt_kv[0][0].dtype.name
+    rows, now, caches = begin(params, rows, hidden, length=T, size=size, cache=dtype, **how)
+    caches = list(caches)  # changed in place, as prompt_kv is, so that no layer is held twice
     found = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), now.drawn)
     while True:
         count = len(rows.place) // _fsdp()  # prompts a device
@@ -197,13 +206,81 @@ def sample(
                 caches[index] = _longer(caches[index], places)
 
 
+def prefill_all(
+    params: Any,
+    groups: Iterable[models.Prompt],
+    places: int | None = None,
+    *,
+    architecture: Any,
+    tensor: bool = False,
+    cache: str | None = None,
+) -> tuple[models.Prompt, np.ndarray, jax.Array, list[decoder.KeyValue]]:
+    """Runs groups of prompts one after the other, at most two of which are on the devices; see ``prefill``.
+
+    Returns:
+        The prompts of all groups together, their indices in the order of the groups, their last hidden states, and
+        their keys and values by layer. They are ordered by device: each holds its part of the first group, then of the
+        second, and so on.
+    """
+    parts: list[tuple[models.Prompt, jax.Array, list[decoder.KeyValue]]] = []
+    for group in groups:
+        jax.block_until_ready([part[1] for part in parts[-1:]])
+        places = group.tokens.shape[1] if places is None else places
+        prompt, hidden, kv = prefill(
+            params, group, places=places, architecture=architecture, tensor=tensor, cache=cache
+        )
+        parts.append((prompt, hidden, list(kv)))
+    count = sum(len(part[1]) for part in parts)
+    place = np.arange(count, dtype=np.int32).reshape(len(parts), _fsdp(), -1).swapaxes(0, 1).reshape(-1)
+    if len(parts) == 1:
+        prompt, hidden, kv = parts[0]
+        return prompt, place, hidden, kv
+    prompt, hidden = _join([part[:2] for part in parts])
+    layers = [part[2] for part in parts]
+    kv = [_join([own.pop(0) for own in layers]) for _ in range(len(layers[0]))]  # frees the parts of a layer each time
+    return prompt, place, hidden, kv
+
+
+@functools.partial(jax.jit, static_argnames=("places", "architecture", "tensor", "cache"))
+def prefill(
+    params: Any,
+    prompt: models.Prompt,
+    *,
+    places: int,
+    architecture: Any,
+    tensor: bool = False,
+    cache: str | None = None,
+) -> tuple[models.Prompt, jax.Array, Layers]:
+    """Runs P prompts, images included, for completions to be decoded against them.
+
+    Args:
+        params: from ``sampler_params``.
+        prompt: P prompts.
+        places: length to which their keys and values are padded.
+        architecture: the model's architecture.
+        tensor: as in ``sampler_params``.
+        cache: dtype of keys and values; default: that of the parameters.
+
+    Returns:
+        The prompts at that length without their patches, the hidden states (P, d) that predict the first tokens, and
+        keys and values by layer.
+    """
+    params = mesh.gather(params, tensor=tensor)
+    hidden, kv = decoder.prompt_pass(params, architecture, prompt)
+    dtype = hidden.dtype if cache is None else cache
+    spare = [(0, 0), (0, 0), (0, places - prompt.tokens.shape[1]), (0, 0)]
+    kv = jax.tree.map(lambda x: jnp.pad(heads_first(x.astype(dtype)), spare), kv)
+    kept = jax.tree.map(mesh.constrain, (widen(prompt, places), decoder.last_hidden(prompt, hidden)))
+    return *kept, mesh.constrain_heads(kv, tensor=tensor)
+
+
 @functools.partial(
     jax.jit, static_argnames=("architecture", "length", "size", "temperature", "top_p", "tensor", "cache")
 )
 def begin(
     params: Any,
-    prompt: models.Prompt,
-    keys: jax.Array,
+    rows: Rows,
+    hidden: jax.Array,
     *,
     architecture: Any,
     length: int,
@@ -211,31 +288,25 @@ def begin(
     temperature: float,
     top_p: float,
     tensor: bool = False,
-    cache: str | None = None,
-) -> tuple[Rows, Layers, Decoding, Layers]:
-    """Runs P prompts and draws the first token of each row (P, G), for completions of up to ``length`` tokens.
+    cache: str,
+) -> tuple[Rows, Decoding, Layers]:
+    """Draws the first token of each row (P, G), for completions of up to ``length`` tokens.
 
-    ``size`` is the number of tokens for which there are caches; for the others see ``sample``. Returns the rows, the
-    keys and values of the prompts, the state and the caches.
+    ``hidden`` is from ``prefill``; ``size`` is the number of tokens for which there are caches, of the dtype ``cache``;
+    for the others see ``sample``. Returns the rows, each on the device of its prompt, the state and the caches.
     """
-    params = mesh.gather(params, tensor=tensor)
-    hidden, prompt_kv = decoder.prompt_pass(params, architecture, prompt)
+    params, keys = mesh.gather(params, tensor=tensor), rows.keys
     P, G = keys.shape
-    hidden = decoder.last_hidden(prompt, hidden)[:, None]
-    hidden = jnp.broadcast_to(hidden, (P, G, hidden.shape[-1]))
+    hidden = jnp.broadcast_to(hidden[:, None], (P, G, hidden.shape[-1]))
     token, logprob, done = _choose(
         params, architecture, hidden, keys, jnp.int32(0), jnp.zeros((P, G), bool), temperature, top_p
     )
     empty = jnp.full((P, G, length), architecture.pad_id, jnp.int32)
     drawn = RolloutBatch(empty, jnp.zeros(empty.shape, bool), jnp.zeros(empty.shape), jnp.ones(P, jnp.int32))
     drawn = _write(drawn, jnp.int32(0), token, jnp.ones((P, G), bool), logprob)
-    dtype = hidden.dtype if cache is None else cache
-    prompt_kv = jax.tree.map(lambda x: heads_first(x.astype(dtype)), prompt_kv)
-    caches = decoder.init_caches(architecture, P, G, size, dtype)
-    prompt_kv, caches = mesh.constrain_heads((prompt_kv, caches), tensor=tensor)
-    rows = Rows(dataclasses.replace(prompt, vision=None), keys, jnp.arange(P, dtype=jnp.int32))
+    caches = mesh.constrain_heads(decoder.init_caches(architecture, P, G, size, cache), tensor=tensor)
     rows, token, done, drawn = jax.tree.map(mesh.constrain, (rows, token, done, drawn))
-    return rows, prompt_kv, Decoding(jnp.int32(1), token, done, drawn), caches
+    return rows, Decoding(jnp.int32(1), token, done, drawn), caches
 
 
 @functools.partial(
@@ -259,7 +330,7 @@ def decode(
     Args:
         params: from ``sampler_params``.
         rows: from ``begin``.
-        prompt_kv: from ``begin``.
+        prompt_kv: keys and values of the prompts, from ``prefill``.
         now: from ``begin``; donated.
         caches: from ``begin``; donated.
         enough: () int32, >= 0.
@@ -375,6 +446,16 @@ def _take(tree: Any, kept: jax.Array) -> Any:
     return jax.shard_map(take, in_specs=(specs, each), out_specs=specs, axis_names={"fsdp"}, check_vma=False)(
         tree, kept
     )
+
+
+@jax.jit
+def _join(parts: list[Any]) -> Any:
+    """Concatenates the rows of trees of arrays, on each device its own."""
+    join: Any = lambda parts: jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
+    if jax.sharding.get_abstract_mesh().empty:
+        return join(parts)
+    specs = jax.tree.map(mesh.of_rows, parts)
+    return jax.shard_map(join, in_specs=(specs,), out_specs=specs[0], axis_names={"fsdp"}, check_vma=False)(parts)
 
 
 @functools.partial(jax.jit, static_argnums=1)

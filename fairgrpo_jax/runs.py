@@ -31,6 +31,7 @@ from fairgrpo_jax import (
     folder,
     grouping,
     learner,
+    lengths,
     lock,
     mesh,
     policy,
@@ -51,6 +52,7 @@ class Run:
     mesh: jax.sharding.Mesh
     encoder: batches.Encoder
     sources: dict[str, Source]  # "train", "warmup", "test"
+    sizes: dict[str, batches.Size]  # of the held-out prompts, by uid
     log: tracking.MetricsLog
     checkpoints: Any
     stop: "Stop"
@@ -237,6 +239,25 @@ def _training(state: learner.TrainState) -> dict:
     return {"moments": state.moments, "step": state.step, **state.memory._asdict()}
 
 
+def load(config: options.Config) -> tuple[dict[str, Source], batches.Encoder]:
+    """Loads the records of a run by use, and what encodes them for its model.
+
+    Raises:
+        ValueError: from loading the datasets or the checkpoint's configuration.
+    """
+    records = sources.load(config)
+    architecture, processor = policy.describe(config.model, config.data)
+    known = [record for source in records.values() for record in source.records]
+    return records, batches.Encoder(
+        settings=config.data,
+        architecture=architecture,
+        processor=processor,
+        domains=tuple(sorted({record.dataset for record in known})),
+        vocabulary=grouping.vocabulary(batches.groups_of(record, config.data) for record in known),
+        dtype=config.media_dtype,
+    )
+
+
 @contextlib.contextmanager
 def open_run(config: options.Config, workdir: Path | None) -> Iterator[Run]:
     """Checks everything that can be checked, then opens or resumes the run; closes log and checkpoints at the end.
@@ -247,23 +268,19 @@ def open_run(config: options.Config, workdir: Path | None) -> Iterator[Run]:
     """
     devices = mesh.make(config.mesh)
     mesh.require_divisible(config.split_sizes, *mesh.parse(config.mesh))
-    records = sources.load(config)
+    records, encoder = load(config)
     for use in ("train", "warmup"):
         sources.check_leakage(records[use], records["test"], config.data)
     sources.require_attributes([*records["train"].records, *records["test"].records], config.data.attributes)
-    architecture, processor = policy.describe(config.model, config.data)
+    architecture = encoder.architecture
     tree = policy.shapes(config.model, architecture)
     path = workdir or folder.default(config)
     folder.create(path)
-    known = [record for source in records.values() for record in source.records]
-    encoder = batches.Encoder(
-        settings=config.data,
-        architecture=architecture,
-        processor=processor,
-        domains=tuple(sorted({record.dataset for record in known})),
-        vocabulary=grouping.vocabulary(batches.groups_of(record, config.data) for record in known),
-        dtype=config.media_dtype,
-    )
+    fitting = lengths.fit(records, encoder, config)
+    used = {use: sizes for use, sizes in fitting.sizes.items() if use != "warmup" or config.warmup.own_steps}
+    encoder = lengths.on_ladder(encoder, [size for sizes in used.values() for size in sizes])
+    for use, sizes in used.items():
+        print(f"{use}: {len(sizes)} records; {'; '.join(lengths.told(sizes, encoder.sizes))}", flush=True)
     with contextlib.ExitStack() as open_while_running:
         enter = open_while_running.enter_context
         enter(lock.held(path))
@@ -276,6 +293,11 @@ def open_run(config: options.Config, workdir: Path | None) -> Iterator[Run]:
         log = enter(tracking.MetricsLog(path / "metrics.jsonl"))
         enter(jax.set_mesh(devices))
         print(f"run folder {path}: {'new' if done is None else f'going on after update {done}'}", flush=True)
+        lengths.write(path / "unfit.jsonl", fitting.unfit)
+        if fitting.unfit:
+            line = f"{len(fitting.unfit)} records do not fit and are left out or shortened: see unfit.jsonl"
+            print(f"warning: {line}", flush=True)
+            log.note(done or 0, [line])
         if changes:
             print(f"changed options: {'; '.join(changes)}", flush=True)
             log.note(done or 0, changes)
@@ -287,7 +309,8 @@ def open_run(config: options.Config, workdir: Path | None) -> Iterator[Run]:
             folder=path,
             mesh=devices,
             encoder=encoder,
-            sources=records,
+            sources=fitting.sources,
+            sizes=fitting.held_out,
             log=log,
             checkpoints=checkpoints,
             stop=stop,

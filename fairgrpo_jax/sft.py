@@ -56,18 +56,18 @@ def warm_up(run: runs.Run, found: tuple[int, learner.TrainState, dict] | None) -
         for step in range(start, spec.steps):
             with run.phases("data"):
                 batch, tokens, mask = next(batches)
-                arrays = mesh.put((batch.prompt, tokens, mask), run.mesh)
+                pieces = learner.split(learner.SupervisedBatch(batch.prompt, tokens, mask), spec.accumulation)
             with run.phases("update"):
                 state, metrics = learner.supervised_step(
                     state,
-                    *arrays,
+                    pieces,
                     architecture=run.encoder.architecture,
                     optim=spec.optim,
                     steps=spec.steps,
                     remat=config.update.remat,
                     freeze=config.model.freeze,
                     compute=config.model.compute,
-                    parts=spec.accumulation,
+                    place=lambda x: mesh.put(x, run.mesh),
                 )
                 metrics = jax.device_get(metrics)
             values = {name: float(value) for name, value in metrics.items()} | run.phases.collect()

@@ -12,7 +12,7 @@ compiled program. The form is that of prefill and decoding; AReaL-DTA (arXiv 260
 values alike.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -33,7 +33,6 @@ class Plan(NamedTuple):
     """How the passes over a batch are run; static under jit."""
 
     architecture: Any  # the model
-    parts: int = 1  # micro-batches of prompts
     chunks: int = 1  # number of chunks of each prompt's rollouts
     temperature: float = 1.0
     remat: bool = False
@@ -72,9 +71,15 @@ def completion_logprobs(params: dict, prompt: models.Prompt, ends: Ends, tokens:
 
 
 def gradients(
-    loss: Loss, trained: dict, frozen: dict, prompt: models.Prompt, rollouts: Rollouts, plan: Plan
+    loss: Loss,
+    trained: dict,
+    frozen: dict,
+    prompt: models.Prompt,
+    rollouts: Rollouts,
+    plan: Plan,
+    sums: dict | None = None,
 ) -> tuple[dict, dict[str, jax.Array]]:
-    """Gradient of a loss over all parts and chunks, and its metrics.
+    """Gradient of a loss over all chunks, and its metrics by chunk.
 
     Args:
         loss: maps the log-probabilities (p, g, t) of a piece of the batch and that piece of ``rollouts`` to its term of
@@ -84,66 +89,65 @@ def gradients(
         frozen: the other parameters; ``lora.join`` merges both.
         prompt: P prompts.
         rollouts: arrays (P, G) and (P, G, T), including ``tokens`` and ``mask``.
-        plan: ``parts`` divides P, ``chunks`` divides G.
+        plan: ``chunks`` divides G.
+        sums: gradients of other prompts, to which these are added; default: none.
 
     Returns:
-        The float32 gradients of ``trained``, and a dict of ``loss``, the metrics, and ``padding_share``, the share of
-        padding among the completion tokens that were computed.
+        The float32 gradients of ``trained``, and a dict of ``loss``, the metrics, and ``computed``, the number of
+        completion tokens with padding, each (chunks,): ``combined`` makes those of the whole batch.
     """
+    sums = mesh.keep_sharded(zeros(trained)) if sums is None else sums
+    ends, back = jax.vjp(lambda trained: prompt_ends(lora.join(trained, frozen), prompt, plan), trained)
 
-    def part(sums, piece):
-        prompt, rollouts = piece
-        ends, back = jax.vjp(lambda trained: prompt_ends(lora.join(trained, frozen), prompt, plan), trained)
+    def chunk(carry, rollouts):
+        def at(size):
+            piece = _cut(rollouts, size)
 
-        def chunk(carry, rollouts):
-            def at(size):
-                piece = _cut(rollouts, size)
+            def value(trained, ends):
+                params = lora.join(trained, frozen)
+                return loss(completion_logprobs(params, prompt, ends, piece["tokens"], plan), piece)
 
-                def value(trained, ends):
-                    params = lora.join(trained, frozen)
-                    return loss(completion_logprobs(params, prompt, ends, piece["tokens"], plan), piece)
+            (part, metrics), pulls = jax.value_and_grad(value, argnums=(0, 1), has_aux=True)(trained, ends)
+            return pulls, {"loss": part, "computed": jnp.float32(piece["tokens"].size)} | metrics
 
-                (part, metrics), pulls = jax.value_and_grad(value, argnums=(0, 1), has_aux=True)(trained, ends)
-                return pulls, {"loss": part, "computed": jnp.float32(piece["tokens"].size)} | metrics
+        (grads, pulls), metrics = _at_its_length(at, rollouts["mask"])
+        return (_add_sharded(carry[0], grads), _add_ends(carry[1], pulls)), metrics
 
-            (grads, pulls), metrics = _at_its_length(at, rollouts["mask"])
-            return (_add_sharded(carry[0], grads), _add_ends(carry[1], pulls)), metrics
-
-        (sums, pulls), metrics = jax.lax.scan(chunk, (sums, _zeros(ends)), _chunks(rollouts, plan.chunks)[0])
-        (grads,) = back(jax.tree.map(lambda pull, end: pull.astype(end.dtype), pulls, ends))
-        return _add_sharded(sums, grads), metrics
-
-    pieces = jax.tree.map(lambda x: strided(x, plan.parts), (prompt, rollouts))
-    grads, metrics = jax.lax.scan(part, mesh.keep_sharded(_zeros(trained)), pieces)
-    return grads, _combined(metrics)
+    (sums, pulls), metrics = jax.lax.scan(chunk, (sums, zeros(ends)), _chunks(rollouts, plan.chunks)[0])
+    (grads,) = back(jax.tree.map(lambda pull, end: pull.astype(end.dtype), pulls, ends))
+    return _add_sharded(sums, grads), metrics
 
 
 def logprobs(params: dict, prompt: models.Prompt, rollouts: Rollouts, plan: Plan) -> jax.Array:
-    """Log-probabilities (P, G, T) of ``rollouts["tokens"]``, computed by part and chunk; 0 where masked."""
+    """Log-probabilities (P, G, T) of ``rollouts["tokens"]``, computed by chunk; 0 where masked."""
+    ends = prompt_ends(params, prompt, plan)
 
-    def part(piece):
-        prompt, rollouts = piece
-        ends = prompt_ends(params, prompt, plan)
+    def chunk(rollouts):
+        def at(size):
+            values = completion_logprobs(params, prompt, ends, rollouts["tokens"][..., :size], plan)
+            return jnp.pad(values, [(0, 0), (0, 0), (0, rollouts["tokens"].shape[-1] - size)])
 
-        def chunk(rollouts):
-            def at(size):
-                values = completion_logprobs(params, prompt, ends, rollouts["tokens"][..., :size], plan)
-                return jnp.pad(values, [(0, 0), (0, 0), (0, rollouts["tokens"].shape[-1] - size)])
+        return jnp.where(rollouts["mask"], _at_its_length(at, rollouts["mask"]), 0.0)
 
-            return jnp.where(rollouts["mask"], _at_its_length(at, rollouts["mask"]), 0.0)
-
-        chunks, order = _chunks(rollouts, plan.chunks)
-        values = jnp.moveaxis(jax.lax.map(chunk, chunks), 0, 1)
-        return _reorder(values.reshape(rollouts["tokens"].shape), jnp.argsort(order, axis=1))
-
-    kept = {name: rollouts[name] for name in ("tokens", "mask")}
-    values = jax.lax.map(part, jax.tree.map(lambda x: strided(x, plan.parts), (prompt, kept)))
-    return mesh.constrain(jnp.moveaxis(values, 0, 1).reshape(rollouts["tokens"].shape))
+    chunks, order = _chunks({name: rollouts[name] for name in ("tokens", "mask")}, plan.chunks)
+    values = jnp.moveaxis(jax.lax.map(chunk, chunks), 0, 1)
+    return mesh.constrain(_reorder(values.reshape(rollouts["tokens"].shape), jnp.argsort(order, axis=1)))
 
 
-def strided(x: jax.Array, parts: int) -> jax.Array:
-    """Splits (P, ...) into (parts, P / parts, ...); part j holds rows j, j + parts, ...: prompts keep their device."""
-    return _prompts_second(jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0))
+def combined(metrics: Sequence[dict[str, jax.Array]]) -> dict[str, jax.Array]:
+    """Combines the metrics of ``gradients``, one dict for each part of a batch, into those of the whole.
+
+    ``padding_share`` is the share of padding among the completion tokens that were computed.
+    """
+    joined = {name: jnp.concatenate([part[name] for part in metrics]) for name in metrics[0]}
+    sums = {name: joined.pop(name).sum() for name in ("loss", "computed")}
+    tokens = joined.pop("tokens")
+    share = tokens / jnp.maximum(tokens.sum(), 1)
+    means = {name: (values * share).sum() for name, values in joined.items()}
+    if "ratio_max" in joined:
+        means["ratio_max"] = joined["ratio_max"].max()
+    padding = 1 - tokens.sum() / sums["computed"]
+    return means | {"loss": sums["loss"], "tokens": tokens.sum(), "padding_share": padding}
 
 
 def _chunks(rollouts: Rollouts, chunks: int) -> tuple[Rollouts, jax.Array]:
@@ -179,7 +183,8 @@ def _cut(rollouts: Rollouts, size: int) -> Rollouts:
     return {name: x[..., :size] if x.ndim == 3 else x for name, x in rollouts.items()}
 
 
-def _zeros(tree: Any) -> Any:
+def zeros(tree: Any) -> Any:
+    """Sums of gradients, to begin with."""
     return jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), tree)
 
 
@@ -197,15 +202,3 @@ def _prompts_second(x: jax.Array) -> jax.Array:
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, jax.sharding.PartitionSpec(None, "fsdp"))
-
-
-def _combined(metrics: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """Combines the metrics (parts, chunks) of the pieces into those of the whole batch."""
-    sums = {name: metrics.pop(name).sum() for name in ("loss", "computed")}
-    tokens = metrics.pop("tokens")
-    share = tokens / jnp.maximum(tokens.sum(), 1)
-    combined = {name: (values * share).sum() for name, values in metrics.items()}
-    if "ratio_max" in metrics:
-        combined["ratio_max"] = metrics["ratio_max"].max()
-    padding = 1 - tokens.sum() / sums["computed"]
-    return combined | {"loss": sums["loss"], "tokens": tokens.sum(), "padding_share": padding}

@@ -23,7 +23,7 @@ import collections
 import dataclasses
 import functools
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +35,17 @@ from fairgrpo_jax import (
     advantages,
     answers,
     batches,
+    chunking,
     commandline,
     config as options,
     estimators,
     evaluate,
     grouping,
     learner,
+    lengths,
     losses,
     mesh,
+    models,
     report,
     rewards,
     rollout,
@@ -116,7 +119,7 @@ def reinforce(run: runs.Run, state: learner.TrainState, start: int, prompts: Pro
                     batch = next(prompts) if kept is None else prompts.replace(*kept.lost)
                 with phases("rollout"):
                     key = run.key("rollout", step * config.sampling.tries + attempt)
-                    rollouts = sample(copy, batch.prompt, key, config, architecture, run.mesh)
+                    rollouts = sample(copy, batch.prompt, key, config, run.encoder, run.mesh)
                 with phases("reward"):
                     texts = rollout.texts(rollouts, run.tokenizer)
                     seen.append(score(batch, rollouts, texts, config, architecture))
@@ -132,17 +135,16 @@ def reinforce(run: runs.Run, state: learner.TrainState, start: int, prompts: Pro
             progress.phase("update")
             with phases("update"):
                 state = dataclasses.replace(state, memory=memory)
-                state, trained = update(
-                    state, policy_batch(kept, advantage, run.mesh), config, architecture, run.reference
-                )
-            advantage = np.asarray(advantage)
+                advantage = np.asarray(advantage)
+                batch = policy_batch(kept, advantage)
+                state, trained = update(state, batch, config, run.encoder, run.mesh, run.reference)
             if step % config.evaluation.every == 0:
                 shown = kept.batch.records[: config.evaluation.samples]
                 samples.save(run.folder, step, shown, kept.texts, kept.rewards, advantage)
             values = step_metrics(kept, seen, advantage, run.encoder) | drawn | prompts.watched() | trained
             values |= agreement(watched.pop("clusters", None), seen) | watched
             values = {name: float(value) for name, value in values.items()} | phases.collect()
-            values |= speed(kept, seen, values, config, architecture, run.mesh)
+            values |= speed(kept, seen, values, config, run.encoder, run.mesh)
             run.log.append("train", step + 1, values)
             runs.require_finite(step + 1, "training", values)
             progress.update(step + 1, values)
@@ -202,28 +204,39 @@ class Kept(Sampled):
 
 
 def sample(
-    params: Any, prompt: Any, key: jax.Array, config: options.Config, architecture: Any, devices: jax.sharding.Mesh
+    params: Any, prompt: models.Prompt, key: jax.Array, config: options.Config, encoder: batches.Encoder, devices: Any
 ) -> rollout.RolloutBatch:
-    """Samples G completions of each prompt, in ``sampling.waves``; one wave's prompts are on the devices at a time."""
-    waves = max(config.sampling.waves, 1)
-    keys = rollout.row_keys(key, config.prompts, config.rollouts)
-    size = config.prompts // waves
+    """Samples G completions of each prompt, in ``sampling.waves``.
+
+    The prompts of a wave run in groups of like size, of which at most two are on the devices, and are decoded together.
+    """
+    count, waves, ladder = config.prompts, max(config.sampling.waves, 1), encoder.sizes
+    keys = rollout.row_keys(key, count, config.rollouts)
+    sizes = models.sizes(prompt)
+    order = np.argsort(lengths.rung(ladder, sizes), kind="stable")
+    parts = chunking.groups(count // waves, config)
     found = []
-    for part in (slice(first, first + size) for first in range(0, config.prompts, size)):
+    for rows in np.split(order, waves):
+        groups = [(rows[own], size) for own, size in lengths.groups(ladder, sizes[rows], parts)]
         drawn = rollout.sample(
             params,
-            mesh.put(jax.tree.map(lambda x, part=part: x[part], prompt), devices),
-            mesh.put(keys[part], devices),
-            architecture=architecture,
+            (mesh.put(learner.take(models.cut(prompt, *size), own), devices) for own, size in groups),
+            mesh.put(keys[np.concatenate([own for own, _ in groups])], devices),
+            architecture=encoder.architecture,
             num_rollouts=config.rollouts,
             max_new_tokens=config.sampling.max_new_tokens,
             temperature=config.sampling.temperature,
             top_p=config.sampling.top_p,
             tensor=config.sampling.weights == "tensor",
             cache=config.sampling.cache,
+            places=ladder[-1].tokens,
         )
-        found.append(drawn)
-    return found[0] if waves == 1 else jax.tree.map(lambda *parts: np.concatenate(parts), *found)
+        found.append((np.concatenate([own for own, _ in groups]), drawn))
+    whole = jax.tree.map(lambda *parts: np.empty((count, *parts[0].shape[1:]), parts[0].dtype), *[x for _, x in found])
+    for rows, drawn in found:
+        for x, part in zip(jax.tree.leaves(whole), jax.tree.leaves(drawn), strict=True):
+            x[rows] = part
+    return whole
 
 
 def score(
@@ -349,43 +362,64 @@ def _estimate(
     )
 
 
-def policy_batch(sampled: Sampled, advantage: jax.Array, devices: jax.sharding.Mesh) -> learner.PolicyBatch:
-    """The input of the update, on the devices."""
-    arrays = sampled.batch.prompt, sampled.rollouts.tokens, sampled.learned, sampled.rollouts.logprobs
-    return learner.PolicyBatch(*mesh.put(arrays, devices), advantages=mesh.put(advantage, devices))
+def policy_batch(sampled: Sampled, advantage: np.ndarray) -> learner.PolicyBatch:
+    """The input of the update, on the host."""
+    rollouts = sampled.rollouts
+    return learner.PolicyBatch(
+        sampled.batch.prompt, rollouts.tokens, sampled.learned, rollouts.logprobs, advantages=advantage
+    )
+
+
+def micro_batches(
+    batch: learner.PolicyBatch, config: options.Config, ladder: Sequence[lengths.Size]
+) -> list[list[learner.PolicyBatch]]:
+    """The micro-batches of each mini-batch, prompts of like size together, without padding that they do not need."""
+    sizes, parts = models.sizes(batch.prompt), max(config.update.accumulation, 1)
+    cut = {size: dataclasses.replace(batch, prompt=models.cut(batch.prompt, *size)) for size in ladder}
+    each = learner.split(np.arange(len(sizes)), config.update.mini_batches)
+    return [
+        [learner.take(cut[size], rows[own]) for own, size in lengths.groups(ladder, sizes[rows], parts)]
+        for rows in each
+    ]
 
 
 def update(
     state: learner.TrainState,
     batch: learner.PolicyBatch,
     config: options.Config,
-    architecture: Any,
+    encoder: batches.Encoder,
+    devices: jax.sharding.Mesh,
     reference: Callable[[Any], Any],
 ) -> tuple[learner.TrainState, dict[str, np.floating]]:
     """Runs ``passes`` x ``mini_batches`` clipped updates; returns the state and the mean metrics.
 
     Args:
         state: donated.
-        batch: the whole rollout batch.
+        batch: the whole rollout batch, on the host.
         config: options of the run.
-        architecture: the model's architecture.
+        encoder: of the run: the model's architecture, and the sizes to which prompts are padded.
+        devices: the mesh.
         reference: function from the parameters to those of the reference policy of the KL term (``update.beta``).
     """
     spec = config.update
     shared: dict = dict(
-        architecture=architecture, temperature=config.sampling.temperature, compute=config.model.compute
+        architecture=encoder.architecture,
+        temperature=config.sampling.temperature,
+        compute=config.model.compute,
+        place=lambda x: mesh.put(x, devices),
     )
-    pieces: dict = dict(parts=spec.parts, chunks=max(spec.chunks, 1))
-    if spec.per_step > 1:
-        batch = learner.with_logprobs(state.params, batch, **shared, **pieces)
-    if spec.beta:
-        batch = learner.with_logprobs(reference(state.params), batch, policy="reference", **shared, **pieces)
+    mini_batches = micro_batches(batch, config, encoder.sizes)
+    scores: list[tuple[Any, Any]] = [("old", state.params)] if spec.per_step > 1 else []
+    scores += [("reference", reference(state.params))] if spec.beta else []
+    for name, params in scores:
+        score = functools.partial(learner.with_logprobs, params, policy=name, chunks=max(spec.chunks, 1), **shared)
+        mini_batches = [[score(piece) for piece in pieces] for pieces in mini_batches]
+    del scores
     collected = []
-    for index in [*range(spec.mini_batches)] * spec.passes:
+    for pieces in mini_batches * spec.passes:
         state, metrics = learner.policy_step(
             state,
-            batch,
-            jax.device_put(np.int32(index)),
+            pieces,
             **shared,
             update=spec,
             optim=config.optim,
@@ -469,12 +503,23 @@ def speed(
     seen: list[Sampled],
     values: Mapping[str, float],
     config: options.Config,
-    architecture: Any,
+    encoder: batches.Encoder,
     devices: jax.sharding.Mesh,
 ) -> dict[str, float]:
-    """Tokens sampled per second, and the utilisation of the update if the peak rate of the device is known."""
-    tokens = sum(int(part.rollouts.mask.sum()) for part in seen)
-    rates = {"speed/rollout_tokens_per_s": tokens / max(values["time/rollout"], 1e-9)}
+    """Tokens sampled per second, shares of waiting and padding, and the utilisation of the update if it can be known.
+
+    The devices' waiting for data is a share of the step's time; padding, of the tokens and patches of sampled prompts.
+    Utilisation needs the peak rate of the device.
+    """
+    architecture, tokens = encoder.architecture, sum(int(part.rollouts.mask.sum()) for part in seen)
+    waves = max(config.sampling.waves, 1)
+    parts = waves * chunking.groups(config.prompts // waves, config)
+    shares = [lengths.padding(encoder.sizes, models.sizes(part.batch.prompt), parts) for part in seen]
+    spent = sum(value for name, value in values.items() if name.startswith("time/"))
+    rates = {
+        "speed/rollout_tokens_per_s": tokens / max(values["time/rollout"], 1e-9),
+        "speed/data_wait_share": values["time/data"] / max(spent, 1e-9),
+    } | {f"speed/padding/{name}": share for name, share in zip(lengths.Size._fields, np.mean(shares, 0), strict=True)}
     prompt = kept.batch.prompt
     merge = 1 if architecture.vision is None else architecture.vision.spatial_merge_size**2
     mfu = utilisation.update_mfu(

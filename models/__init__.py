@@ -23,7 +23,13 @@ from fairgrpo_jax.models import (
 from fairgrpo_jax.models.checkpoints import store
 from fairgrpo_jax.models.checkpoints.processor import processor as processor
 from fairgrpo_jax.models.families import FAMILIES as FAMILIES, family as family, read_config as read_config
-from fairgrpo_jax.models.inputs import Prompt as Prompt, pack as pack, prompt_shapes as prompt_shapes
+from fairgrpo_jax.models.inputs import (
+    Prompt as Prompt,
+    cut as cut,
+    pack as pack,
+    prompt_shapes as prompt_shapes,
+    sizes as sizes,
+)
 from fairgrpo_jax.models.processing import Processor as Processor
 
 

@@ -5,12 +5,14 @@ features that replaces a token, the segment in which each patch attends, and the
 sees only arrays.
 """
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import Any
 
 import flax.struct
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -140,6 +142,34 @@ def prompt_shapes(
     size = num_patches if config.vision is not None else None
     one = pack({"input_ids": np.zeros((1, 1), np.int32)}, config, length=length, num_patches=size, dtype=dtype)
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct((prompts, *x.shape[1:]), x.dtype), one)
+
+
+def sizes(prompt: Prompt) -> np.ndarray:
+    """Tokens and patches (P, 2) of each prompt, without padding."""
+    patches = np.zeros(len(prompt.valid), int) if prompt.vision is None else (prompt.vision.frame >= 0).sum(1)
+    return np.stack([prompt.valid.sum(1), patches], axis=1)
+
+
+def cut(prompt: Prompt, length: int, num_patches: int) -> Prompt:
+    """Drops padding: the prompts at this length and this number of patches, which must hold them; host arrays."""
+    shorter = lambda x: x[:, :length] if x.ndim > 1 else x
+    bare = jax.tree.map(shorter, dataclasses.replace(prompt, vision=None))
+    if prompt.vision is None or not num_patches:
+        return bare
+    return dataclasses.replace(bare, vision=jax.tree.map(lambda x: x[:, :num_patches], prompt.vision))
+
+
+def widen(prompt: Prompt, length: int) -> Prompt:
+    """Adds padding up to this length, and leaves out the patches, which are not needed after the prompt pass."""
+
+    def longer(x: jax.Array) -> jax.Array:
+        if x.ndim == 1:
+            return x
+        return jnp.pad(x, [(0, 0), (0, length - x.shape[1]), *[(0, 0)] * (x.ndim - 2)])
+
+    wide = jax.tree.map(longer, dataclasses.replace(prompt, vision=None))
+    last = jnp.pad(prompt.order, [(0, 0), (0, length - prompt.order.shape[1])], mode="edge")
+    return dataclasses.replace(wide, order=last)
 
 
 def _image_blocks(is_image: np.ndarray) -> np.ndarray:

@@ -39,7 +39,10 @@ def call(monkeypatch, capsys, *arguments, command=train.train):
         (["covid_blues", "--data.root", "nowhere"], "COVID-BLUES in nowhere: missing clinical_variables.csv.*github"),
         (["--data.name", "mimic"], "no dataset 'mimic'; known are chexpert, covid_blues, "),
         (["--warmup.run", "nowhere"], "warmup.run=nowhere without a config.json; wanted a run folder"),
-        (["--data.prompt-length", "20"], "record .*/.* tokens .*data.prompt_length"),
+        (
+            ["--data.prompt-length", "20"],
+            "do not fit: derm/.*: 33 tokens .*data.prompt_length=20.*--data.prompt-length 35",
+        ),
     ],
 )
 def test_one_line_says_what_is_wrong_and_what_to_do(monkeypatch, capsys, tmp_path, arguments, named):

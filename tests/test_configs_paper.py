@@ -6,9 +6,10 @@ import inspect
 import io
 import json
 
+import numpy as np
 import pytest
 
-from fairgrpo_jax import answers, config as options, configs, fairness, mesh, runs, sft, train
+from fairgrpo_jax import answers, config as options, configs, fairness, runs, sft, train
 from fairgrpo_jax.plan import plan
 from tests import covid_fixture, real_sizes
 from tests.dataset_fixtures import chexpert, ham10000, hemorrhage, isic2020, pad_ufes_20, vindr_mammo
@@ -91,16 +92,14 @@ def test_two_steps_on_the_seven_datasets(name, root, tmp_path):
         state, _, batches = sft.begin(run)
         for step in range(2):
             batch = next(batches)
-            prompt, key = mesh.put(batch.prompt, run.mesh), run.key("rollout", step)
-            rollouts = train.sample(
-                answers.sampler(state.params, config.sampling), prompt, key, config, architecture, run.mesh
-            )
+            copy, key = answers.sampler(state.params, config.sampling), run.key("rollout", step)
+            rollouts = train.sample(copy, batch.prompt, key, config, run.encoder, run.mesh)
             texts = train.rollout.texts(rollouts, run.tokenizer)
             seen = [train.score(batch, rollouts, texts, config, architecture)]
             kept, _ = train.refill(None, seen)
             advantage, memory, _ = train.estimate(kept, seen, state.memory, config, run.mesh)
-            learned, state = train.policy_batch(kept, advantage, run.mesh), dataclasses.replace(state, memory=memory)
-            state, values = train.update(state, learned, config, architecture, run.reference)
+            learned, state = train.policy_batch(kept, np.asarray(advantage)), dataclasses.replace(state, memory=memory)
+            state, values = train.update(state, learned, config, run.encoder, run.mesh, run.reference)
             assert values["optim/grad_norm"] >= 0
         assert int(state.step) == 2 * config.update.mini_batches
 

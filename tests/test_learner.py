@@ -1,7 +1,6 @@
 """The updates: exact under padding, accumulation, mesh and mini-batches; and they learn."""
 
 import dataclasses
-import operator
 from typing import Any
 
 import jax
@@ -58,11 +57,11 @@ def record(architecture, pack):
     return params, batch
 
 
-def descend(params, batch, index=0, *, optim=OPTIM, **update):
+def descend(params, batch, *, optim=OPTIM, pieces=1, place=jnp.asarray, **update):
     """One policy step: the state after it, and its metrics."""
     architecture = tiny_batch.TEXT if batch.prompt.vision is None else tiny_batch.MODEL
     more: dict = POLICY | dict(architecture=architecture, optim=optim, update=options.Update(**update))
-    return learner.policy_step(state(params, optim), batch, jnp.int32(index), **more)
+    return learner.policy_step(state(params, optim), learner.split(batch, pieces), place=place, **more)
 
 
 def gradient(params, batch, **update):
@@ -82,7 +81,7 @@ def assert_close(a, b, tolerance=1e-5):
 
 
 def test_accumulation_one_by_eight_equals_eight_by_one(recorded):
-    whole, split = (gradient(*recorded, accumulation=n) for n in (1, 8))
+    whole, split = (gradient(*recorded, pieces=n) for n in (1, 8))
     assert_close(whole, split)
 
 
@@ -172,12 +171,16 @@ def test_prompt_once_equals_the_repeated_form(with_images):
     assert_close(jax.jit(jax.value_and_grad(once))(params), jax.jit(jax.value_and_grad(again))(params), tolerance=3e-5)
 
 
-def test_mini_batches_are_strided_and_cover_the_batch_once(recorded):
-    params, batch = recorded
-    for index in range(2):
-        after, _ = descend(params, batch, index, optim=PLAIN, mini_batches=2, aggregation="sequence")
-        half = jax.tree.map(operator.itemgetter(slice(index, None, 2)), batch)
-        assert_close(after.moments[0].mu, gradient(params, half, aggregation="sequence")[0])
+def test_pieces_may_differ_in_the_size_of_their_prompts(with_images):
+    """Each with the padding that it needs; on the host until its turn comes."""
+    params, batch = with_images
+    wanted = gradient(params, batch)
+    first, second = learner.split(jax.device_get(batch), 2)
+    longer = tiny_batch.prompt(tiny_batch.records(8), length=57, num_patches=80)
+    second = second.replace(prompt=learner.take(jax.device_get(longer), slice(1, None, 2)))
+    more: dict = POLICY | dict(architecture=tiny_batch.MODEL, optim=PLAIN, update=options.Update())
+    after, metrics = learner.policy_step(state(params, PLAIN), [first, second], **more)
+    assert_close(wanted, (after.moments[0].mu, metrics))
 
 
 def test_replay_on_a_mesh_gives_the_same_loss_and_gradient(with_images):
@@ -186,7 +189,7 @@ def test_replay_on_a_mesh_gives_the_same_loss_and_gradient(with_images):
     devices = mesh.make("2x2")
     with jax.set_mesh(devices):
         placed = jax.device_put(params, mesh.shardings(params, devices))
-        got = gradient(placed, mesh.put(batch, devices))
+        got = gradient(placed, batch, place=lambda x: mesh.put(x, devices))
     assert_close(wanted, got)
 
 
@@ -232,7 +235,7 @@ def test_supervised_loss_falls_to_its_floor_on_one_repeated_batch():
     losses = []
     for _ in range(60):
         now, metrics = learner.supervised_step(
-            now, prompt, tokens, mask, architecture=tiny_batch.MODEL, optim=optim, steps=60
+            now, [learner.SupervisedBatch(prompt, tokens, mask)], architecture=tiny_batch.MODEL, optim=optim, steps=60
         )
         losses.append(float(metrics["loss"]))
     assert losses[0] > 3 and losses[-1] < 0.02, losses  # distinct images, distinct answers: the floor is zero

@@ -55,7 +55,8 @@ def settings(compute=None, **update):
 
 
 def descend(now, batch, compute=None, **update):
-    return learner.policy_step(now, batch, jnp.int32(0), **settings(compute, **update))
+    pieces = learner.split(batch, update.get("accumulation", 1))
+    return learner.policy_step(now, pieces, **settings(compute, **update))
 
 
 def step(params, *args, **kwargs):
@@ -130,9 +131,7 @@ def test_kl_to_the_reference_by_hand(params, batch, estimator, aggregation):
 def test_scores_of_the_reference_are_its_log_probabilities(params, batch):
     other = jax.tree.map(lambda x: 0.9 * x, params)
     blank = batch.replace(reference_logprobs=None)
-    got = learner.with_logprobs(
-        other, blank, architecture=MODEL, temperature=1.0, parts=2, chunks=2, policy="reference"
-    )
+    got = learner.with_logprobs(other, blank, architecture=MODEL, temperature=1.0, chunks=2, policy="reference")
     wanted = LOGPROBS(other, MODEL, batch.prompt, batch.tokens)
     np.testing.assert_allclose(got.reference_logprobs, np.where(MASK, wanted, 0), atol=1e-5)
     np.testing.assert_array_equal(got.old_logprobs, batch.old_logprobs)
@@ -200,9 +199,10 @@ def test_compute_in_bfloat16_keeps_weights_and_gradients_in_float32(params, batc
 
 
 def test_updates_finer_than_bfloat16_are_kept_where_only_the_passes_are_in_bfloat16(params, batch):
-    prompt, first, mask = batch.prompt, batch.tokens[:, :1], batch.mask[:, :1]
+    first, mask = batch.tokens[:, :1], batch.mask[:, :1]
+    pieces = [learner.SupervisedBatch(batch.prompt, first, mask)]
     more: dict = dict(architecture=MODEL, optim=dataclasses.replace(OPTIM, lr=1e-5), steps=10)
-    after, metrics = learner.supervised_step(state(params), prompt, first, mask, compute="bfloat16", **more)
+    after, metrics = learner.supervised_step(state(params), pieces, compute="bfloat16", **more)
     wanted = -batch.sampler_logprobs[:, :1][mask].mean()
     assert metrics["loss"] != wanted
     np.testing.assert_allclose(metrics["loss"], wanted, rtol=5e-3)
@@ -215,7 +215,7 @@ def test_updates_finer_than_bfloat16_are_kept_where_only_the_passes_are_in_bfloa
 
 def test_batches_of_all_lengths_go_through_one_program(params, batch, monkeypatch):
     monkeypatch.setattr(staged, "STEP", 16)
-    program: Any = learner.policy_step
+    program: Any = learner.policy_gradient
     program.clear_cache()
     seconds = np.sort(LENGTHS, axis=1)[:, 1]
     for longest in (1, 5, 16, 17, 20):
@@ -230,6 +230,9 @@ def test_batches_of_all_lengths_go_through_one_program(params, batch, monkeypatc
 
 def test_buffers_are_donated(params, batch):
     now = state(params)
-    compiled = learner.policy_step.lower(now, batch, jnp.int32(0), **settings(**UNCLIPPED)).compile()
-    memory: Any = compiled.memory_analysis()
-    assert memory.alias_size_in_bytes >= sum(x.nbytes for x in jax.tree.leaves((now.params, now.moments)))
+    size = lambda *trees: sum(x.nbytes for x in jax.tree.leaves(trees))
+    aliased: Any = lambda lowered: lowered.compile().memory_analysis().alias_size_in_bytes
+    update: dict = dict(plan=staged.Plan(MODEL), update=options.Update())
+    sums, metrics = learner.policy_gradient(now.params, None, batch, jnp.float32(9.0), **update)
+    assert aliased(learner.policy_gradient.lower(now.params, sums, batch, jnp.float32(9.0), **update)) >= size(sums)
+    assert aliased(learner.descend.lower(now, (sums, [metrics]), OPTIM, 10, ())) >= size(now.params, now.moments)

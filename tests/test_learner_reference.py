@@ -31,17 +31,17 @@ def go(config, folder, count):
             prompt, architecture = mesh.put(batch.prompt, run.mesh), run.encoder.architecture
             rollouts = train.sample(
                 answers.sampler(state.params, config.sampling),
-                prompt,
+                batch.prompt,
                 run.key("rollout", step),
                 config,
-                architecture,
+                run.encoder,
                 run.mesh,
             )
             sampled = train.score(batch, rollouts, [["?"] * 4] * 8, config, architecture)
             advantage = np.random.default_rng(step).normal(size=(8, 4)).astype(np.float32)
             expected = kl(run, state, prompt, rollouts)
-            ready = train.policy_batch(sampled, jax.numpy.asarray(advantage), run.mesh)
-            state, values = train.update(state, ready, config, architecture, run.reference)
+            ready = train.policy_batch(sampled, advantage)
+            state, values = train.update(state, ready, config, run.encoder, run.mesh, run.reference)
             learned.append({name: float(value) for name, value in values.items()} | {"expected": expected})
             run.save(run.warmup_steps + step + 1, state, batches)
         held = jax.device_get(run.reference(state.params))

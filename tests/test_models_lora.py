@@ -125,7 +125,7 @@ def step(vlm, freeze=()):
     tokens = np.array([[[9, 10, 2]], [[11, 2, 0]]], np.int32)
     prompt = models.pack(INPUTS, vlm.config)
     more: dict = dict(architecture=vlm.config, optim=optim, steps=1, freeze=freeze)
-    state, _ = learner.supervised_step(state, prompt, tokens, tokens > 0, **more)
+    state, _ = learner.supervised_step(state, [learner.SupervisedBatch(prompt, tokens, tokens > 0)], **more)
     return flatten(state.params), state.moments
 
 

@@ -229,6 +229,7 @@ def test_what_a_compiler_says_is_part_of_the_plan(monkeypatch, folders):
         "copy": ahead.Outcome(program="copy", status="fits", needed=moments, available=made.limit, arguments=1),
         "decode": ahead.Outcome(program="decode", status="fits", needed=room + 1, available=made.limit, arguments=1),
         "update": ahead.Outcome(program="update", status="compiler crashed", message="SIGSEGV", findings=("a gather",)),
+        "optimizer": fits("optimizer"),
     }
     asked = []
 
@@ -238,7 +239,7 @@ def test_what_a_compiler_says_is_part_of_the_plan(monkeypatch, folders):
 
     monkeypatch.setattr(ahead, "compile_apart", compile_apart)
     after = plan.compiled(config, made, timeout=7, cache=None)
-    assert asked == [(name, "v5p:2x2x4", 7, made.parts) for name in ("copy", "prompt", "decode", "update")]
+    assert asked == [(name, "v5p:2x2x4", 7, made.parts) for name in ("copy", "prompt", "decode", "update", "optimizer")]
     assert after.outcomes[0].status == "fits" and after.outcomes[0].available == moments
     assert made.fits and not after.fits and after.warnings[-1] == "a gather"
     text = io.StringIO()

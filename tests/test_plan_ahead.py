@@ -230,7 +230,7 @@ def test_results_are_kept_by_program_topology_and_versions(monkeypatch, tmp_path
     assert again.versions == "compiler 1" and again.findings == ("a",)
     run(dataclasses.replace(config, seed=5, name="other"))  # says nothing to the compiler
     assert len(seen) == 1
-    run(dataclasses.replace(config, optim=options.Optim(b1=0.8)))
+    run(dataclasses.replace(config, update=options.Update(clip_low=0.1)))
     run(config, target=devices.parse("h200", 4))
     monkeypatch.setattr(ahead, "versions", lambda platform: "compiler 2")
     run(config)
@@ -243,13 +243,17 @@ def test_programs_are_those_of_the_run():
     several = dataclasses.replace(CONFIG, update=options.Update(mini_batches=2), model=options.Model(lora_rank=4))
     simulated, architecture = mesh.make("4x1"), ahead.describe(several.model)
     with jax.set_mesh(simulated):
-        lowered = ahead.programs(several, architecture, simulated)["update"]()
-    state, batch, _ = lowered.args_info[0]
-    assert batch.old_logprobs.shape == (8, 2, 6) and batch.prompt.vision.patches.shape == (8, 32, 96)
-    assert batch.reference_logprobs is None and {leaf.donated for leaf in jax.tree.leaves(state)} == {True}
+        made = ahead.programs(several, architecture, simulated)
+        update, optimizer = made["update"](), made["optimizer"]()
+    _, sums, piece, _ = update.args_info[0]
+    assert piece.old_logprobs.shape == (4, 2, 6) and piece.prompt.vision.patches.shape == (4, 32, 96)
+    assert piece.reference_logprobs is None and sums is None
+    state, (gradient, _), *_ = optimizer.args_info[0]
+    assert {leaf.donated for leaf in jax.tree.leaves(state)} == {True}
+    assert jax.tree.map(lambda x: x.shape, gradient) == jax.tree.map(lambda x: x.shape, update.out_info[0])
     assert architecture.lora_scale == 8.0 and ahead.stages(several) == ahead.PROGRAMS
     short = dataclasses.replace(several, warmup=options.Warmup(steps=0))
-    assert ahead.stages(short) == ("copy", "prompt", "decode", "update")
+    assert ahead.stages(short) == ("copy", "prompt", "decode", "update", "optimizer")
 
 
 def test_programs_have_the_dtypes_of_the_run():
@@ -263,13 +267,14 @@ def test_programs_have_the_dtypes_of_the_run():
     simulated, architecture = mesh.make("4x1"), ahead.describe(config.model)
     with jax.set_mesh(simulated):
         made = ahead.programs(config, architecture, simulated)
-        copy, prompt, decode, update, supervised = (made[name]() for name in ahead.PROGRAMS)
+        copy, prompt, decode, update, optimizer, supervised = (made[name]() for name in ahead.PROGRAMS)
     dtypes = lambda tree: {leaf.dtype.name for leaf in jax.tree.leaves(tree)}
-    assert dtypes(copy.args_info[0][0]) == {"float32"} == dtypes(update.args_info[0][0].params)
+    assert dtypes(copy.args_info[0][0]) == {"float32"} == dtypes(update.args_info[0][0])
     assert dtypes(copy.out_info) == {"bfloat16"} == dtypes(decode.args_info[0][0]) == dtypes(prompt.args_info[0][0])
     assert prompt.args_info[0][1].vision.patches.dtype == jnp.bfloat16
     assert dtypes(decode.args_info[0][2]) == dtypes(decode.args_info[0][4]) == {"bfloat16"}
-    assert update.args_info[0][1].reference_logprobs.shape == (8, 2, 6)
+    assert update.args_info[0][2].reference_logprobs.shape == (8, 2, 6)
+    assert dtypes(optimizer.args_info[0][0].params) == dtypes(optimizer.args_info[0][1][0]) == {"float32"}
     for lowered in (update, supervised):  # a product of hidden states and the MLP's gate
         assert "tensor<64x96xbf16>" in lowered.as_text() and "tensor<64x96xf32>) ->" not in lowered.as_text()
 

@@ -99,7 +99,8 @@ def test_rollout(monkeypatch, architecture):
     architecture = wide(architecture)
     sizes = sizes_of(architecture, 2)  # the loop over tokens has one step, as its body counts once
     prompt, decode = cost.rollout_flops(architecture, sizes)
-    assert 1 <= counted(monkeypatch, architecture, "prompt", sizes) / prompt.total < 1 + ELEMENTWISE
+    passed = prompt.total - prompt.head  # the first token is drawn by a program of its own
+    assert 1 <= counted(monkeypatch, architecture, "prompt", sizes) / passed < 1 + ELEMENTWISE
     assert 1 <= counted(monkeypatch, architecture, "decode", sizes) / decode.total < 1 + ELEMENTWISE
     sizes = dataclasses.replace(sizes, completion=1)
     assert cost.rollout_flops(architecture, sizes)[1].total == 0

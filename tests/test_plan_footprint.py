@@ -56,20 +56,23 @@ slow = lambda *case: pytest.param(*case, marks=pytest.mark.slow)
     ids=lambda value: getattr(value, "model_type", str(value)),
 )
 def test_the_state_is_what_the_program_is_given(architecture, spec, model):
-    """Arguments of the compiled update: the state but for the reference policy, and a batch that is counted here."""
+    """The optimizer's step: the state but for the reference policy, and gradients; an update: weights and a piece."""
     config, tree, layout = described(architecture, spec, sampling=SHORT, update=HELD, **model)
     held = footprint.state(tree, layout)
     assert (held.pop("reference policy") > 0) == (not config.model.lora_rank)
     state = sum(held.values())
     sizes = dict(length=config.data.prompt_length, num_patches=config.data.num_patches)
-    prompt = models.prompt_shapes(architecture, prompts=8, dtype=jnp.dtype(config.media_dtype), **sizes)
+    prompt = models.prompt_shapes(architecture, prompts=4, dtype=jnp.dtype(config.media_dtype), **sizes)
     split = layout.mesh[0]
-    batch = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(prompt)) // split
-    batch += 8 * 4 * 4 // split  # advantages
-    batch += 8 * 4 * 16 * (4 + 1 + 3 * 4) // split  # tokens, mask, log-probabilities of sampler, learner and reference
-    taken = compiled(config, architecture, "update").argument_size_in_bytes
+    piece = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(prompt)) // split
+    piece += 4 * 4 * 4 // split  # advantages
+    piece += 4 * 4 * 16 * (4 + 1 + 3 * 4) // split  # tokens, mask, log-probabilities of sampler, learner and reference
+    gradients = held["optimizer moments"] // 2
     rest = 2**4 * 8 + 1000 * 4  # scalars, fairness statistics of one domain
-    assert state + batch <= taken <= state + batch + rest
+    taken = compiled(config, architecture, "optimizer").argument_size_in_bytes
+    assert state + gradients <= taken <= state + gradients + rest
+    taken = compiled(config, architecture, "update").argument_size_in_bytes
+    assert held["weights"] + piece <= taken <= held["weights"] + piece + 2**4 * 8
 
 
 def test_sharding_leaf_by_leaf():
@@ -186,6 +189,26 @@ def test_a_batch_without_media_needs_nothing_of_the_tower():
     bare = dataclasses.replace(layout, sizes=dataclasses.replace(layout.sizes, patches=0))
     blind = dataclasses.replace(architecture, vision=None)
     assert footprint.update(architecture, tree, bare)["working"] == footprint.update(blind, tree, bare)["working"]
+
+
+def test_patches_are_there_for_two_groups_and_two_micro_batches():
+    """Eight prompts of 128 patches of 96 numbers: four groups of two, or four micro-batches of two."""
+    architecture = qwen2_5_vl.tiny()
+    _, tree, layout = described(architecture, "1x1")
+    patches = 128 * 96 * 4
+    whole, grouped = (
+        footprint.rollout(architecture, tree, dataclasses.replace(layout, groups=groups))[0] for groups in (1, 4)
+    )
+    assert layout.media > layout.text + patches
+    assert whole["prompts"] == 8 * layout.media and grouped["prompts"] == 4 * layout.media + 4 * layout.text
+    assert (
+        grouped["working"] < whole["working"] and grouped["prompt keys and values"] == whole["prompt keys and values"]
+    )
+    assert footprint.rollout(architecture, tree, layout)[1]["prompts"] == 8 * layout.text
+    whole, cut = (
+        footprint.update(architecture, tree, dataclasses.replace(layout, parts=parts))["prompts"] for parts in (1, 4)
+    )
+    assert (whole, cut) == (8 * layout.media, 4 * layout.media)
 
 
 def test_parts_and_chunks_divide_what_is_kept():

@@ -141,17 +141,24 @@ def test_the_sampler_gathers_nothing_inside_its_loop(batch):
         copy, prompt = rollout.sampler_params(placed), mesh.put(prompt, devices)
         how: Any = dict(architecture=tiny_batch.MODEL, temperature=1.0, top_p=1.0)
         keys = rollout.row_keys(jax.random.key(0), 4, 4)
-        rows, kv, now, caches = rollout.begin(copy, prompt, mesh.put(keys, devices), length=9, size=8, **how)
+        passed: dict = dict(places=prompt.tokens.shape[1], architecture=tiny_batch.MODEL)
+        kept, hidden, kv = rollout.prefill(copy, prompt, **passed)
+        start = rollout.Rows(kept, mesh.put(keys, devices), mesh.put(np.arange(4), devices))
+        begun: dict = dict(length=9, size=8, cache="float32", **how)
+        rows, now, caches = rollout.begin(copy, start, hidden, **begun)
         texts = [
-            rollout.begin.lower(copy, prompt, mesh.put(keys, devices), length=9, size=8, **how),
+            rollout.prefill.lower(copy, prompt, **passed),
+            rollout.begin.lower(copy, start, hidden, **begun),
+            rollout._join.lower([(kept, hidden, kv)] * 2),
             rollout.decode.lower(copy, rows, kv, now, caches, np.int32(0), **how),
             rollout._take.lower((rows, now, kv, caches), rollout._kept(now.done, 1)),
         ]
-        first, text, moved = (lowered.compile().as_text() for lowered in texts)
+        first, begin, joined, text, moved = (lowered.compile().as_text() for lowered in texts)
         gathered = rollout.sampler_params.lower(placed, dtype=None, tensor=False).compile().as_text()
     shared = compiled_text.exchanged(text)
     assert shared and all(kind == "all-reduce" and np.prod(shape) <= 1 for kind, shape in shared), shared
-    assert not compiled_text.exchanged(first) and not compiled_text.exchanged(moved)
+    for other in (first, begin, joined, moved):
+        assert not compiled_text.exchanged(other)
     assert compiled_text.exchanged(gathered) and not compiled_text.strange(gathered, params)
 
 

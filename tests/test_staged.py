@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fairgrpo_jax import mesh, staged
+from fairgrpo_jax import learner, mesh, staged
 from fairgrpo_jax.models import decoder, lora
 from fairgrpo_jax.models.inputs import pack
 from tests import compiled_text, tiny_models
@@ -48,12 +48,21 @@ def weighted(logprobs, part):
 
 
 @functools.partial(jax.jit, static_argnames="plan")
-def in_stages(trained, frozen, prompt, rollouts, plan):
-    return staged.gradients(weighted, trained, frozen, prompt, rollouts, plan)
+def program(trained, frozen, prompt, rollouts, plan, sums=None):
+    return staged.gradients(weighted, trained, frozen, prompt, rollouts, plan, sums)
 
 
-def plan(config, parts=1, chunks=1, remat=False):
-    return staged.Plan(config, parts, chunks, TEMPERATURE, remat)
+def in_stages(trained, frozen, prompt, rollouts, plan, parts=1):
+    """The gradient summed over parts of the prompts, and the metrics of all."""
+    sums, found = None, []
+    for piece in learner.split((prompt, rollouts), parts):
+        sums, metrics = program(trained, frozen, *piece, plan, sums)
+        found.append(metrics)
+    return sums, staged.combined(found)
+
+
+def plan(config, chunks=1, remat=False):
+    return staged.Plan(config, chunks, TEMPERATURE, remat)
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -89,7 +98,7 @@ def reference(family):
 def assert_same_as_rows(family, parts, chunks, remat):
     params, config = model(family)
     value, wanted = reference(family)
-    grads, metrics = in_stages(params, {}, batch(config), rollouts(), plan(config, parts, chunks, remat))
+    grads, metrics = in_stages(params, {}, batch(config), rollouts(), plan(config, chunks, remat), parts)
     np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
     assert_leaves_near(grads, wanted, 1e-5)
     assert {leaf.dtype for leaf in jax.tree.leaves(grads)} == {jnp.dtype("float32")}
@@ -132,7 +141,7 @@ def adapted(family):
 def test_adapters_get_the_gradient_of_rows_that_share_nothing(family):
     trained, frozen, config = adapted(family)
     value, wanted = repeated(trained, frozen, config, rollouts()["weight"])
-    grads, metrics = in_stages(trained, frozen, batch(config), rollouts(), plan(config, 1, 2, True))
+    grads, metrics = in_stages(trained, frozen, batch(config), rollouts(), plan(config, 2, True))
     np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
     assert_leaves_near(grads, wanted, 1e-5)
 
@@ -152,7 +161,7 @@ def test_bfloat16_is_as_near_to_float32_as_rows_that_share_nothing(family):
         weight = rollouts(seed)["weight"]
         _, wanted = repeated(params, {}, config, weight)
         _, rows = repeated(low, {}, config, weight)
-        mine, _ = in_stages(low, {}, batch(config), rollouts(seed), plan(config, 2, 2, True))
+        mine, _ = in_stages(low, {}, batch(config), rollouts(seed), plan(config, 2, True), parts=2)
         errors.append((relative(mine, wanted), relative(rows, wanted)))
         assert {leaf.dtype for leaf in jax.tree.leaves(mine)} == {jnp.dtype("float32")}
     ours, theirs = np.mean(errors, axis=0)
@@ -166,13 +175,14 @@ def on_mesh(spec):
     with jax.set_mesh(devices):
         placed = jax.device_put(params, mesh.shardings(params, devices))
         prompt, arrays = mesh.put((jax.tree.map(jnp.asarray, batch(config)), rollouts()), devices)
-        program = in_stages.lower(placed, {}, prompt, arrays, plan(config, 1, 2, True)).compile()
-        return program, program(placed, {}, prompt, arrays)
+        compiled = program.lower(placed, {}, prompt, arrays, plan(config, 2, True)).compile()
+        grads, metrics = compiled(placed, {}, prompt, arrays)
+        return compiled, grads, staged.combined([metrics])
 
 
 @pytest.mark.parametrize("spec", ["4x1", pytest.param("2x2", marks=pytest.mark.slow)])
 def test_a_mesh_changes_nothing_and_prompts_stay_on_their_devices(spec):
-    program, (grads, metrics) = on_mesh(spec)
+    compiled, grads, metrics = on_mesh(spec)
     value, wanted = reference("everything")
     np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
     assert_leaves_near(grads, wanted, 1e-5)
@@ -181,7 +191,7 @@ def test_a_mesh_changes_nothing_and_prompts_stay_on_their_devices(spec):
     for leaf, place in zip(jax.tree.leaves(grads), jax.tree.leaves(placed), strict=True):
         assert leaf.sharding.is_equivalent_to(place, leaf.ndim), (leaf.shape, leaf.sharding, place)
     if spec == "4x1":
-        assert not compiled_text.strange(program.as_text(), params)
+        assert not compiled_text.strange(compiled.as_text(), params)
 
 
 def test_scores_come_back_in_the_order_of_the_rollouts():
@@ -192,8 +202,8 @@ def test_scores_come_back_in_the_order_of_the_rollouts():
     ends = jax.jit(staged.prompt_ends, static_argnums=2)(params, prompt, whole)
     wanted = jax.jit(staged.completion_logprobs, static_argnums=4)(params, prompt, ends, arrays["tokens"], whole)
     ends_only = np.arange(20) == LENGTHS[..., None] - 1  # a token stands where it stands, however few are counted
-    for mask, parts, chunks in ((MASK, 1, 1), (ends_only, 2, 4)):
-        got = run(params, prompt, arrays | {"mask": jnp.asarray(mask)}, plan(config, parts, chunks))
+    for mask, chunks in ((MASK, 1), (ends_only, 4)):
+        got = run(params, prompt, arrays | {"mask": jnp.asarray(mask)}, plan(config, chunks))
         np.testing.assert_allclose(got, np.where(mask, wanted, 0.0), atol=1e-5)
 
 

@@ -407,7 +407,7 @@ def test_fair_sampling_draws_by_group_and_resumes(whole, tmp_path):
 
 
 def test_several_mini_batches_and_passes_update_as_often(whole, tmp_path, monkeypatch):
-    """Where memory is short, the rollouts are scored in as many chunks as they are learned from."""
+    """Where memory is short, the rollouts are scored in as many parts as they are learned from."""
     chunks, score = [], learner.with_logprobs
     monkeypatch.setattr(
         learner, "with_logprobs", lambda *args, **named: chunks.append(named["chunks"]) or score(*args, **named)
@@ -415,7 +415,7 @@ def test_several_mini_batches_and_passes_update_as_often(whole, tmp_path, monkey
     monkeypatch.setattr(chunking, "MEMORY", 1)
     config = after_warmup(whole, steps=1, update=options.Update(mini_batches=2, passes=2, accumulation=2))
     go(config, tmp_path)
-    assert chunks == [config.rollouts]
+    assert chunks == [config.rollouts] * 2 * 2  # of two mini-batches in two parts each
     with runs.open_run(config, tmp_path) as run:
         assert int(sft.begin(run)[0].step) == 4
 

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from fairgrpo_jax import answers, checkpoint, config as options, export, mesh, models, policy, runs, sft, train
+from fairgrpo_jax import answers, checkpoint, config as options, export, models, policy, runs, sft, train
 from fairgrpo_jax.models import gemma3, lora, qwen3_vl
 from fairgrpo_jax.models.tree import flatten, unflatten
 from tests import tiny_folder
@@ -93,19 +93,18 @@ def test_frozen_parts_of_a_gemma_stay_while_the_policy_learns(tmp_path):
         state, _, batches = sft.begin(run)
         before = flatten(jax.device_get(state.params))
         batch = next(batches)
-        prompt, architecture = mesh.put(batch.prompt, run.mesh), run.encoder.architecture
         rollouts = train.sample(
             answers.sampler(state.params, config.sampling),
-            prompt,
+            batch.prompt,
             run.key("rollout", 0),
             config,
-            architecture,
+            run.encoder,
             run.mesh,
         )
-        sampled = train.score(batch, rollouts, [["?"] * 4] * 8, config, architecture)
+        sampled = train.score(batch, rollouts, [["?"] * 4] * 8, config, run.encoder.architecture)
         advantage = np.tile([1.0, -1.0], (8, 2)).astype(np.float32)
-        learned = train.policy_batch(sampled, jax.numpy.asarray(advantage), run.mesh)
-        state, _ = train.update(state, learned, config, architecture, run.reference)
+        learned = train.policy_batch(sampled, advantage)
+        state, _ = train.update(state, learned, config, run.encoder, run.mesh, run.reference)
     after = flatten(jax.device_get(state.params))
     frozen = {path for path in before if path.startswith("vision.") or path == "embedding"}
     assert len(frozen) > 5 and moved(before, after) == before.keys() - frozen

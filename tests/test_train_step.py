@@ -8,14 +8,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from fairgrpo_jax import (
     advantages,
     batches,
+    chunking,
     config as options,
     estimators,
     fairness,
+    learner,
     models,
     rollout,
     train,
@@ -69,23 +72,96 @@ def test_the_loop_computes_the_public_functions(algorithm):
     assert watched["advantage/max_abs"] == np.abs(got).max()
 
 
-def test_waves_change_no_sample():
-    """One whole call, two waves or four: the same tokens to the last bit, and the same lengths of work or less."""
-    params, prompt = rollout.sampler_params(tiny_batch.params()), tiny_batch.prompt(tiny_batch.records(8))
-    devices = jax.make_mesh((1, 1), ("fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+LADDER = (batches.Size(40, 64), batches.Size(64, 128), batches.Size(100, 256))
+DEVICES = jax.make_mesh((1, 1), ("fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+
+
+def encoder(*ladder):
+    vocabulary = types.SimpleNamespace(cells=())
+    return batches.Encoder(SMALL.data, tiny_batch.MODEL, tiny_batch.PROCESSOR, ("d",), vocabulary, ladder=ladder)
+
+
+def options_of(buckets=1, waves=0, **update):
+    return dataclasses.replace(
+        SMALL,
+        data=dataclasses.replace(SMALL.data, buckets=buckets),
+        sampling=dataclasses.replace(SMALL.sampling, waves=waves),
+        update=options.Update(**update),
+    )
+
+
+def drawn(ladder, config, prompt):
+    with jax.set_mesh(DEVICES):
+        params = rollout.sampler_params(tiny_batch.params())
+        return train.sample(params, prompt, jax.random.key(3), config, encoder(*ladder), DEVICES)
+
+
+def test_neither_waves_nor_buckets_change_a_sample(monkeypatch):
+    """One whole call, two waves or four, padded to one size or to three: the same tokens to the last bit."""
+    prompt, sizes, prefill = tiny_batch.mixed(8), [], rollout.prefill
+    watch = lambda params, group, **more: sizes.append(group.tokens.shape) or prefill(params, group, **more)
+    monkeypatch.setattr(rollout, "prefill", watch)
+    whole = drawn(LADDER[-1:], options_of(), prompt)
+    assert sizes == [(8, 100)] and len(np.unique(whole.tokens.reshape(8 * 4, -1), axis=0)) > 28
+    for buckets, waves in ((1, 2), (1, 4), (3, 0), (3, 2)):
+        sizes.clear()
+        other = drawn(LADDER if buckets > 1 else LADDER[-1:], options_of(buckets, waves), prompt)
+        np.testing.assert_array_equal(other.tokens, whole.tokens)
+        np.testing.assert_array_equal(other.mask, whole.mask)
+        np.testing.assert_allclose(other.logprobs, whole.logprobs, atol=1e-5)
+        assert (other.steps <= whole.steps).all()
+        assert sum(rows for rows, _ in sizes) == 8
+        assert {length for _, length in sizes} == ({100} if buckets == 1 else {40, 64, 100})
+
+
+@pytest.mark.parametrize("update", [dict(), dict(mini_batches=2), dict(beta=0.1, chunks=2)])
+def test_buckets_change_neither_loss_nor_update(update):
+    prompt = tiny_batch.mixed(8)
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(7, 500, (8, 4, 12)).astype(np.int32)
+    mask = np.arange(12) < rng.integers(1, 13, (8, 4, 1))
+    batch = learner.PolicyBatch(
+        prompt, tokens, mask, np.zeros(tokens.shape, np.float32), rng.normal(size=(8, 4)).astype(np.float32)
+    )
     found = []
-    for waves in (0, 2, 4):
-        sampling = dataclasses.replace(SMALL.sampling, waves=waves)
-        config = dataclasses.replace(SMALL, sampling=sampling)
-        with jax.set_mesh(devices):
-            found.append(train.sample(params, prompt, jax.random.key(3), config, tiny_batch.MODEL, devices))
+    optim = options.Optim(lr=1e-2, warmup_steps=0, schedule="constant", b1=0.0, weight_decay=0.0)
+    for ladder, buckets, accumulation in ((LADDER[-1:], 1, 1), (LADDER, 3, 0), (LADDER, 3, 4)):
+        config = dataclasses.replace(options_of(buckets, accumulation=accumulation, **update), optim=optim)
+        if not accumulation:
+            tree = jax.eval_shape(tiny_batch.params)
+            config = chunking.fit(config, tiny_batch.MODEL, tree, 1 << 40)
+            assert config.update.accumulation == 4  # of 8 prompts, or of 4: at most twice as many as sizes
+        params = tiny_batch.params()
+        with jax.set_mesh(DEVICES):
+            moments = learner.fresh_moments(params, optim=optim, steps=8)
+            memory = estimators.Memory(fairness.init(1, 1, 4, history=None))
+            state = learner.TrainState(params, moments, jnp.int32(0), memory)
+            state, values = train.update(state, batch, config, encoder(*ladder), DEVICES, learner.reference)
+        found.append((optax.tree.get(state.moments, "mu"), values))
     whole, *others = found
-    assert len(np.unique(whole.tokens.reshape(8 * 4, -1), axis=0)) == 8 * 4
-    for drawn in others:
-        np.testing.assert_array_equal(drawn.tokens, whole.tokens)
-        np.testing.assert_array_equal(drawn.mask, whole.mask)
-        np.testing.assert_allclose(drawn.logprobs, whole.logprobs, atol=1e-6)
-        assert (drawn.steps <= whole.steps).all()
+    for grads, values in others:
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5, rtol=1e-5), grads, whole[0])
+        for name in values:
+            if "padding" not in name:
+                np.testing.assert_allclose(values[name], whole[1][name], rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_mini_batches_are_strided_and_pieces_hold_their_prompts():
+    """Every second prompt; in each the small prompts first, and no prompt twice."""
+    prompt = tiny_batch.mixed(16)
+    names = np.arange(16)
+    batch = learner.PolicyBatch(prompt, names, names, names, names)
+    halves = train.micro_batches(batch, options_of(3, mini_batches=2, accumulation=4), LADDER)
+    for index, pieces in enumerate(halves):
+        assert sorted(np.concatenate([piece.tokens for piece in pieces])) == [*range(index, 16, 2)]
+        lengths = [piece.prompt.tokens.shape[1] for piece in pieces]
+        assert lengths == sorted(lengths) and len(pieces) == 4
+        for piece in pieces:
+            for name in ("tokens", "rope"):
+                whole = getattr(prompt, name)[piece.tokens]
+                np.testing.assert_array_equal(getattr(piece.prompt, name), whole[:, : piece.prompt.tokens.shape[1]])
+            assert (models.sizes(piece.prompt) == models.sizes(prompt)[piece.tokens]).all()
+    assert {length for pieces in halves for length in [p.prompt.tokens.shape[1] for p in pieces]} >= {40, 100}
 
 
 @pytest.mark.parametrize("tries, rows, counts", [(1, [1, 0, 2, 3], (3, 0)), (2, [1, 4, 6, 0], (1, 4))])
@@ -258,14 +334,15 @@ def test_speed_counts_tokens_and_useful_work_only():
     config = dataclasses.replace(SMALL, prompts=4, rollouts=2)
     device = types.SimpleNamespace(device_kind="NVIDIA H200")
     mesh: Any = types.SimpleNamespace(devices=np.array([[device]], object), size=1)
-    values = {"time/rollout": 0.5, "time/update": 0.1}
-    got = train.speed(sampled, [sampled], values, config, tiny_batch.MODEL, mesh)
+    values = {"time/rollout": 0.5, "time/update": 0.1, "time/data": 0.2}
+    got = train.speed(sampled, [sampled], values, config, encoder(), mesh)
     lengths = np.asarray(prompt.valid).sum(1)
     sizes = cost.Sizes(prompts=4, rollouts=2, prompt=int(lengths.mean()), completion=3.5, patches=64)
     work = cost.update_flops(tiny_batch.MODEL, sizes, recomputed=False).total
-    assert got["speed/rollout_tokens_per_s"] == 56
+    assert got["speed/rollout_tokens_per_s"] == 56 and got["speed/data_wait_share"] == pytest.approx(0.25)
+    assert (
+        got["speed/padding/tokens"] == pytest.approx(1 - lengths.sum() / (4 * 48)) and not got["speed/padding/patches"]
+    )
     assert got["speed/update_mfu"] == pytest.approx(work / 0.1 / 494.5e12)
     device.device_kind = "cpu"
-    assert train.speed(sampled, [sampled], values, config, tiny_batch.MODEL, mesh).keys() == {
-        "speed/rollout_tokens_per_s"
-    }
+    assert train.speed(sampled, [sampled], values, config, encoder(), mesh).keys() == got.keys() - {"speed/update_mfu"}

@@ -42,6 +42,20 @@ def text_prompt(rows, length=48):
     return jax.device_put(models.pack(tokens, TEXT, length=length))
 
 
+def mixed(count, length=100, num_patches=256):
+    """Prompts with one image of 64, 128 or 256 patches, or none, on the host."""
+    sizes = [(32, 32), (64, 64), (32, 64), None]
+    rng, talks, images = np.random.default_rng(0), [], []
+    for i in range(count):
+        size = sizes[i % 4]
+        pictures = [] if size is None else [rng.integers(0, 256, (*size, 3), dtype=np.uint8)]
+        words = {"type": "text", "text": "Which digit is this?" * (1 + i % 3)}
+        talks.append([{"role": "user", "content": [{"type": "image"} for _ in pictures] + [words]}])
+        images.append(pictures)
+    processor = dataclasses.replace(PROCESSOR, max_pixels=64 * 64)
+    return models.pack(processor(talks, images), MODEL, length=length, num_patches=num_patches)
+
+
 def params(seed=0, architecture=MODEL):
     """Parameters large enough that no layer is near the identity."""
     fresh = models.init(architecture, jax.random.key(seed)).params

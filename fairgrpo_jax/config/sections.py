@@ -33,9 +33,16 @@ class Data:
     list_choices: bool = False
     """List the possible answers below the question."""
     prompt_length: int = 48
-    """Length in tokens to which prompts are padded; a longer prompt is an error that names its record."""
+    """Largest length of a prompt in tokens, those of its media included; see over_length."""
     num_patches: int = 64
-    """Number of vision patches to which the media of each prompt are padded; more is an error that names the record."""
+    """Largest number of vision patches of a prompt; see over_length."""
+    over_length: Literal["refuse", "skip", "truncate_media"] = "refuse"
+    """What to do with records whose prompt is larger, before the run starts: stop and name them; leave them out; or
+    halve the frames of their videos, then leave out images, until they fit. unfit.jsonl in the run folder names
+    them."""
+    buckets: int = 1
+    """Number of sizes to which prompts are padded, chosen from the data. More compute less padding where prompts differ
+    much in length, and each is a program to compile."""
     min_pixels: int | None = None
     """Smaller images are enlarged to this many pixels; default: the checkpoint's value, or 32 x 32 without one."""
     max_pixels: int | None = None
@@ -69,6 +76,7 @@ class Data:
         require(self.workers > 0, f"data.workers={self.workers}", "at least one thread")
         require(all(self.name.split(",")), f"data.name={self.name!r}", "names of datasets, joined by commas")
         require(self.num_patches >= 0, f"data.num_patches={self.num_patches}", "a number >= 0")
+        require(self.buckets > 0, f"data.buckets={self.buckets}", "at least one size")
         require(all(self.attributes), f"data.attributes={self.attributes}", "names that are not empty")
         require(
             self.num_frames >= 2 and self.num_frames % 2 == 0,

@@ -38,13 +38,14 @@ from fairgrpo_jax import (
     policy,
     processes,
     rollout,
+    staged,
 )
 from fairgrpo_jax.models import lora
 from fairgrpo_jax.models.checkpoints import store
 from fairgrpo_jax.plan import devices, gathers
 
 
-PROGRAMS = ("copy", "prompt", "decode", "update", "supervised")
+PROGRAMS = ("copy", "prompt", "decode", "update", "optimizer", "supervised")
 STATUSES = ("fits", "out of memory", "compile error", "compiler crashed", "timeout", "not installed")
 # Packages needed beside JAX, by extra; their versions determine the result.
 WHEELS = {
@@ -151,23 +152,28 @@ def programs(config: options.Config, architecture: Any, mesh: Mesh) -> dict[str,
     struct = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
     params = jax.tree.map(struct, tree, meshes.shardings(tree, mesh))
 
-    def state(optim: options.Optim, steps: int) -> learner.TrainState:
-        fresh = functools.partial(learner.fresh_moments, optim=optim, steps=steps, freeze=config.model.freeze)
+    trained = lora.trainable(tree, config.model.freeze)[0]
+    sums = jax.eval_shape(staged.zeros, trained)
+    sums = jax.tree.map(struct, sums, meshes.shardings(sums, mesh))
+    scalar = lambda dtype: placed(jax.ShapeDtypeStruct((), dtype), whole)
+
+    def state() -> learner.TrainState:
+        fresh = functools.partial(
+            learner.fresh_moments, optim=config.optim, steps=config.steps * updates, freeze=config.model.freeze
+        )
         moments = jax.eval_shape(fresh, params)
         moments = jax.tree.map(struct, moments, meshes.shardings(moments, mesh))
         history, capacity = config.fairness.history, config.fairness.capacity
         statistics = jax.eval_shape(lambda: fairness.init(1, 1, G, history=history, capacity=capacity))
-        step = jax.ShapeDtypeStruct((), jnp.int32)
-        return learner.TrainState(params, moments, placed(step, whole), placed(estimators.Memory(statistics), whole))
+        return learner.TrainState(params, moments, scalar(jnp.int32), placed(estimators.Memory(statistics), whole))
 
-    def batch() -> learner.PolicyBatch:
-        wide = lambda dtype: array(prompts, G, T, dtype=dtype)
+    def piece() -> learner.PolicyBatch:
+        count = prompts // config.update.parts
+        wide = lambda dtype: array(count, G, T, dtype=dtype)
         old = wide(jnp.float32) if updates > 1 else None
         first = wide(jnp.float32) if config.update.beta else None
-        mean = array(prompts, G, dtype=jnp.float32)
-        return learner.PolicyBatch(
-            prompt(prompts), wide(jnp.int32), wide(jnp.bool_), wide(jnp.float32), mean, old, first
-        )
+        mean = array(count, G, dtype=jnp.float32)
+        return learner.PolicyBatch(prompt(count), wide(jnp.int32), wide(jnp.bool_), wide(jnp.float32), mean, old, first)
 
     how: Any = dict(dtype=config.sampling.dtype, tensor=config.sampling.weights == "tensor")
     sampling: Any = dict(
@@ -180,60 +186,67 @@ def programs(config: options.Config, architecture: Any, mesh: Mesh) -> dict[str,
     def copy() -> jax.stages.Lowered:
         return rollout.sampler_params.lower(params, **how)
 
-    def begun(size: int) -> tuple[Any, Any, Any, dict]:
-        """Weights, prompts and keys of a wave, and the options with which it begins, with caches of this size."""
-        weights = jax.eval_shape(functools.partial(rollout.sampler_params, **how), tree)
-        weights = jax.tree.map(struct, weights, meshes.gathered(weights, mesh, tensor=how["tensor"]))
-        count = prompts // max(config.sampling.waves, 1)
-        keys = jax.eval_shape(lambda: rollout.row_keys(jax.random.key(0), count, G))
-        return weights, prompt(count), placed(keys, split), dict(length=T, size=size, cache=config.sampling.cache)
+    def weights() -> Any:
+        found = jax.eval_shape(functools.partial(rollout.sampler_params, **how), tree)
+        return jax.tree.map(struct, found, meshes.gathered(found, mesh, tensor=how["tensor"]))
+
+    wave = prompts // max(config.sampling.waves, 1)
+    pass_: Any = dict(
+        places=config.data.prompt_length, architecture=architecture, tensor=how["tensor"], cache=config.sampling.cache
+    )
 
     def first() -> jax.stages.Lowered:
-        *given, caches = begun(min(rollout.FIRST, max(T - 1, 1)))
-        return rollout.begin.lower(*given, **caches, **sampling)
+        return rollout.prefill.lower(weights(), prompt(wave // chunking.groups(wave, config)), **pass_)
 
     def decode() -> jax.stages.Lowered:
-        *given, caches = begun(max(T - 1, 1))
-        begin = functools.partial(rollout.begin, **caches, **sampling)
-        rows, prompt_kv, now, caches = jax.eval_shape(begin, *given)
+        given = weights()
+        kept, hidden, kv = jax.eval_shape(functools.partial(rollout.prefill, **pass_), given, prompt(wave))
+        keys, place = jax.eval_shape(lambda: (rollout.row_keys(jax.random.key(0), wave, G), jnp.arange(wave)))
+        begin = functools.partial(rollout.begin, length=T, size=max(T - 1, 1), cache=kv[0][0].dtype.name, **sampling)
+        rows, now, caches = jax.eval_shape(begin, given, rollout.Rows(kept, keys, place), hidden)
         heads = lambda x: struct(x, NamedSharding(mesh, meshes.by_head(x, mesh.shape, tensor=how["tensor"])))
-        prompt_kv, caches = jax.tree.map(heads, (prompt_kv, caches))
+        kv, caches = jax.tree.map(heads, (kv, caches))
         rows, now = jax.tree.map(lambda x: struct(x, split if x.ndim else whole), (rows, now))
-        enough = placed(jax.ShapeDtypeStruct((), jnp.int32), whole)
-        return rollout.decode.lower(given[0], rows, prompt_kv, now, caches, enough, **sampling)
+        return rollout.decode.lower(given, rows, kv, now, caches, scalar(jnp.int32), **sampling)
+
+    passes: Any = dict(freeze=config.model.freeze, compute=config.model.compute)
+    policy_plan = staged.Plan(
+        architecture, max(config.update.chunks, 1), config.sampling.temperature, config.update.remat
+    )
+
+    def gradient() -> tuple[Any, dict]:
+        """Arguments of ``learner.policy_gradient``."""
+        earlier = sums if config.update.accumulation > 1 else None
+        given = params, earlier, piece(), scalar(jnp.float32)
+        return given, dict(plan=policy_plan, update=config.update, **passes)
 
     def update() -> jax.stages.Lowered:
-        return learner.policy_step.lower(
-            state(config.optim, config.steps * updates),
-            batch(),
-            placed(jax.ShapeDtypeStruct((), jnp.int32), whole),
-            architecture=architecture,
-            update=config.update,
-            optim=config.optim,
-            temperature=config.sampling.temperature,
-            steps=config.steps * updates,
-            freeze=config.model.freeze,
-            compute=config.model.compute,
-        )
+        given, options_ = gradient()
+        return learner.policy_gradient.lower(*given, **options_)
+
+    def descend() -> jax.stages.Lowered:
+        given, options_ = gradient()
+        _, metrics = jax.eval_shape(functools.partial(learner.policy_gradient, **options_), *given)
+        found = [placed(metrics, whole)] * max(config.update.accumulation, 1)
+        return learner.descend.lower(state(), (sums, found), config.optim, config.steps * updates, config.model.freeze)
 
     def supervised() -> jax.stages.Lowered:
         spec = config.warmup
-        target = lambda dtype: array(spec.batch, 1, T, dtype=dtype)
-        return learner.supervised_step.lower(
-            state(spec.optim, spec.steps),
-            prompt(spec.batch),
-            target(jnp.int32),
-            target(jnp.bool_),
-            architecture=architecture,
-            optim=spec.optim,
-            steps=spec.steps,
-            remat=config.update.remat,
-            freeze=config.model.freeze,
-            compute=config.model.compute,
-            parts=spec.accumulation,
-        )
+        count = spec.batch // spec.accumulation
+        target = lambda dtype: array(count, 1, T, dtype=dtype)
+        batch = learner.SupervisedBatch(prompt(count), target(jnp.int32), target(jnp.bool_))
+        earlier = sums if spec.accumulation > 1 else None
+        plan = staged.Plan(architecture, remat=config.update.remat)
+        return learner.supervised_gradient.lower(params, earlier, batch, scalar(jnp.float32), plan=plan, **passes)
 
-    return {"copy": copy, "prompt": first, "decode": decode, "update": update, "supervised": supervised}
+    return {
+        "copy": copy,
+        "prompt": first,
+        "decode": decode,
+        "update": update,
+        "optimizer": descend,
+        "supervised": supervised,
+    }
 
 
 def stages(config: options.Config) -> tuple[str, ...]:

@@ -41,8 +41,10 @@ class Layout:
         sampler: dtype of the weights while sampling, a copy in addition to the trained ones.
         cache: dtype of the keys and values while sampling.
         media: bytes of a packed prompt with its patches.
+        text: bytes of a packed prompt without them.
         split: whether the copy stays split along ``tensor``.
         waves: number of parts of the prompts that are sampled one after the other.
+        groups: number of parts of a wave whose prompts run one after the other.
         parts: mini-batches times accumulation; P / parts prompts are processed at once in an update.
         chunks: number of chunks of a prompt's rollouts in an update.
         accumulation: number of parts of a mini-batch whose gradients are summed.
@@ -56,8 +58,10 @@ class Layout:
     sampler: str
     cache: str
     media: int = 0
+    text: int = 0
     split: bool = False
     waves: int = 1
+    groups: int = 1
     parts: int = 1
     chunks: int = 1
     accumulation: int = 1
@@ -122,9 +126,10 @@ def state(tree: Any, layout: Layout) -> dict[str, int]:
 def rollout(architecture: Any, tree: Any, layout: Layout) -> tuple[dict[str, int], dict[str, int]]:
     """Bytes that a rollout adds to the state, during the prompt pass and during decoding.
 
-    The weights are copied by layer, whole or split along ``tensor``, and kept until the rollouts end. The prompts of a
-    wave are on the devices until it ends; their keys and values, and the caches, at their full length. If weights are
-    split along ``tensor``, so are heads, activations and logits.
+    The weights are copied by layer, whole or split along ``tensor``, and kept until the rollouts end. The keys and
+    values of a wave's prompts are on the devices until it ends, and the caches, at their full length; the patches only
+    of the group of prompts that runs and of the next. If weights are split along ``tensor``, so are heads, activations
+    and logits.
 
     Args:
         architecture: the family's config.
@@ -135,15 +140,18 @@ def rollout(architecture: Any, tree: Any, layout: Layout) -> tuple[dict[str, int
     own, tokens, rows = max(sizes.completion - 1, 1), prompts * sizes.prompt, prompts * sizes.rollouts
     heads = math.gcd(architecture.num_kv_heads, layout.across)
     kv = lambda places: int(cost.cache_bytes(architecture, places, layout.cache) / heads)
-    layer = _layer(architecture, size, Pass(prompts, 1, sizes.prompt, sizes.prompt))
-    held = {"weights that sample": copy(tree, layout), "prompts": prompts * layout.media}
+    group = -(-prompts // layout.groups)
+    layer = _layer(architecture, size, Pass(group, 1, sizes.prompt, sizes.prompt))
+    held, text = {"weights that sample": copy(tree, layout)}, prompts * layout.text
     first = held | {
+        "prompts": text + group * (layout.media - layout.text) * min(layout.groups, 2),
         "prompt keys and values": kv(tokens),
-        "working": int(max(_tower(architecture, prompts, sizes.patches, size), layer) / layout.across),
+        "working": int(max(_tower(architecture, group, sizes.patches, size), layer) / layout.across),
     }
     row = _layer(architecture, size, Pass(rows, 1, 1, sizes.prompt + own))
     caches = cost.completion_cache_bytes(architecture, int(own), layout.cache) / heads
     decode = held | {
+        "prompts": text,
         "prompt keys and values": kv(tokens),
         "rollout keys and values": int(rows * caches),
         "working": int((row + rows * architecture.vocab_size * 3 * WIDE) / layout.across),  # logits, chances, noise
@@ -187,7 +195,7 @@ def update(architecture: Any, tree: Any, layout: Layout) -> dict[str, int]:
         "gradients": sharded(trained, layout.mesh, WIDE) * min(layout.accumulation, 2),
         "weights in the compute dtype": sharded(tree, layout.mesh, size) if size < _itemsize(tree) else 0,
         "weights gathered": int(split * (head + 2 * block) * size),
-        "prompts": layout.prompts * layout.media,
+        "prompts": prompts * layout.media * min(layout.parts, 2),
         "prompt keys and values": int(2 * cost.cache_bytes(architecture, first, layout.compute)),
         "kept": int(kept + _kept_tower(architecture, prompts, layout, size)),
         "working": int(max(logits, *layers, tower) / tensor),

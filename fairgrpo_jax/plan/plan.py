@@ -321,18 +321,26 @@ def compiled(config: options.Config, made: Plan, *, timeout: float, cache: Path 
     """Adds the compiler's report on each program to the plan.
 
     The memory that a program may use excludes arrays that stay on the device but are not its arguments: the moments and
-    the reference policy during copying and sampling, the trained weights too while a copy samples, and the reference
-    policy during the update.
+    the reference policy while weights are copied and gradients computed, the trained weights too while a copy samples,
+    and the reference policy during the optimizer's step. Beside one group of prompts or one micro-batch there are the
+    keys and values of the other groups, or the next micro-batch.
     """
     console, outcomes, held = Console(stderr=True), [], made.state
-    unseen = {"copy": held["optimizer moments"] + held["reference policy"], "update": held["reference policy"]}
-    unseen |= dict.fromkeys(("prompt", "decode"), sum(held.values()))
     architecture = ahead.describe(config.model)
     config = chunking.fit(config, architecture, policy.shapes(config.model, architecture), made.limit)
+    layout, sampled, everything = chunking.layout(config, architecture), made.phases[0].held, sum(held.values())
+    unseen = {
+        "copy": everything - held["weights"],
+        "prompt": everything + sampled["prompt keys and values"] * (layout.groups - 1) // layout.groups,
+        "decode": everything,
+        "update": everything - held["weights"] + made.phases[2].held["prompts"] // 2 * (layout.parts > 1),
+        "optimizer": held["reference policy"],
+        "supervised": everything - held["weights"],
+    }
     for name in ahead.stages(config):
         console.print(f"compiling {name} for {made.target.name} ...", highlight=False)
         outcome = ahead.compile_apart(config, made.target, name, timeout=timeout, cache=cache)
-        beside = unseen.get(name, 0)
+        beside = unseen[name]
         if outcome.needed is not None and outcome.arguments is not None:
             status = "fits" if outcome.needed <= made.limit - beside else "out of memory"
             outcome = dataclasses.replace(outcome, available=made.limit - beside, status=status)

@@ -115,7 +115,11 @@ def trained(vlm, inputs, targets):
     tokens = np.full((len(prompt.tokens), 1, 3), 9, np.int32)
     copy = jax.tree.map(jnp.array, state)
     state, _ = learner.supervised_step(
-        copy, prompt, tokens, np.ones(tokens.shape, bool), architecture=adapted.config, optim=optim, steps=1
+        copy,
+        [learner.SupervisedBatch(prompt, tokens, np.ones(tokens.shape, bool))],
+        architecture=adapted.config,
+        optim=optim,
+        steps=1,
     )
     return dataclasses.replace(adapted, params=state.params)
 

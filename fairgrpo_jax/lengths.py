@@ -1,0 +1,397 @@
+"""The sizes of all prompts of a run, known before it starts from texts and headers of files, and what follows.
+
+``fit`` finds records that do not fit and, as ``data.over_length`` says, refuses them, leaves them out or gives them
+fewer media. ``ladder`` chooses the sizes to which prompts are padded: a few programs, little padding.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rich.progress
+
+from fairgrpo_jax import batches, config as options, files
+from fairgrpo_jax.batches import Size
+from fairgrpo_jax.data import headers
+from fairgrpo_jax.data.record import Media, Record, RecordList, Source
+from fairgrpo_jax.plan import cost
+
+
+SHOWN = 5  # records named in a message
+LONG = 5000  # records whose measuring shows a progress bar
+ALIGNED = 64  # tokens or patches of which sizes on the ladder are multiples, the largest excepted
+MOST_SIZES = 256  # distinct sizes that are compared to choose a ladder
+
+
+@dataclasses.dataclass(frozen=True)
+class Unfit:
+    """A record that does not fit, and what became of it."""
+
+    split: str
+    uid: str
+    why: str
+    outcome: str  # "left out", or how many media it has kept
+
+
+@dataclasses.dataclass(frozen=True)
+class Fitted:
+    """The records that fit, by use.
+
+    Attributes:
+        sources: by use.
+        sizes: of their prompts, in their order.
+        unfit: what was left out or changed.
+    """
+
+    sources: dict[str, Source]
+    sizes: dict[str, list[Size]]
+    unfit: list[Unfit]
+
+    @property
+    def held_out(self) -> dict[str, Size]:
+        """The sizes of the held-out prompts, by uid."""
+        pairs = zip(self.sources["test"].records, self.sizes["test"], strict=True)
+        return {record.uid: size for record, size in pairs}
+
+
+class Ruler:
+    """Measures the prompts of records, each distinct conversation once.
+
+    Args:
+        encode: the run's encoder.
+        known: sizes of files read earlier.
+    """
+
+    def __init__(self, encode: batches.Encoder, known: headers.Known | None = None):
+        self._encode, self._known = encode, known
+        self._seen: dict[Any, Size] = {}
+        self._targets: dict[str, int] = {}
+
+    def __call__(self, record: Record) -> Size:
+        """Tokens and patches of a record's prompt.
+
+        Raises:
+            ValueError: if a header cannot be read or the processor refuses the media, with the name of the record.
+        """
+        arguments = self._encode.arguments([record], [headers.sizes(record, self._known)])
+        key = _key(arguments)
+        if key not in self._seen:
+            vision = self._encode.architecture.vision
+            try:
+                (found,) = self._encode.processor.measure(**arguments)
+            except ValueError as error:
+                raise ValueError(f"dataset {record.dataset}, record {record.uid}: {error}") from error
+            self._seen[key] = Size(found.tokens, 0 if vision is None else found.units * vision.unit)
+        return self._seen[key]
+
+    def frames(self, record: Record) -> list[int]:
+        """Number of sampled frames of each of a record's videos."""
+        return [len(clip.times) for clip in headers.sizes(record, self._known).videos]
+
+    def target(self, record: Record) -> int:
+        """Number of tokens of a record's reference completion."""
+        key = f"{record.finding}\n{record.answer}"
+        if key not in self._targets:
+            self._targets[key] = len(self._encode.target(record))
+        return self._targets[key]
+
+
+def _key(arguments: Mapping[str, Any]) -> Any:
+    """What the size of a prompt depends on: texts, shapes of media, and times, which some families write out."""
+    shapes = [[np.shape(medium) for medium in arguments[kind][0]] for kind in ("images", "videos")]
+    return repr((arguments["messages"], shapes, [tuple(times) for times in arguments["times"][0]]))
+
+
+def fit(sources: Mapping[str, Source], encode: batches.Encoder, config: options.Config) -> Fitted:
+    """Measures the records of a run by use, and treats those that do not fit.
+
+    Media that cannot be read or processed are the matter of ``data.on_broken``, prompts and reference completions that
+    are too long that of ``data.over_length``.
+
+    Raises:
+        ValueError: if records are refused, with names, their sizes, and the options that would let them in.
+    """
+    fitted, sizes = {}, {}
+    with headers.Known() as known:
+        sieve = _Sieve(Ruler(encode, known), config)
+        for use, source in sources.items():
+            taught = use == "warmup" and config.warmup.own_steps > 0
+            found = [sieve.prompt(record) for record in _watched(source.records, use)]
+            kept = [pair for pair in found if pair is not None and (not taught or sieve.target(pair[0]))]
+            fitted[use] = RecordList(tuple(record for record, _ in kept))
+            sizes[use] = [size for _, size in kept]
+    if sieve.refused:
+        raise sieve.refusal()
+    for use, source in fitted.items():
+        if len(sources[use]) and not len(source):
+            first = sieve.unfit[0]
+            raise ValueError(f"got no record that fits for {use!r} ({first.uid}: {first.why}); wanted some")
+    return Fitted(fitted, sizes, sieve.unfit)
+
+
+def _watched(records: Sequence[Record], use: str) -> Iterable[Record]:
+    return rich.progress.track(records, f"sizes of prompts, {use}", transient=True, disable=len(records) < LONG)
+
+
+class _Sieve:
+    """Keeps what fits, and remembers what does not: ``unfit``, and ``refused`` where the options do not allow it."""
+
+    def __init__(self, ruler: Ruler, config: options.Config):
+        self._ruler, self._config = ruler, config
+        self._done: dict[int, tuple[Record, Size] | None] = {}
+        self.unfit: list[Unfit] = []
+        self.refused: list[tuple[str, Size | None]] = []
+
+    def prompt(self, record: Record) -> tuple[Record, Size] | None:
+        """The record that is used in the place of this one, and its size; None if there is none."""
+        if id(record) not in self._done:
+            self._done[id(record)] = self._prompt(record)
+        return self._done[id(record)]
+
+    def _prompt(self, record: Record) -> tuple[Record, Size] | None:
+        settings = self._config.data
+        try:
+            size = self._ruler(record)
+            why = over(size, settings)
+            if not why:
+                return record, size
+            if settings.over_length == "truncate_media":
+                for shorter, outcome in _with_fewer(record, self._ruler.frames(record)):
+                    own = self._ruler(shorter)
+                    if not over(own, settings):
+                        self.unfit.append(Unfit(record.split, record.uid, why, outcome))
+                        return shorter, own
+        except ValueError as error:
+            self._out(record, str(error), settings.on_broken == "skip")
+        else:
+            self._out(record, why, settings.over_length != "refuse", size)
+        return None
+
+    def target(self, record: Record) -> bool:
+        """Whether a record's reference completion fits."""
+        tokens, limit = self._ruler.target(record), self._config.sampling.max_new_tokens
+        if tokens > limit:
+            why = f"its reference completion has {tokens} tokens (sampling.max_new_tokens={limit})"
+            self._out(record, why, self._config.data.over_length != "refuse")
+        return tokens <= limit
+
+    def _out(self, record: Record, why: str, allowed: bool, size: Size | None = None) -> None:
+        if allowed:
+            self.unfit.append(Unfit(record.split, record.uid, why, "left out"))
+        else:
+            self.refused.append((why if record.uid in why else f"{record.uid}: {why}", size))
+
+    def refusal(self) -> ValueError:
+        """The error that names what is refused, and the options with which it would not be."""
+        settings, lines = self._config.data, [line for line, _ in self.refused]
+        sizes = [size for _, size in self.refused if size is not None]
+        hints = []
+        if sizes:
+            tokens, patches = (max(size[axis] for size in sizes) for axis in (0, 1))
+            longer = f"--data.prompt-length {tokens}, " if tokens > settings.prompt_length else ""
+            longer += f"--data.num-patches {patches}, " if patches > settings.num_patches else ""
+            hints.append(f"{longer}a smaller --data.max-pixels, or --data.over-length skip or truncate_media")
+        if any("max_new_tokens" in line for line in lines):
+            hints.append("a larger --sampling.max-new-tokens, or --data.over-length skip")
+        if not hints:
+            hints.append("files that can be read and processed, or --data.on-broken skip")
+        more = f"; and {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
+        return ValueError(
+            f"got {len(lines)} records that do not fit: {'; '.join(lines[:SHOWN])}{more}; wanted {'; '.join(hints)}"
+        )
+
+
+def over(size: Size, settings: options.Data) -> str:
+    """What is too long about a prompt, as a sentence; empty if nothing is."""
+    found = []
+    if size.tokens > settings.prompt_length:
+        found.append(f"{size.tokens:,} tokens (data.prompt_length={settings.prompt_length})")
+    if size.patches > settings.num_patches:
+        found.append(f"{size.patches:,} patches (data.num_patches={settings.num_patches})")
+    return " and ".join(found)
+
+
+def _with_fewer(record: Record, frames: list[int]) -> Iterator[tuple[Record, str]]:
+    """The record with ever fewer media: half the frames of its videos, and so on down to two; then fewer images."""
+    media = record.media
+    while frames and max(frames) > 2:
+        frames = [max(2, count // 4 * 2) for count in frames]
+        counts = iter(frames)
+        media = tuple(_sampled(medium, counts) for medium in media)
+        yield dataclasses.replace(record, media=media), f"shortened to {' + '.join(map(str, frames))} frames"
+    images = [place for place, medium in enumerate(media) if medium.kind == "image"]
+    while len(media) > 1 and images:
+        place = images.pop()
+        media = (*media[:place], *media[place + 1 :])
+        yield dataclasses.replace(record, media=media), f"shortened to {len(media)} of {len(record.media)} media"
+
+
+def _sampled(medium: Media, counts: Iterator[int]) -> Media:
+    return dataclasses.replace(medium, num_frames=next(counts)) if medium.kind == "video" else medium
+
+
+# ---- sizes to pad to -------------------------------------------------------------------------------------------------
+
+
+def on_ladder(encode: batches.Encoder, sizes: Sequence[Size]) -> batches.Encoder:
+    """The encoder of a run that pads prompts to ``data.buckets`` sizes, chosen for those of its records."""
+    settings = encode.settings
+    limit = Size(settings.prompt_length, settings.num_patches if encode.architecture.vision is not None else 0)
+    found = ladder(sizes, settings.buckets, architecture=encode.architecture, limit=limit)
+    return dataclasses.replace(encode, ladder=found)
+
+
+def ladder(sizes: Sequence[Size], count: int, *, architecture: Any, limit: Size) -> tuple[Size, ...]:
+    """The sizes to which prompts are padded: at most ``count``, from small to large, with the least work on padding.
+
+    A prompt is padded to the first size that holds both its tokens and its patches; each size holds the one before. The
+    work is counted in FLOPs of the prompt pass.
+
+    Args:
+        sizes: of all prompts.
+        count: number of sizes; 1 gives the largest alone.
+        architecture: the model's.
+        limit: no size is larger.
+
+    Example:
+        >>> from fairgrpo_jax.models import qwen2_5_vl
+        >>> found = [Size(100, 64)] * 9 + [Size(400, 1024)]
+        >>> ladder(found, 2, architecture=qwen2_5_vl.tiny(), limit=Size(500, 1024))
+        (Size(tokens=128, patches=64), Size(tokens=448, patches=1024))
+    """
+    unit = 1 if architecture.vision is None else architecture.vision.unit
+    step = -(-ALIGNED // unit) * unit
+    round_up = lambda size: Size(_up(size.tokens, ALIGNED, limit.tokens), _up(size.patches, step, limit.patches))
+    distinct, counts = np.unique([round_up(size) for size in sizes], axis=0, return_counts=True)
+    flops = lambda size: (
+        cost.rollout_flops(
+            architecture, cost.Sizes(prompts=1, rollouts=1, prompt=int(size[0]), completion=1, patches=int(size[1]))
+        )[0].total
+    )
+    order = np.argsort([flops(size) for size in distinct], kind="stable")
+    distinct, counts = distinct[order], counts[order]
+    groups = np.array_split(np.arange(len(distinct)), min(len(distinct), MOST_SIZES))
+    ends = np.array([group[-1] + 1 for group in groups])
+    holds = np.maximum.accumulate(distinct)[ends - 1]  # the size that holds all up to each end
+    number = np.add.accumulate(counts)[ends - 1]
+    work = np.array([flops(size) for size in holds])
+    chosen = _cheapest(number, work, count)
+    return tuple(Size(*map(int, holds[end])) for end in chosen)
+
+
+def _cheapest(number: np.ndarray, work: np.ndarray, count: int) -> list[int]:
+    """Where to cut a row of sizes: ``number`` of prompts up to each, and the ``work`` of one of that size."""
+    size = len(number)
+    best = number * work  # of the first levels up to each end, with one level; then with one more, and so on
+    cuts: list[np.ndarray] = []
+    for _ in range(min(count, size) - 1):
+        # Cut after the row, with a level up to the column.
+        through = best[:, None] + (number[None] - number[:, None]) * work[None]
+        through[np.tril_indices(size)] = np.inf
+        through = np.vstack([through, best])  # no cut
+        cuts.append(through.argmin(0))
+        best = through.min(0)
+    ends, at = [], size - 1
+    for cut in reversed(cuts):
+        if cut[at] < size:
+            ends.append(at)
+            at = int(cut[at])
+    return [*reversed([*ends, at])]
+
+
+def _up(count: int, step: int, limit: int) -> int:
+    return min(-(-count // step) * step, limit)
+
+
+def rung(ladder: Sequence[Size], sizes: np.ndarray) -> np.ndarray:
+    """For each of the sizes (N, 2), the index of the first of the ladder that holds it.
+
+    >>> rung([Size(8, 0), Size(16, 4)], np.array([[9, 0], [8, 0]])).tolist()
+    [1, 0]
+    """
+    return (~(np.asarray(sizes)[:, None] <= np.array(ladder)[None]).all(-1)).sum(1)
+
+
+def groups(ladder: Sequence[Size], sizes: np.ndarray, count: int) -> list[tuple[np.ndarray, Size]]:
+    """Cuts a batch into ``count`` equal groups of prompts of like size, small ones first.
+
+    Args:
+        ladder: the sizes to which prompts are padded.
+        sizes: of the prompts (N, 2).
+        count: a divisor of N.
+
+    Returns:
+        For each group the indices of its prompts and the size that holds them.
+
+    >>> groups([Size(8, 0), Size(16, 4)], np.array([[9, 0], [8, 0], [16, 4], [1, 0]]), 2)
+    [(array([1, 3]), Size(tokens=8, patches=0)), (array([0, 2]), Size(tokens=16, patches=4))]
+    """
+    needed = rung(ladder, sizes)
+    order = np.argsort(needed, kind="stable")
+    return [(rows, ladder[needed[rows].max()]) for rows in np.split(order, count)]
+
+
+def padding(ladder: Sequence[Size], sizes: np.ndarray, count: int) -> tuple[float, float]:
+    """The shares of padding among the tokens and among the patches of a batch (N, 2) in ``count`` groups.
+
+    >>> padding([Size(8, 0), Size(16, 4)], np.array([[8, 2], [8, 0], [16, 4], [4, 0]]), 2)
+    (0.25, 0.25)
+    """
+    parts = groups(ladder, sizes, count)
+    whole = np.sum([len(rows) * np.array(size) for rows, size in parts], axis=0)
+    tokens, patches = 1 - sizes.sum(0) / np.maximum(whole, 1)
+    return float(tokens), float(patches) if whole[1] else 0.0
+
+
+def told(sizes: Sequence[Size], ladder: Sequence[Size] = ()) -> list[str]:
+    """Sentences about the sizes of prompts and about the ladder, for the reader of a log."""
+    table = np.array(sizes)
+    said = []
+    for column, name in enumerate(Size._fields):
+        low, middle, most, high = np.percentile(table[:, column], [0, 50, 99, 100], method="higher")
+        said.append(f"{low:,} to {high:,} {name} a prompt (median {middle:,}, 99 % at most {most:,})")
+    if ladder:
+        places, lines = rung(ladder, table), []
+        for place, size in enumerate(ladder):
+            own = table[places == place]
+            spare = 1 - own.sum(0) / np.maximum(len(own) * np.array(size), 1)
+            share = "" if len(ladder) == 1 else f"{len(own) / len(table):.0%}, "
+            lines.append(f"{size.tokens:,} tokens and {size.patches:,} patches ({share}padding {spare[0]:.0%})")
+        said.append(f"padded to {', '.join(lines)}")
+    return said
+
+
+def histogram(sizes: Sequence[Size]) -> list[str]:
+    r"""Lines that show how many prompts there are by tokens, and by patches if there are any; eight bins each.
+
+    >>> print("\n".join(histogram([Size(90, 0), Size(100, 0), Size(170, 0)])))
+        90 to     99 tokens       1 ####################
+       100 to    109 tokens       1 ####################
+       110 to    119 tokens       0
+       120 to    129 tokens       0
+       130 to    139 tokens       0
+       140 to    149 tokens       0
+       150 to    159 tokens       0
+       160 to    170 tokens       1 ####################
+    """
+    lines = []
+    for name, values in zip(Size._fields, np.array(sizes).T, strict=True):
+        if not values.any():
+            continue
+        edges = np.unique(np.linspace(values.min(), values.max() + 1, 9).astype(int))
+        counts = np.histogram(values, edges)[0]
+        for count, low, high in zip(counts, edges, edges[1:], strict=False):
+            bar = "#" * int(np.ceil(20 * count / counts.max()))
+            lines.append(f"{low:6,} to {high - 1:6,} {name} {count:7,} {bar}".rstrip())
+    return lines
+
+
+def write(path: Path, unfit: Sequence[Unfit]) -> None:
+    """Writes one line for each record that does not fit; removes the file if there is none."""
+    if unfit:
+        files.write(path, "".join(json.dumps(dataclasses.asdict(one)) + "\n" for one in unfit))
+    else:
+        path.unlink(missing_ok=True)
