@@ -2,7 +2,7 @@
 
 One update (gradient of the clipped loss, AdamW) of a text decoder of 4 layers of 256 on P prompts with G completions:
 
-* once: ``learner.policy_step``, each prompt once and its completions against its keys and values;
+* once: ``learner.policy_gradient`` and ``descend``, each prompt once and its completions against its keys and values;
 * repeated: one row for every completion, prompt and completion one after the other, padded to the longest;
 * packed: the same rows without their padding. Sorted by length, every four rows are as long as the longest of them:
   what a kernel for packed sequences computes, give or take a few tokens, without the need for one.
@@ -37,7 +37,7 @@ from rich.console import Console  # noqa: E402
 from rich.progress import track  # noqa: E402
 from rich.table import Table  # noqa: E402
 
-from fairgrpo_jax import config as options, estimators, fairness, learner, losses, models  # noqa: E402
+from fairgrpo_jax import config as options, estimators, fairness, learner, losses, models, staged  # noqa: E402
 from fairgrpo_jax.models import decoder, text  # noqa: E402
 
 
@@ -217,9 +217,18 @@ def draw(rng: np.random.Generator, shape: Shape) -> np.ndarray:
 
 def once(config: Any, batch: learner.PolicyBatch, update: options.Update) -> Case:
     """The library's own update; the only place that calls it."""
-    static = dict(architecture=config, update=update, optim=OPTIM, temperature=1.0, steps=1)
+    static = dict(plan=staged.Plan(config, max(update.chunks, 1), remat=update.remat), update=update)
     tokens = batch.prompt.tokens.size + batch.tokens.size
-    return Case(learner.policy_step, (batch, jnp.int32(0)), static, tokens)
+    return Case(own_step, (batch, jnp.float32(losses.denominator(batch.mask, update.aggregation))), static, tokens)
+
+
+@functools.partial(jax.jit, static_argnames=("plan", "update"), donate_argnums=0)
+def own_step(
+    state: learner.TrainState, batch: learner.PolicyBatch, total: jax.Array, *, plan: staged.Plan, update: Any
+) -> tuple[learner.TrainState, dict[str, jax.Array]]:
+    """The gradient and the optimizer's step in one program, as the other forms are."""
+    gradient, metrics = learner.policy_gradient(state.params, None, batch, total, plan=plan, update=update)
+    return learner.descend(state, (gradient, [metrics]), OPTIM, 1, ())
 
 
 def repeated(config: Any, batch: learner.PolicyBatch, update: options.Update, *, part: int) -> Case:

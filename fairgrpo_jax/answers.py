@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fairgrpo_jax import batches, config as options, lengths, mesh, models, rewards, rollout, tracking
+from fairgrpo_jax import batches, config as options, lengths, mesh, models, rewards, rollout, tracking, workers
 from fairgrpo_jax.data.record import Record
 from fairgrpo_jax.rewards import accuracy
 
@@ -37,7 +37,7 @@ def answer(
     params: Any,
     records: Sequence[Record],
     *,
-    encode: batches.Encoder,
+    pool: workers.Workers,
     config: options.Config,
     devices: jax.sharding.Mesh,
     key: jax.Array,
@@ -52,7 +52,7 @@ def answer(
     Args:
         params: from ``sampler``.
         records: the records to answer; read and encoded a few batches ahead.
-        encode: the run's encoder.
+        pool: workers with the run's encoder.
         config: options of the run: sampling, reward, sizes.
         devices: the mesh.
         key: random key of this evaluation.
@@ -63,14 +63,14 @@ def answer(
     Returns:
         For each temperature, the rows in the order of the records.
     """
-    size, sampling, tokenizer = config.evaluation.batch, config.sampling, encode.processor.tokenizer
+    encode, size, sampling = pool.encoder, config.evaluation.batch, config.sampling
     phases = tracking.Phases() if phases is None else phases
     needed = np.zeros(len(records), int) if sizes is None else lengths.rung(encode.sizes, np.array(sizes))
     order = np.argsort(needed, kind="stable")
     parts = [order[i : i + size] for i in range(0, len(order), size)]
     parts = [np.concatenate([part, np.repeat(part[:1], size - len(part))]) for part in parts]  # one shape, one program
     rows: list[list[Answer | None]] = [[None] * len(records) for _ in temperatures]
-    encoded = batches.ahead(encode, ([records[i] for i in part] for part in parts), workers=config.data.workers)
+    encoded = pool.ahead([records[i] for i in part] for part in parts)
     for part, batch in zip(parts, encoded, strict=True):
         with phases("evaluation"):
             least = encode.sizes[-1] if sizes is None else encode.sizes[needed[part].max()]
@@ -93,7 +93,8 @@ def answer(
             ]
         own = batch.records[: len(set(part.tolist()))]
         for found, rollouts in zip(rows, drawn, strict=True):
-            given = completed(rollouts, rollout.texts(rollouts, tokenizer), own, encode.architecture.eos_ids)
+            said = rollout.texts(rollouts, encode.processor.tokenizer)
+            given = completed(rollouts, said, own, encode.architecture.eos_ids)
             scored = rewards.score(given, config.reward, sampling)[:, 0], rewards.exact(given)[:, 0]
             texts = [row[0] for row in given.texts]
             for place, record, text, reward, exact in zip(part[: len(own)], own, texts, *scored, strict=True):

@@ -1,12 +1,9 @@
 """Turns records into batches for the device: decodes, processes and packs prompts in a resumable order."""
 
-import collections
 import dataclasses
 import functools
-import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -34,9 +31,16 @@ class PromptBatch:
 
     def join(self, other: "PromptBatch") -> "PromptBatch":
         """Concatenates the prompts of both, these first."""
-        arrays = [(batch.prompt, batch.domains, batch.groups) for batch in (self, other)]
-        prompt, domains, groups = jax.tree.map(lambda x, y: np.concatenate([x, y]), *arrays)
-        return PromptBatch(prompt, [*self.records, *other.records], domains, groups)
+        return PromptBatch.joined([self, other])
+
+    @staticmethod
+    def joined(parts: Sequence["PromptBatch"]) -> "PromptBatch":
+        """Concatenates the prompts of all parts."""
+        if len(parts) == 1:
+            return parts[0]
+        arrays = [(part.prompt, part.domains, part.groups) for part in parts]
+        prompt, domains, groups = jax.tree.map(lambda *x: np.concatenate(x), *arrays)
+        return PromptBatch(prompt, [record for part in parts for record in part.records], domains, groups)
 
     def take(self, rows: np.ndarray) -> "PromptBatch":
         """Selects the prompts of ``rows``, in that order."""
@@ -53,7 +57,7 @@ class Size(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Encoder:
-    """Turns records into a packed batch; the result depends only on them, so threads may run it ahead of time."""
+    """Turns records into a packed batch; the result depends only on them, so workers may run it ahead of time."""
 
     settings: options.Data
     architecture: Any  # the family's static config
@@ -140,21 +144,19 @@ def groups_of(record: Record, settings: options.Data) -> dict[str, str | None]:
     return demographics.attributes(record, edges=settings.age_edges, names=settings.attributes)
 
 
-def stream(
+def mixed(
     records: Sequence[Record],
-    encode: Callable[[Sequence[Record]], Any],
     *,
     size: int,
     seed: int,
     settings: options.Data,
     start: int = 0,
     balance: grouping.Vocabulary | None = None,
-) -> Any:
-    """Returns an endless, resumable iterator over encoded batches, as ``mixture.iterate``: ``next``, ``get_state``.
+) -> Iterator[list[Record]]:
+    """Returns an endless iterator over batches of records, in the order of ``mixture.mixture``.
 
     Args:
         records: records of one or several datasets, which are mixed by ``settings.temperature``.
-        encode: an ``Encoder`` or a function with the same signature.
         size: number of records per batch.
         seed: random seed of the order.
         settings: options of the data.
@@ -167,18 +169,7 @@ def stream(
         by_domain = [_balanced(domain, balance, settings, seed) for domain in by_domain]
     sources = [RecordList(tuple(domain)) for domain in by_domain]
     dataset = mixture.mixture(sources, batch_size=size, seed=seed, temperature=settings.temperature)
-    return mixture.iterate(dataset, start=start, encode=encode, threads=settings.workers, prefetch=options.PREFETCH)
-
-
-def ahead(encode: Callable[[Any], Any], items: Iterable[Any], *, workers: int) -> Iterator[Any]:
-    """Runs ``map(encode, items)`` in threads, at most ``workers`` + 1 results ahead of their use."""
-    rest = iter(items)
-    with ThreadPoolExecutor(workers) as pool:
-        pending = collections.deque(pool.submit(encode, item) for item in itertools.islice(rest, workers + 1))
-        while pending:
-            result = pending.popleft().result()
-            pending.extend(pool.submit(encode, item) for item in itertools.islice(rest, 1))
-            yield result
+    return mixture.iterate(dataset, start=start)
 
 
 def _balanced(

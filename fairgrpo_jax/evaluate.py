@@ -32,7 +32,7 @@ def held_out(run: runs.Run, params: Any, step: int) -> dict[str, float]:
     rows, drawn = answers.answer(
         answers.sampler(params, config.sampling),
         records,
-        encode=run.encoder,
+        pool=run.pool,
         config=config,
         devices=run.mesh,
         key=run.key("evaluation", step),

@@ -26,7 +26,7 @@ FREE = (
     "evaluation.samples",
 )
 FREE += ("data.root", "data.workers", "data.prompt_length", "data.num_patches", "data.on_broken", "data.leakage")
-FREE += ("data.over_length", "data.buckets")
+FREE += ("data.over_length", "data.buckets", "data.processes")
 FREE += ("reward.max_unscored", "sampling.waves", "update.accumulation", "update.chunks")
 
 

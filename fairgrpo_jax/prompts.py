@@ -6,22 +6,19 @@ them by demographic cell, by what is still wrong there (``sampler.FairSampler``)
 
 import collections
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
 
-from fairgrpo_jax import batches, config as options, grouping, sampler
+from fairgrpo_jax import batches, config as options, grouping, sampler, workers
 from fairgrpo_jax.data.record import Record
 
 
-AHEAD = 2  # batches encoded before their use, at most a window; each makes the probabilities a step older
-
-
 class InOrder:
-    """Prompts in a fixed order: an iterator of ``batches.stream``."""
+    """Prompts in a fixed order."""
 
-    def __init__(self, stream: Any):
+    def __init__(self, stream: workers.Stream):
         self._stream = stream
 
     def __iter__(self) -> Iterator[batches.PromptBatch]:
@@ -53,7 +50,7 @@ class ByCell:
 
     Args:
         records: the training records.
-        encode: the encoder of the run.
+        pool: the workers of the run; each batch encoded ahead makes the probabilities a step older.
         size: prompts per batch.
         seed: random seed of the draws.
         settings: how to draw; ``data.sampling`` is "fair".
@@ -63,14 +60,14 @@ class ByCell:
     def __init__(
         self,
         records: Sequence[Record],
-        encode: batches.Encoder,
+        pool: workers.Workers,
         *,
         size: int,
         seed: int,
         settings: options.Draw,
         state: dict[str, Any] | None = None,
     ):
-        self._records, self._encode = records, encode
+        self._records, self._pool, encode = records, pool, pool.encoder
         groups = grouping.explicit_groups(
             [batches.groups_of(record, encode.settings) for record in records], encode.vocabulary
         )
@@ -81,12 +78,11 @@ class ByCell:
             seed=seed,
             num_domains=len(encode.domains),
             num_groups=len(encode.vocabulary.cells),
-            ahead=min(AHEAD, settings.window),
+            ahead=min(workers.AHEAD, settings.window),
             **settings.rule,
         )
         if state is not None:
             self.sampler.load_state_dict(state)
-        self._pool = ThreadPoolExecutor(encode.settings.workers)
         self._encoded: collections.deque[Future[batches.PromptBatch]] = collections.deque()
 
     def __iter__(self) -> Iterator[batches.PromptBatch]:
@@ -97,13 +93,13 @@ class ByCell:
         """The next batch."""
         upcoming = self.sampler.upcoming()[: self.sampler.ahead + 1]
         for rows in upcoming[len(self._encoded) :]:
-            self._encoded.append(self._pool.submit(self._encode, self._chosen(rows)))
+            self._encoded.append(self._pool.submit(self._chosen(rows)))
         next(self.sampler)
         return self._encoded.popleft().result()
 
     def replace(self, domains: np.ndarray, groups: np.ndarray) -> batches.PromptBatch:
         """A batch from the cells of lost prompts, in their proportions, to replace them by."""
-        return self._encode(self._chosen(self.sampler.redraw(domains, groups)))
+        return self._pool.encode(self._chosen(self.sampler.redraw(domains, groups)))
 
     def observe(self, rewards: np.ndarray, domains: np.ndarray, groups: np.ndarray) -> None:
         """Takes in a step: the rewards (N, G) of all N prompts that were sampled."""
@@ -112,14 +108,14 @@ class ByCell:
     def watched(self) -> dict[str, float]:
         """Scalars for the log: of the draw, and of each cell its probability, the ratio to the natural, its epochs."""
         wanted, sizes = self.sampler.probabilities, self.sampler.sizes
-        names = [*self._encode.vocabulary.cells, "unlabelled"]
+        names = [*self._pool.encoder.vocabulary.cells, "unlabelled"]
         values = {
             "drawn/from_natural": 0.5 * float(np.abs(wanted - sizes / sizes.sum()).sum()),
             "drawn/most_epochs": float(self.sampler.epochs.max()),
             "drawn/lag": float(self.sampler.lag),
         }
         for domain, group in zip(*np.nonzero(sizes), strict=True):
-            cell = f"{self._encode.domains[domain]}/{names[group]}"
+            cell = f"{self._pool.encoder.domains[domain]}/{names[group]}"
             values[f"drawn/probability/{cell}"] = float(wanted[domain, group])
             values[f"drawn/ratio/{cell}"] = float(wanted[domain, group] * sizes.sum() / sizes[domain, group])
             values[f"drawn/epochs/{cell}"] = float(self.sampler.epochs[domain, group])

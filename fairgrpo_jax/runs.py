@@ -38,6 +38,7 @@ from fairgrpo_jax import (
     prompts,
     sources,
     tracking,
+    workers,
 )
 from fairgrpo_jax.data.record import Source
 from fairgrpo_jax.models import lora
@@ -50,13 +51,18 @@ class Run:
     config: options.Config
     folder: Path
     mesh: jax.sharding.Mesh
-    encoder: batches.Encoder
+    pool: workers.Workers  # with the encoder
     sources: dict[str, Source]  # "train", "warmup", "test"
     sizes: dict[str, batches.Size]  # of the held-out prompts, by uid
     log: tracking.MetricsLog
     checkpoints: Any
     stop: "Stop"
     phases: tracking.Phases
+
+    @property
+    def encoder(self) -> batches.Encoder:
+        """What turns records into prompts for the model."""
+        return self.pool.encoder
 
     @property
     def tokenizer(self) -> Any:
@@ -68,29 +74,29 @@ class Run:
         """Number of supervised updates that this run does itself."""
         return self.config.warmup.own_steps
 
-    def stream(self, split: str, size: int, encode: Any, start: int) -> Any:
-        """Returns an endless, resumable iterator over the encoded batches of a split."""
+    def stream(self, split: str, size: int, start: int, length: int | None = None) -> workers.Stream:
+        """Returns an endless, resumable iterator over the encoded batches of a split; see ``Workers.submit``."""
         balanced = split == "train" and self.config.data.sampling == "balanced"
         balance = self.encoder.vocabulary if balanced else None
-        return batches.stream(
+        drawn = batches.mixed(
             self.sources[split].records,
-            encode,
             size=size,
             seed=self.config.seed,
             settings=self.config.data,
             start=start,
             balance=balance,
         )
+        return self.pool.stream(drawn, start, length)
 
     def prompts(self, place: dict[str, Any] | None = None) -> prompts.Prompts:
         """Returns the prompts of reinforcement learning, from the beginning or from a place in a checkpoint."""
         config = self.config
         if config.data.sampling != "fair":
             start = 0 if place is None else place["next_index"]
-            return prompts.InOrder(self.stream("train", config.prompts, self.encoder, start=start))
+            return prompts.InOrder(self.stream("train", config.prompts, start))
         return prompts.ByCell(
             self.sources["train"].records,
-            self.encoder,
+            self.pool,
             size=config.prompts,
             seed=config.seed,
             settings=config.draw,
@@ -308,7 +314,7 @@ def open_run(config: options.Config, workdir: Path | None) -> Iterator[Run]:
             config=fitted,
             folder=path,
             mesh=devices,
-            encoder=encoder,
+            pool=enter(workers.Workers(encoder)),
             sources=fitting.sources,
             sizes=fitting.held_out,
             log=log,

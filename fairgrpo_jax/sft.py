@@ -8,7 +8,6 @@ Example:
     python -m fairgrpo_jax.sft clinic --workdir outputs/warmup
 """
 
-import functools
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +48,7 @@ def warm_up(run: runs.Run, found: tuple[int, learner.TrainState, dict] | None) -
         run.log.truncate_after(warmup=-1, train=-1, eval=-1)
     if not run.warmup_steps:
         return state.params
-    encode = functools.partial(run.encoder.targets, length=config.sampling.max_new_tokens)
-    batches = run.stream("warmup", spec.batch, encode, start=place["next_index"])
+    batches = run.stream("warmup", spec.batch, place["next_index"], length=config.sampling.max_new_tokens)
     with tracking.Progress(spec.steps, "warm-up", start=start) as progress:
         progress.note("the first step compiles its program")
         for step in range(start, spec.steps):

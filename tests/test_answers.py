@@ -2,15 +2,24 @@
 
 import collections
 import dataclasses
-import threading
-import time
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
 
-from fairgrpo_jax import answers, batches, config as options, evaluate, grouping, mesh, policy, rewards, rollout
+from fairgrpo_jax import (
+    answers,
+    batches,
+    config as options,
+    evaluate,
+    grouping,
+    mesh,
+    policy,
+    rewards,
+    rollout,
+    workers,
+)
 from fairgrpo_jax.data.datasets import synthetic
 
 
@@ -22,10 +31,11 @@ def ask(config, records):
     devices = mesh.make("1x1")
     with jax.set_mesh(devices):
         params = policy.initial(config.model, architecture, jax.random.key(0), mesh=devices)
+        pool = workers.Workers(batches.Encoder(config.data, architecture, processor, domains, groups))
         return answers.answer(
             answers.sampler(params, config.sampling),
             records,
-            encode=batches.Encoder(config.data, architecture, processor, domains, groups),
+            pool=pool,
             config=config,
             devices=devices,
             key=jax.random.key(1),
@@ -76,22 +86,6 @@ def test_answers_are_scored_as_the_run_pays_them(kind, wanted):
     np.testing.assert_allclose(rewards.components(given, ("exact", "set_f1"))[0, 0], [0, 2 / 3], rtol=1e-6)
     with pytest.raises(ValueError, match="reward component 'judge'; wanted one of exact, set_f1"):
         rewards.components(given, ("judge",))
-
-
-def test_only_a_few_batches_are_encoded_ahead():
-    begun, lock = [], threading.Lock()
-
-    def encode(item):
-        with lock:
-            begun.append(item)
-        return item
-
-    taken = []
-    for item in batches.ahead(encode, range(40), workers=2):
-        taken.append(item)
-        time.sleep(0.002)
-        assert len(begun) <= len(taken) + 3
-    assert taken == [*range(40)]
 
 
 def test_a_subset_is_drawn_once_and_in_proportion():

@@ -38,6 +38,7 @@ FLOORS = (
         "plan.ahead",
         "sources",
         "batches",
+        "workers",
         "lengths",
         "prompts",
         "answers",

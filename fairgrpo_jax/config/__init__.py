@@ -6,7 +6,6 @@ Presets live in ``configs/`` as Python; the command line overrides any field by 
 
 from fairgrpo_jax.config.experiment import KEEP as KEEP, Algorithm as Algorithm, Config as Config
 from fairgrpo_jax.config.sections import (
-    PREFETCH as PREFETCH,
     Data as Data,
     Draw as Draw,
     Evaluation as Evaluation,

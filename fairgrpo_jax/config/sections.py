@@ -8,9 +8,6 @@ from fairgrpo_jax.config.checks import require, require_finite, require_pattern
 from fairgrpo_jax.demographics import Scheme
 
 
-PREFETCH = 2  # batches of prompts that are held ready
-
-
 @dataclasses.dataclass(frozen=True)
 class Data:
     """The data to train and evaluate on."""
@@ -59,12 +56,9 @@ class Data:
     all demographic groups of a dataset are as large as the largest one (GRPO+RS); or by demographic group, in
     proportion to what is still wrong there (see draw)."""
     workers: int = 2
-    """Threads that decode and prepare prompts while the device computes."""
-
-    @property
-    def ahead(self) -> int:
-        """Batches of prompts that are held ready or being prepared."""
-        return self.workers + PREFETCH
+    """Number of workers that decode and prepare prompts while the devices compute."""
+    processes: bool = False
+    """Let the workers be processes instead of threads, for large images on many cores."""
 
     @property
     def scheme(self) -> Scheme:
@@ -73,7 +67,7 @@ class Data:
 
     def __post_init__(self):
         require_finite("data.", self)
-        require(self.workers > 0, f"data.workers={self.workers}", "at least one thread")
+        require(self.workers > 0, f"data.workers={self.workers}", "at least one worker")
         require(all(self.name.split(",")), f"data.name={self.name!r}", "names of datasets, joined by commas")
         require(self.num_patches >= 0, f"data.num_patches={self.num_patches}", "a number >= 0")
         require(self.buckets > 0, f"data.buckets={self.buckets}", "at least one size")

@@ -22,7 +22,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from fairgrpo_jax import chunking, commandline, config as options, mesh as meshes, policy, rollout
+from fairgrpo_jax import chunking, commandline, config as options, mesh as meshes, policy, rollout, workers
 from fairgrpo_jax.plan import ahead, cost, devices, footprint
 
 
@@ -211,7 +211,7 @@ def _estimate(config: options.Config, architecture: Any, target: devices.Target,
         phases.append(Phase(name, parts, base + sum(parts.values()), flops, moved, received, seconds))
     tokens = config.prompts * config.rollouts * config.sampling.max_new_tokens
     host = {
-        "batches of prompts ahead, in memory": config.data.ahead * config.prompts * shape.media,
+        "batches of prompts ahead, in memory": (workers.AHEAD + 1) * config.prompts * shape.media,
         "checkpoints on disk": (options.KEEP + 1) * (state["weights"] + state["optimizer moments"]) * count,
     }
     return Plan(
