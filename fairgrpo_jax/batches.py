@@ -35,9 +35,7 @@ class PromptBatch:
 
     @staticmethod
     def joined(parts: Sequence["PromptBatch"]) -> "PromptBatch":
-        """Concatenates the prompts of all parts."""
-        if len(parts) == 1:
-            return parts[0]
+        """Copies the prompts of all parts into one batch."""
         arrays = [(part.prompt, part.domains, part.groups) for part in parts]
         prompt, domains, groups = jax.tree.map(lambda *x: np.concatenate(x), *arrays)
         return PromptBatch(prompt, [record for part in parts for record in part.records], domains, groups)

@@ -257,7 +257,7 @@ def load(config: options.Config) -> tuple[dict[str, Source], batches.Encoder]:
     return records, batches.Encoder(
         settings=config.data,
         architecture=architecture,
-        processor=processor,
+        processor=dataclasses.replace(processor, dtype=config.media_dtype),
         domains=tuple(sorted({record.dataset for record in known})),
         vocabulary=grouping.vocabulary(batches.groups_of(record, config.data) for record in known),
         dtype=config.media_dtype,

@@ -7,11 +7,15 @@ what holds Python's lock is then not shared.
 
 import collections
 import concurrent.futures
+import contextlib
+import dataclasses
 import functools
 import itertools
 import multiprocessing
+import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from multiprocessing import shared_memory
 from typing import Any
 
 import jax
@@ -119,14 +123,31 @@ def _joined(parts: Sequence[concurrent.futures.Future[Any]]) -> Any:
             "got a worker process that was ended from outside, for want of memory perhaps; wanted it alive: fewer "
             "--data.workers, or more memory"
         ) from error
-    if isinstance(found[0], batches.PromptBatch):
-        return batches.PromptBatch.joined(found)
-    prompts, *arrays = zip(*found, strict=True)
+    blocks = [part.block() for part in found if isinstance(part, _Sent)]
+    try:
+        return _copied(found, blocks)
+    finally:
+        for block in blocks:
+            with contextlib.suppress(BufferError):  # where an error still holds what is in it
+                block.close()
+            block.unlink()
+
+
+def _copied(found: Sequence[Any], blocks: Sequence[shared_memory.SharedMemory]) -> Any:
+    """The parts of a batch as one, in memory of this process."""
+    rest = iter(blocks)
+    parts = [part.opened(next(rest)) if isinstance(part, _Sent) else part for part in found]
+    if isinstance(parts[0], batches.PromptBatch):
+        return batches.PromptBatch.joined(parts)
+    prompts, *arrays = zip(*parts, strict=True)
     return batches.PromptBatch.joined(prompts), *(np.concatenate(array) for array in arrays)
 
 
 def _apply(encoder: batches.Encoder, records: Sequence[Record], length: int | None) -> Any:
     return encoder(records) if length is None else encoder.targets(records, length=length)
+
+
+# ---- in a process of its own -----------------------------------------------------------------------------------------
 
 
 _encoder: batches.Encoder | None = None  # of a worker process
@@ -145,4 +166,57 @@ def _begin(encoder: batches.Encoder) -> None:
 
 def _encode(records: Sequence[Record], length: int | None) -> Any:
     assert _encoder is not None
-    return _apply(_encoder, records, length)
+    found = _apply(_encoder, records, length)
+    batch, rest = (found, None) if isinstance(found, batches.PromptBatch) else (found[0], found[1:])
+    return _Sent.of(batch, rest) or found
+
+
+@dataclasses.dataclass(frozen=True)
+class _Place:
+    """Where an array lies in shared memory."""
+
+    offset: int
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sent:
+    """A part of a batch whose prompts are in shared memory, since a pipe would copy their patches several times."""
+
+    name: str
+    batch: batches.PromptBatch  # with places instead of the prompts' arrays
+    rest: tuple | None  # targets and their mask
+
+    @classmethod
+    def of(cls, batch: batches.PromptBatch, rest: tuple | None) -> "_Sent | None":
+        """Moves the prompts into shared memory; None where there is too little, as in some containers."""
+        sizes = [-(-x.nbytes // 64) * 64 for x in jax.tree.leaves(batch.prompt)]
+        folder = os.statvfs("/dev/shm") if os.path.isdir("/dev/shm") else None
+        if folder is None or folder.f_bavail * folder.f_frsize < 2 * sum(sizes):
+            return None
+        block = shared_memory.SharedMemory(create=True, size=sum(sizes))
+        offsets = iter(itertools.accumulate(sizes, initial=0))
+
+        def put(x: np.ndarray) -> Any:
+            place = _Place(next(offsets), x.shape, x.dtype)
+            _view(block, place)[...] = x
+            return place
+
+        prompt = jax.tree.map(put, batch.prompt)
+        block.close()
+        return cls(block.name, dataclasses.replace(batch, prompt=prompt), rest)
+
+    def block(self) -> shared_memory.SharedMemory:
+        """The memory, which the receiver closes and unlinks."""
+        return shared_memory.SharedMemory(self.name)
+
+    def opened(self, block: shared_memory.SharedMemory) -> Any:
+        """What the encoder returned, its prompts still in the shared memory."""
+        prompt = jax.tree.map(lambda place: _view(block, place), self.batch.prompt)
+        batch = dataclasses.replace(self.batch, prompt=prompt)
+        return batch if self.rest is None else (batch, *self.rest)
+
+
+def _view(block: shared_memory.SharedMemory, place: _Place) -> np.ndarray:
+    return np.ndarray(place.shape, place.dtype, block.buf, place.offset)

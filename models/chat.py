@@ -42,6 +42,7 @@ class TextProcessor:
     Attributes:
         tokenizer: a Hugging Face tokenizer.
         chat_template: Jinja source; None takes the tokenizer's own.
+        dtype: of the patches or pixels.
 
     Example:
         >>> from fairgrpo_jax.models.tiny.tokenizer import tiny_tokenizer
@@ -51,6 +52,7 @@ class TextProcessor:
 
     tokenizer: Any
     chat_template: str | None = dataclasses.field(default=None, kw_only=True)
+    dtype: str = dataclasses.field(default="float32", kw_only=True)
 
     types_name = None  # name of the array that marks images (1), videos (2) and text (0)
 

@@ -157,17 +157,21 @@ def patchify(
 
     Args:
         pixels: uint8 (F, H, W, 3), both sides multiples of ``patch * merge``.
-        table: from :func:`value_table`.
+        table: from :func:`value_table`, of any dtype.
         patch: side of a patch.
         merge: patches along the side of a merged token.
         temporal: frames in a patch.
 
     Returns:
-        float32 (t * h * w, 3 * temporal * patch * patch) and the grid (t, h, w).
+        The patches (t * h * w, 3 * temporal * patch * patch), of the table's dtype, and the grid (t, h, w).
     """
-    if spare := -len(pixels) % temporal:
-        pixels = np.concatenate([pixels, np.repeat(pixels[-1:], spare, axis=0)])
-    t, h, w = len(pixels) // temporal, pixels.shape[1] // patch, pixels.shape[2] // patch
-    blocks = pixels.reshape(t, temporal, h // merge, merge, patch, w // merge, merge, patch, 3)
-    blocks = blocks.transpose(0, 2, 5, 3, 6, 8, 1, 4, 7).reshape(t * h * w, 3, temporal * patch * patch)
-    return np.concatenate([table[c][blocks[:, c]] for c in range(3)], axis=1), (t, h, w)
+    t, h, w = -(-len(pixels) // temporal), pixels.shape[1] // patch, pixels.shape[2] // patch
+    out = np.empty((t, h // merge, w // merge, merge, merge, 3, temporal, patch, patch), table.dtype)
+    for number, frame in enumerate(pixels):
+        for channel in range(3):
+            values = table[channel].take(frame[..., channel])
+            blocks = values.reshape(h // merge, merge, patch, w // merge, merge, patch).transpose(0, 3, 1, 4, 2, 5)
+            out[number // temporal, :, :, :, :, channel, number % temporal] = blocks
+    last = (len(pixels) - 1) % temporal
+    out[-1, ..., last + 1 :, :, :] = out[-1, ..., last : last + 1, :, :]
+    return out.reshape(t * h * w, -1), (t, h, w)

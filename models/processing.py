@@ -37,6 +37,7 @@ class Processor(TextProcessor):
         mean: mean of the normalisation, one number per channel, on the 0..1 scale.
         std: standard deviation, as above.
         chat_template: Jinja source; None takes the tokenizer's own.
+        dtype: of the patches or pixels.
 
     Raises:
         ValueError: if bounds contradict each other.
@@ -132,7 +133,7 @@ class Processor(TextProcessor):
         size = grid[1] * self.patch_size, grid[2] * self.patch_size
         frames = [pixels.to_rgb(frame) for frame in ([medium] if kind == "image" else medium)]
         resized = np.stack([pixels.resize(frame, size, Image.Resampling.BICUBIC) for frame in frames])
-        table = pixels.value_table(self.mean, self.std)
+        table = pixels.value_table(self.mean, self.std).astype(self.dtype)
         return pixels.patchify(resized, table, self.patch_size, self.merge_size, self.temporal_patch_size)[0]
 
 
@@ -197,6 +198,7 @@ class Gemma3Processor(TextProcessor):
         mean: mean of the normalisation, one number per channel, on the 0..1 scale.
         std: standard deviation, as above.
         chat_template: Jinja source; None takes the tokenizer's own.
+        dtype: of the patches or pixels.
     """
 
     image_size: int = 896
@@ -229,7 +231,7 @@ class Gemma3Processor(TextProcessor):
     def _square(self, image: Any) -> np.ndarray:
         size = (self.image_size, self.image_size)
         square = pixels.resize(pixels.to_rgb(image), size, Image.Resampling.BILINEAR)
-        table = pixels.value_table(self.mean, self.std)
+        table = pixels.value_table(self.mean, self.std).astype(self.dtype)
         return np.stack([table[c][square[..., c]] for c in range(3)])
 
 

@@ -99,6 +99,17 @@ def test_the_pixel_budget_is_that_of_transformers():
     assert frames([FILM], videos=[[noise(2, 64, 64, 3)]])["video_grid_thw"].tolist() == [[1, 8, 8]]
 
 
+@pytest.mark.parametrize(
+    "talk, images, videos", [(TALK, [[noise(50, 70, 3)]], None), (FILM, None, [[noise(5, 50, 70, 3)]])]
+)
+def test_patches_in_bfloat16_are_those_in_float32_rounded(talk, images, videos):
+    fine = tiny_processor()
+    name = "pixel_values" if images else "pixel_values_videos"
+    exact, got = (call([talk], images, videos)[name] for call in (fine, dataclasses.replace(fine, dtype="bfloat16")))
+    assert got.dtype.name == "bfloat16" and exact.dtype == np.float32
+    np.testing.assert_array_equal(got, exact.astype(got.dtype))
+
+
 def test_grey_arrays_equal_grey_images():
     grey = noise(32, 32)
     a, b, c = (

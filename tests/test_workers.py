@@ -49,6 +49,17 @@ def test_threads_and_processes_encode_what_the_encoder_does(processes):
                 np.testing.assert_array_equal(mine, theirs)
 
 
+def test_prompts_come_through_shared_memory_that_is_given_back(processes, monkeypatch):
+    """Where there is none, as in some containers, through a pipe; a block is unlinked as soon as it is copied."""
+    seen, opened = [], workers._Sent.opened
+    monkeypatch.setattr(workers._Sent, "opened", lambda self, block: seen.append(self.name) or opened(self, block))
+    batch = processes.encode(RECORDS[:9])
+    assert len(seen) == 2 and not any(os.path.exists(f"/dev/shm/{name}") for name in seen)
+    assert_same(batch, encoder()(RECORDS[:9]))
+    monkeypatch.setattr(workers.os, "statvfs", lambda path: os.statvfs_result([1] * 10))
+    assert workers._Sent.of(batch, None) is None
+
+
 def test_a_stream_knows_its_place_and_errors_come_at_their_batch(processes):
     bad = dataclasses.replace(RECORDS[4], question="why " * 100)
     asked = [RECORDS[0:2], RECORDS[2:4], [bad], RECORDS[6:8]]
