@@ -263,7 +263,10 @@ def test_the_papers_runs_fit_with_the_step_whole(folders, name, model):
     assert made.peak <= 0.91 * made.limit and "sampling.waves" in made.parts
     assert made.tokens == 512 * config.rollouts * 4096 and made.steps == 90
     assert made.likely > 2 * made.seconds and made.shapes[1] == 5
+    pixels = {"fair_qwen2_5_vl_7b": 10752 * 14**2, "fairmedgemma_4b": 16384 * 14**2}[name]
+    assert made.preparing == pytest.approx(512 * pixels * 0.06e-6) and made.preparing < made.likely
     text = io.StringIO()
     plan.show(made, Console(file=text, width=160))
+    assert "for each of at most 4 sizes of prompts" in text.getvalue() and "s; 1 keep up with a step" in text.getvalue()
     hours = 90 * made.seconds / 3600
     assert f"90 steps take at least {hours:,.2f} hours" in text.getvalue() and "verdict: it fits" in text.getvalue()

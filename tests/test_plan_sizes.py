@@ -11,7 +11,7 @@ import json
 import jax
 import pytest
 
-from fairgrpo_jax import config as options, configs, policy
+from fairgrpo_jax import chunking, config as options, configs, policy
 from fairgrpo_jax.plan import ahead, devices, plan
 from tests import real_sizes
 
@@ -46,6 +46,13 @@ def config_of(root, name, mesh, prompts):
     )
 
 
+def beside(config, made):
+    """Bytes on the device that a program is not given."""
+    architecture = ahead.describe(config.model)
+    tree = policy.shapes(config.model, architecture)
+    return plan.beside(chunking.fit(config, architecture, tree, made.limit), made)
+
+
 @pytest.mark.parametrize("program", ["copy", "prompt", "decode", "update"])
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("device", TARGETS)
@@ -62,8 +69,8 @@ def test_true_sizes(tmp_path, device, name, program):
         leaves = jax.tree.leaves(policy.shapes(config.model, ahead.describe(config.model)))
         formula = made.state["weights"] + made.phases[0].held["weights that sample"]
         formula += sum(sorted(x.size * x.dtype.itemsize for x in leaves)[-3:])
-    elif program != "update":
-        formula -= sum(made.state.values())
+    else:
+        formula -= beside(config, made)[program]
     print(f"\n{name} on {device}: {outcome.words}; by formula {formula / devices.GIB:.2f} GiB; {outcome.seconds:.0f} s")
     assert outcome.status in ("fits", "out of memory") and outcome.findings == ()
     if outcome.arguments is None:
@@ -88,11 +95,11 @@ def test_the_papers_runs_on_their_hardware(tmp_path, name, program):
     made = plan.plan(config, "h200:4")
     ahead.versions("gpu")  # else the compiler is not installed: `make test-plan` does it
     outcome = ahead.compile_apart(config, made.target, program, timeout=3600, cache=plan.Arguments.cache)
-    formula = dict(zip(("prompt", "decode", "update"), made.phases, strict=True))[program].peak
-    beside = 0 if program == "update" else sum(made.state.values())
-    print(f"\n{name}, {program}: {outcome.words}; by formula {(formula - beside) / devices.GIB:.2f} GiB")
-    assert made.fits and outcome.needed is not None and outcome.needed + beside <= made.limit and not outcome.findings
-    assert 0.88 < (formula - beside) / outcome.needed < 1.12
+    taken = beside(config, made)[program]
+    formula = dict(zip(("prompt", "decode", "update"), made.phases, strict=True))[program].peak - taken
+    print(f"\n{name}, {program}: {outcome.words}; by formula {formula / devices.GIB:.2f} GiB")
+    assert made.fits and outcome.needed is not None and outcome.needed + taken <= made.limit and not outcome.findings
+    assert 0.88 < formula / outcome.needed < 1.12
 
 
 @pytest.mark.parametrize("device,mesh", [("v5e:1x1", "1x1"), ("v6e:2x4", "4x2"), ("v5p:4x4x4", "64x1")])

@@ -11,6 +11,7 @@ Example::
 
 import dataclasses
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -31,6 +32,7 @@ MOST = 0.92  # share of a GPU's memory that JAX can be given; driver and librari
 # of the Qwen families.
 REACHED = {"gemma3": (0.15, 0.39, 0.19)}
 REACHED_BY_OTHERS = (0.31, 0.30, 0.36)
+PREPARED = 0.06e-6  # seconds of one core to decode, resize and pack a pixel of an image (docs/speed.md)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +106,8 @@ class Plan:
         reached: share of each phase's least time that a run of the family has reached, on one H200.
         host: bytes of the host and of its disk, by purpose.
         shapes: numbers of prompts and lengths of caches, per device, that decoding may pass through.
+        buckets: number of sizes to which prompts are padded.
+        preparing: seconds of one core to prepare the prompts of a step, at most.
     """
 
     target: devices.Target
@@ -119,6 +123,8 @@ class Plan:
     reached: tuple[float, ...] = (1.0, 1.0, 1.0)
     host: dict[str, int] = dataclasses.field(default_factory=dict)
     shapes: tuple[int, int] = (1, 1)
+    buckets: int = 1
+    preparing: float = 0.0
 
     @property
     def peak(self) -> int:
@@ -225,7 +231,14 @@ def _estimate(config: options.Config, architecture: Any, target: devices.Target,
         reached=REACHED.get(architecture.model_type, REACHED_BY_OTHERS),
         host=host,
         shapes=rollout.shapes(shape.sampled, config.sampling.max_new_tokens),
+        buckets=config.data.buckets,
+        preparing=config.prompts * shape.sizes.patches * _pixels(architecture) * PREPARED,
     )
+
+
+def _pixels(architecture: Any) -> int:
+    """Pixels of a patch."""
+    return 0 if architecture.vision is None else architecture.vision.patch_size**2
 
 
 def _times(flops: cost.Flops, factor: float) -> cost.Flops:
@@ -317,33 +330,45 @@ def _warnings(config: options.Config, made: Plan, tree: Any) -> Iterator[str]:
         yield "less than a tenth of the memory is left, and formulas are not that exact: --compile before you rent"
 
 
-def compiled(config: options.Config, made: Plan, *, timeout: float, cache: Path | None) -> Plan:
-    """Adds the compiler's report on each program to the plan.
+def beside(config: options.Config, made: Plan) -> dict[str, int]:
+    """Bytes of arrays that stay on a device while a program runs but are not its arguments, by program.
 
-    The memory that a program may use excludes arrays that stay on the device but are not its arguments: the moments and
-    the reference policy while weights are copied and gradients computed, the trained weights too while a copy samples,
-    and the reference policy during the optimizer's step. Beside one group of prompts or one micro-batch there are the
-    keys and values of the other groups, or the next micro-batch.
+    They are the moments and the reference policy while weights are copied and gradients computed, the trained weights
+    too while a copy samples, and the reference policy during the optimizer's step. Beside one group of prompts there
+    are the keys and values of the other groups, beside one micro-batch the next.
+
+    Args:
+        config: options with the numbers of parts chosen, from ``chunking.fit``.
+        made: the plan.
     """
-    console, outcomes, held = Console(stderr=True), [], made.state
-    architecture = ahead.describe(config.model)
-    config = chunking.fit(config, architecture, policy.shapes(config.model, architecture), made.limit)
-    layout, sampled, everything = chunking.layout(config, architecture), made.phases[0].held, sum(held.values())
-    unseen = {
+    layout, held = chunking.layout(config, ahead.describe(config.model)), made.state
+    everything, sampled, learned = sum(held.values()), made.phases[0].held, made.phases[2].held
+    return {
         "copy": everything - held["weights"],
         "prompt": everything + sampled["prompt keys and values"] * (layout.groups - 1) // layout.groups,
         "decode": everything,
-        "update": everything - held["weights"] + made.phases[2].held["prompts"] // 2 * (layout.parts > 1),
+        "update": everything - held["weights"] + learned["prompts"] // 2 * (layout.parts > 1),
         "optimizer": held["reference policy"],
         "supervised": everything - held["weights"],
     }
+
+
+def compiled(config: options.Config, made: Plan, *, timeout: float, cache: Path | None) -> Plan:
+    """Adds the compiler's report on each program to the plan.
+
+    The memory that a program may use excludes what is ``beside`` it.
+    """
+    console, outcomes = Console(stderr=True), []
+    architecture = ahead.describe(config.model)
+    config = chunking.fit(config, architecture, policy.shapes(config.model, architecture), made.limit)
+    beside_each = beside(config, made)
     for name in ahead.stages(config):
         console.print(f"compiling {name} for {made.target.name} ...", highlight=False)
         outcome = ahead.compile_apart(config, made.target, name, timeout=timeout, cache=cache)
-        beside = unseen[name]
+        taken = beside_each[name]
         if outcome.needed is not None and outcome.arguments is not None:
-            status = "fits" if outcome.needed <= made.limit - beside else "out of memory"
-            outcome = dataclasses.replace(outcome, available=made.limit - beside, status=status)
+            status = "fits" if outcome.needed <= made.limit - taken else "out of memory"
+            outcome = dataclasses.replace(outcome, available=made.limit - taken, status=status)
         outcomes.append(outcome)
     found = tuple(finding for outcome in outcomes for finding in outcome.findings)
     return dataclasses.replace(made, outcomes=tuple(outcomes), warnings=(*made.warnings, *found))
@@ -370,6 +395,7 @@ def to_json(made: Plan) -> dict[str, Any]:
         "parts": made.parts,
         "likely_step_seconds": made.likely,
         "steps": made.steps,
+        "preparing_seconds": made.preparing,
         "host": made.host,
         "tokens_per_second": made.tokens / made.seconds,
         "warnings": made.warnings,
@@ -425,10 +451,17 @@ def show(made: Plan, console: Console) -> None:
     )
     for name, size in made.host.items():
         console.print(f"host: {name} {_figure(size / gib)} GiB", highlight=False)
+    if made.preparing:
+        console.print(
+            f"host: preparing the prompts of a step takes one core at most {_figure(made.preparing)} s; "
+            f"{math.ceil(made.preparing / made.likely)} keep up with a step of {_figure(made.likely)} s (data.workers)",
+            highlight=False,
+        )
     prompts, caches = made.shapes
+    each = f" for each of at most {made.buckets} sizes of prompts" if made.buckets > 1 else ""
     console.print(
-        f"programs: copy, prompt pass, update, and decoding with {caches} lengths of caches and at most {prompts} "
-        "numbers of prompts a device; evaluation has its own",
+        f"programs: copy, prompt pass and update{each}, optimizer, and decoding with {caches} lengths of caches and at "
+        f"most {prompts} numbers of prompts a device; evaluation has its own",
         highlight=False,
     )
     if made.parts:
