@@ -253,3 +253,16 @@ def test_gpu_counts_operations_as_by_hand(load):
     assert gpu.flops(config, params, batch) == pytest.approx(3 * (decoder + scores + head + vision + ends))
     read = 2 * (2 * layer + 2 * (64 + 32 + 32) + 5 * 64 + 512 * 64)
     assert gpu.weight_bytes(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), params)) == read
+
+
+# ---- buckets ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_buckets_pad_less(tmp_path):
+    """Real runs on records of one to eight images of many sizes, and videos."""
+    printed, figures = run(tmp_path, "buckets", "--records", "16", "--steps", "3", "--max-pixels", "4096")
+    whole, cut = figures["1"], figures["4"]
+    assert whole["length"] == cut["length"] and cut["tokens"] < whole["tokens"] and cut["patches"] < whole["patches"]
+    assert cut["programs"] > whole["programs"] and cut["sizes"].split()[-1] == whole["sizes"]
+    assert "A step on prompts of many sizes" in printed
