@@ -10,6 +10,12 @@ takes too long costs only its own lines:
 * update: one ``learner.policy_step``, its FLOPs against the measured product (6 per weight and token, and attention, of
   prompts once and of completions; what is computed twice to save memory counts once), and its peak memory against the
   plan before a run (``fairgrpo_jax.plan``);
+* step: a whole step by the functions of the training loop: 64 prompts with images of two sizes, 5 completions each of
+  up to 1,024 tokens, in two waves and two sizes of prompts. A few hundred tokens of the vocabulary count as end tokens,
+  so that completions of a model with random weights have geometric lengths, prompts leave early and caches grow.
+  Throughput is also given as EasyR1 counts it: tokens of all samples, prompts included, over the seconds of the step
+  and the devices; its published figures (Geometry3k, 512 x 5 samples, 8 H100) are 1,600 to 2,000 for Qwen2.5-VL-7B and
+  1,800 for 3B;
 * attention: values and gradients of the kernel against plain JAX, as errors against plain JAX in float32;
 * trl: a whole step of ``step.py`` against TRL, at the size of Qwen2.5-VL-3B, if ``--trl-python`` has torch and trl.
 
@@ -40,7 +46,18 @@ import step as steps  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
-from fairgrpo_jax import config as options, estimators, fairness, learner, models, rollout  # noqa: E402
+from fairgrpo_jax import (  # noqa: E402
+    batches,
+    config as options,
+    estimators,
+    fairness,
+    grouping,
+    learner,
+    mesh,
+    models,
+    rollout,
+    train,
+)
 from fairgrpo_jax.models import gemma3, qwen2_5_vl  # noqa: E402
 from fairgrpo_jax.plan import cost, footprint  # noqa: E402
 
@@ -52,6 +69,7 @@ SECTIONS = {
     "decode gemma": 130,
     "update qwen": 90,
     "update gemma": 120,
+    "step qwen": 180,
     "attention": 100,
     "trl": 200,
 }
@@ -133,9 +151,14 @@ class Scale:
     tokens: int = 128
     copied: int = 2**31  # numbers of a copy
     matrix: int = 8192
+    step: tuple[int, int, int] = (64, 5, 1024)  # prompts, rollouts and tokens of a whole step
+    sides: tuple[int, int] = (504, 756)  # of its images, half of the prompts each
+    mean: int = 400  # tokens of its completions
 
 
-TOY = Scale(rows=(4,), group=2, prompt=84, side=32, tokens=8, copied=2**16, matrix=64)
+TOY = Scale(
+    rows=(4,), group=2, prompt=84, side=32, tokens=8, copied=2**16, matrix=64, step=(8, 2, 24), sides=(32, 48), mean=8
+)
 
 
 def main() -> None:
@@ -318,7 +341,69 @@ def attention(scale: Scale, *, toy: bool) -> dict[str, Any]:
     return {"lines": lines, "failed": any("NOT" in line["text"] for line in lines.values())}
 
 
-BODIES: dict[str, Callable[..., dict]] = {"rates": rates, "decode": decode, "update": update, "attention": attention}
+def step(scale: Scale, name: str, *, toy: bool) -> dict[str, Any]:
+    """Seconds of a whole step in waves, buckets and micro-batches, and tokens a second as EasyR1 counts them."""
+    config, params = model(name, toy)
+    ends = np.linspace(1, config.vocab_size - 1, config.vocab_size // scale.mean).astype(int)
+    banned = np.setdiff1d(config.banned_ids, ends)
+    config = dataclasses.replace(config, eos_ids=tuple(ends.tolist()), banned_ids=tuple(banned.tolist()))
+    P, G, T = scale.step
+    tower, merge = config.vision, config.vision.spatial_merge_size**2
+    patches = [(side // tower.patch_size) ** 2 for side in scale.sides]
+    lengths = [scale.prompt // 4 + count // merge for count in patches]
+    largest = dict(length=lengths[1], num_patches=patches[1])
+    parts = [packed(config, P // 2, length, side, **largest) for length, side in zip(lengths, scale.sides, strict=True)]
+    prompt = jax.tree.map(lambda *x: np.concatenate(x), *parts)
+    settings = options.Config(
+        prompts=P,
+        rollouts=G,
+        data=options.Data(buckets=2, prompt_length=lengths[1], num_patches=patches[1]),
+        sampling=options.Sampling(max_new_tokens=T, waves=2),
+        update=options.Update(accumulation=P // 4),
+        optim=OPTIM,
+    )
+    ladder = tuple(batches.Size(*pair) for pair in zip(lengths, patches, strict=True))
+    encoder = batches.Encoder(
+        settings.data, config, None, ("d",), grouping.vocabulary([{}]), dtype="bfloat16", ladder=ladder
+    )
+    devices = mesh.make("1x1")
+    lines: dict[str, dict[str, Any]] = {}
+    with jax.set_mesh(devices):
+        moments = learner.fresh_moments(params, optim=OPTIM, steps=1)
+        memory = estimators.Memory(fairness.init(1, 1, G, history=None))
+        state = learner.TrainState(params, moments, jnp.int32(0), memory)
+        del params, moments
+        for number in range(2):
+            begun = time.perf_counter()
+            copy, key = rollout.sampler_params(state.params), jax.random.key(number)
+            drawn = train.sample(copy, prompt, key, settings, encoder, devices)
+            del copy
+            sampled = time.perf_counter()
+            advantages = np.random.default_rng(number).normal(size=(P, G)).astype(np.float32)
+            batch = learner.PolicyBatch(prompt, drawn.tokens, drawn.mask, drawn.logprobs, advantages)
+            state, _ = train.update(state, batch, settings, encoder, devices, learner.reference)
+            jax.block_until_ready(state.params)
+            ended = time.perf_counter()
+            own, whole = int(drawn.mask.sum()), int(drawn.mask.sum() + G * prompt.valid.sum())
+            share = own / (G * int(drawn.steps.sum()))
+            spent = {"seconds": ended - begun, "rollout": sampled - begun, "update": ended - sampled}
+            rate = whole / spent["seconds"]
+            lines["the first, which compiles" if number == 0 else f"{P} x {G} x {T}"] = spent | {
+                "throughput": rate,
+                "text": f"{spent['seconds']:.1f} s: rollout {spent['rollout']:.1f}, update {spent['update']:.1f}",
+            }
+    lines["as EasyR1 counts"] = {"text": f"{rate:,.0f} tokens/s, {P * G / spent['seconds']:.2f} samples/s"}
+    lines["rows that were alive"] = {"text": f"{share:.0%} of {own / (P * G):.0f} tokens a completion"}
+    return {"lines": lines}
+
+
+BODIES: dict[str, Callable[..., dict]] = {
+    "rates": rates,
+    "decode": decode,
+    "update": update,
+    "step": step,
+    "attention": attention,
+}
 
 
 def whole_step(chosen: argparse.Namespace) -> dict[str, Any]:
@@ -381,11 +466,16 @@ def real_sized(config: Any) -> Any:
 
 def prompts(config: Any, count: int, scale: Scale) -> models.Prompt:
     """Prompts of one image and text, on the device."""
+    return jax.device_put(packed(config, count, scale.prompt, scale.side), jax.devices()[0])
+
+
+def packed(config: Any, count: int, length: int, side: int, **sizes: int) -> models.Prompt:
+    """Prompts of one image and text, on the host; ``sizes`` as in ``models.pack``."""
     rng = np.random.default_rng(0)
     tower = config.vision
-    side = (tower.image_size or scale.side) // tower.patch_size
+    side = (tower.image_size or side) // tower.patch_size
     image = [config.vision_start_id, *[config.image_id] * (side // tower.spatial_merge_size) ** 2, config.vision_end_id]
-    ids = rng.integers(7, 500, (count, scale.prompt))
+    ids = rng.integers(7, 500, (count, length))
     ids[:, 4 : 4 + len(image)] = image
     inputs: dict[str, np.ndarray] = {"input_ids": ids}
     if tower.image_size:
@@ -393,7 +483,7 @@ def prompts(config: Any, count: int, scale: Scale) -> models.Prompt:
     else:
         inputs["pixel_values"] = rng.normal(size=(count * side**2, tower.patch_dim)).astype(np.float32)
         inputs["image_grid_thw"] = np.array([[1, side, side]] * count)
-    return jax.device_put(models.pack(inputs, config), jax.devices()[0])
+    return models.pack(inputs, config, **sizes, dtype=jnp.bfloat16)
 
 
 def attention_case(module: Any, config: Any, scale: Scale) -> tuple[tuple, Any]:
