@@ -28,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command.add_argument("name", nargs="?" if command is check else None, help=", ".join(data.DATASETS))
         command.add_argument("--root", type=Path, help="the dataset's folder as its owner publishes it")
         command.add_argument("--splits", nargs="+", help="by default all")
+        command.add_argument("--columns", nargs="+", default=[], metavar="NAME=COLUMN", help="of one's own data")
         command.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="of the dataset's load")
     told, of_run = parser.parse_known_args(arguments)
     if of_run and (told.command != "check" or told.all):
@@ -36,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("name a dataset, or give --all")
     try:
         options = dict(map(data.option, told.option))
+        if told.columns:
+            options["columns"] = dict(column.split("=", 1) for column in told.columns)
         return _check(told, options, of_run) if told.command == "check" else _prepare(told, options)
     except (ValueError, TypeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -61,7 +64,9 @@ def _measure(told: argparse.Namespace, of_run: list[str]) -> int:
     """Prints the sizes of the prompts of a run with these options; returns how many records do not fit."""
     from fairgrpo_jax import commandline, config, lengths, runs
 
-    run = config.Config(data=config.Data(name=told.name, root=told.root, options=tuple(told.option)))
+    run = config.Config(
+        data=config.Data(name=told.name, root=told.root, options=tuple(told.option), columns=tuple(told.columns))
+    )
     run = commandline.apply(run, of_run)
     everything = dataclasses.replace(
         run.data, prompt_length=1 << 30, num_patches=1 << 30, on_broken="skip", over_length="skip"

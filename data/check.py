@@ -65,6 +65,7 @@ def check(name: str, root: str | Path | None, *, names: Sequence[str] | None = N
         records.extend(source.records)
         if isinstance(source, RecordList):
             report.lines += [f"{split}: left out or incomplete: {n} {why}" for why, n in source.left_out.items()]
+            report.lines += [f"{split}: {note}" for note in source.notes]
     loaded = {record.split for record in records}
     counts = about.counts(records)
     whole = not report.wrong and set(names) == set(module.SPLITS)

@@ -127,7 +127,8 @@ def _picture(dataset: "Dataset", stored: np.ndarray, window: str) -> np.ndarray:
         from pydicom.pixels.processing import apply_color_lut
 
         coloured = apply_color_lut(stored, dataset)
-        return (coloured >> (8 if coloured.dtype == np.uint16 else 0)).astype(np.uint8)[..., :3]
+        wide = coloured.dtype == np.uint16 and _largest_colour(dataset) > 255  # some devices write 8 bits into 16
+        return (coloured >> (8 if wide else 0)).astype(np.uint8)[..., :3]
     if kind in ("MONOCHROME1", "MONOCHROME2"):
 
         def grey(levels: np.ndarray) -> np.ndarray:
@@ -141,6 +142,13 @@ def _picture(dataset: "Dataset", stored: np.ndarray, window: str) -> np.ndarray:
     if stored.dtype == np.uint8 and stored.ndim == 3 and stored.shape[-1] == 3:  # the decoder has converted it to RGB
         return stored
     raise _Refused(f"holds {kind} as {stored.dtype} {stored.shape}; wanted a grey or an 8-bit colour picture")
+
+
+def _largest_colour(dataset: "Dataset") -> int:
+    """The largest value in a palette of 16 bits."""
+    tables = (dataset.get(f"{name}PaletteColorLookupTableData") for name in ("Red", "Green", "Blue"))
+    order = "<u2" if dataset.file_meta.TransferSyntaxUID.is_little_endian else ">u2"
+    return max((int(np.frombuffer(table, order).max()) for table in tables if table), default=2**16 - 1)
 
 
 def _by_level(stored: np.ndarray, grey: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:

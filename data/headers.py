@@ -180,6 +180,9 @@ def _packets(medium: Media) -> tuple[tuple[int, int], np.ndarray]:
             size = stream.codec_context.height, stream.codec_context.width
             stamps = [packet.pts for packet in container.demux(stream) if packet.size and packet.pts is not None]
             base = float(stream.time_base or 1)
+            if stamps and container.seek(0) is None and (frame := next(container.decode(stream), None)) is not None:
+                turned = media.quarter_turns(frame, str(name)) % 2
+                size = (size[1], size[0]) if turned else size
     except av.error.FFmpegError as error:
         raise ValueError(f"video {name} is broken ({error}); download it again from the dataset's owner") from error
     if not stamps or not all(size):

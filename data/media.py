@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -259,7 +259,17 @@ def open_image(file: IO[bytes], name: str, media: Media | None = None) -> np.nda
         return dicom.pixels(file.read(), name, window=(media and media.window) or "voi")
     file.seek(0)
     with opened(file, name) as image:
-        return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+        return np.array(_on_white(ImageOps.exif_transpose(image)).convert("RGB"))
+
+
+def _on_white(image: "Image.Image") -> "Image.Image":
+    """The image as a viewer shows it on white paper; what is transparent would else have any colour."""
+    from PIL import Image
+
+    if "A" not in image.getbands() and "transparency" not in image.info:
+        return image
+    shown = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", shown.size, "white"), shown)
 
 
 @contextlib.contextmanager
@@ -280,6 +290,9 @@ def opened(file: IO[bytes], name: str) -> Iterator["Image.Image"]:
                 )
             if image.mode.startswith(("I", "F")):
                 raise ValueError(f"image {name} holds {image.mode} pixels; window it to 8 bits first")
+            # A photograph in MPO has previews behind it, which nobody asks for.
+            if (pages := getattr(image, "n_frames", 1)) > 1 and image.format != "MPO":
+                raise ValueError(f"image {name} has {pages} pages; wanted one picture: split it first")
             yield image
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"image {name} is broken ({error}); download it again from the dataset's owner") from error
@@ -356,10 +369,26 @@ def _read_video(media: Media, sample: Sampler) -> Clip:
                 for index, frame in enumerate(container.decode(video=0)):
                     if index in wanted:
                         held[index] = frame
-        pictures = {index: held[index].to_ndarray(format="rgb24") for index in wanted}
+        pictures = {index: _upright(held[index], name) for index in wanted}
     except av.error.FFmpegError as error:
         raise ValueError(f"video {name} is broken ({error}); download it again from the dataset's owner") from error
     return _clip(media, np.stack([pictures[index] for index in chosen.tolist()]), times, chosen)
+
+
+def _upright(frame: Any, name: str) -> np.ndarray:
+    """The pixels of a frame, turned as its display matrix says and players do."""
+    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), quarter_turns(frame, name)))
+
+
+def quarter_turns(frame: Any, name: str) -> int:
+    """How often a frame of a video is turned by 90 degrees counterclockwise to stand upright.
+
+    Raises:
+        ValueError: if it is turned by another angle.
+    """
+    if frame.rotation % 90:
+        raise ValueError(f"video {name} is turned by {frame.rotation} degrees; wanted multiples of 90: re-encode it")
+    return frame.rotation // 90
 
 
 def _clip(media: Media, frames: np.ndarray, times: np.ndarray, chosen: np.ndarray) -> Clip:

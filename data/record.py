@@ -135,10 +135,12 @@ class RecordList:
     Attributes:
         records: in the owner's order.
         left_out: by reason, the number of the owner's rows without a record, or with an incomplete one.
+        notes: sentences about how the owner's files were read.
     """
 
     records: tuple[Record, ...]
     left_out: Mapping[str, int] = field(default_factory=dict, compare=False)
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
     def __len__(self) -> int:
         return len(self.records)

@@ -29,6 +29,10 @@ def load(config: options.Config) -> dict[str, Source]:
         dataset = data.module(name)
         known = inspect.signature(dataset.load).parameters
         extra = {"num_frames": settings.num_frames} | given[name] if "num_frames" in known else given[name]
+        if settings.columns and "columns" not in known:
+            raise ValueError(f"got data.columns for {name}; wanted it for one's own data alone (data.name=jsonl)")
+        if settings.columns:
+            extra["columns"] = dict(column.split("=") for column in settings.columns)
         if unknown := extra.keys() - known.keys():
             wanted = ", ".join(known.keys() - {"root", "split"}) or "none"
             raise ValueError(f"got data.options {', '.join(unknown)} for {name}; wanted some of: {wanted}")
@@ -48,6 +52,8 @@ def load(config: options.Config) -> dict[str, Source]:
             for reason, count in left_out.items():
                 if count:
                     print(f"{name}, {split}: {count} rows left out: {reason}")
+            for note in getattr(source, "notes", ()):
+                print(f"{name}, {split}: {note}")
             for use in [use for use, its in by_use.items() if its == split]:
                 records[use] += answered
     return {use: RecordList(tuple(found)) for use, found in records.items()}

@@ -185,3 +185,17 @@ def test_only_the_one_warning_is_silenced():
         assert not seen
         warnings.warn("another", UserWarning, stacklevel=1)
     assert [str(warning.message) for warning in seen] == ["another"]
+
+
+@pytest.mark.parametrize("factor", [1, 257])
+def test_palettes_of_sixteen_bits_that_hold_eight_or_sixteen(factor):
+    """Some devices write values of 8 bits into tables that they declare to be of 16: the picture was black."""
+    stored = np.random.default_rng(1).integers(0, 256, (10, 12), np.uint8)
+    tables = np.random.default_rng(2).integers(0, 256, (3, 256))
+    tables[:, 0] = 255
+    file = dataset(stored, kind="PALETTE COLOR")
+    for name, table in zip(("Red", "Green", "Blue"), tables, strict=True):
+        setattr(file, f"{name}PaletteColorLookupTableDescriptor", [256, 0, 16])
+        setattr(file, f"{name}PaletteColorLookupTableData", (table * factor).astype("<u2").tobytes())
+    picture = dicom.pixels(written(file), "x.dcm")
+    np.testing.assert_array_equal(picture, np.moveaxis(tables[:, stored], 0, -1))

@@ -4,6 +4,7 @@ import dataclasses
 import os
 import zipfile
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -52,6 +53,20 @@ def test_videos_and_the_frames_of_them(tmp_path, num_frames):
     with zipfile.ZipFile(tmp_path / "clips.zip", "w") as archive:
         archive.write(path, "a/clip.mp4")
     assert_as_decoded(Media("video", path=tmp_path / "clips.zip", member="a/clip.mp4", num_frames=num_frames))
+
+
+def test_a_video_that_is_shown_turned(tmp_path):
+    path = tmp_path / "phone.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=8)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.set_display_rotation(-90)
+        for _ in range(4):
+            frame = av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    assert_as_decoded(Media("video", path=path, num_frames=2))
+    assert headers.sizes(record(Media("video", path=path))).videos[0].frames.shape == (4, 64, 48, 3)
 
 
 def test_media_in_memory_and_frames_of_their_own(tmp_path):

@@ -67,7 +67,7 @@ def test_rows_of_json_lines(tmp_path, mark):
     assert [m.path for m in trl.media] == [tmp_path / "images/1.png"] and trl.split == "train"
     assert (verl.question, verl.answer, verl.sex, verl.age) == ("Which side?", "left", "M", None)
     assert [str(m.path) for m in verl.media] == [str(tmp_path / "images/1.png"), "/elsewhere/2.png"]
-    assert verl.extra == {"extra_info": '{"index": 7}'} and verl.patient == "train-2"
+    assert verl.extra == {"index": "7"} and verl.patient == "train-2"
     assert (clip.question, clip.answer, clip.dataset) == ("COVID?", "1", tmp_path.name)
     (video,) = clip.media
     assert [f.name for f in video.frames] == ["1.jpg", "2.jpg", "2.jpg"] and video.fps == 0.5 and video.num_frames == 4

@@ -116,6 +116,50 @@ def test_photographs_are_turned_upright(tmp_path):
     )
 
 
+def test_what_is_transparent_is_white(tmp_path):
+    """Colours under full transparency are anything; half of black on white is grey."""
+    pixels = np.array([[[9, 9, 9, 0], [0, 0, 0, 127], [250, 10, 40, 255]]], np.uint8)
+    Image.fromarray(pixels, "RGBA").save(tmp_path / "x.png")
+    shown = media.decode(Media("image", path=tmp_path / "x.png"))
+    assert shown.tolist() == [[[255, 255, 255], [128, 128, 128], [250, 10, 40]]]
+    picture = Image.new("P", (2, 1))
+    picture.putpalette([10, 20, 30, 200, 100, 50])
+    picture.putpixel((1, 0), 1)
+    picture.save(tmp_path / "x.gif", transparency=0)
+    assert media.decode(Media("image", path=tmp_path / "x.gif")).tolist() == [[[255, 255, 255], [200, 100, 50]]]
+
+
+@pytest.mark.parametrize("name", ["x.tiff", "x.gif", "x.png", "x.webp"])
+def test_images_of_several_pages_are_refused(tmp_path, name):
+    pages = [Image.new("RGB", (8, 8), (60 * i, 0, 0)) for i in range(3)]
+    pages[0].save(tmp_path / name, save_all=True, append_images=pages[1:])
+    with pytest.raises(ValueError, match=f"image .*{name} has 3 pages; wanted one picture: split it first"):
+        media.decode(Media("image", path=tmp_path / name))
+
+
+@pytest.mark.parametrize("angle", [90, -90, 180, 45])
+def test_videos_are_turned_as_players_turn_them(tmp_path, angle):
+    """A corner that is bright, by the display matrix of the file; counterclockwise as FFmpeg counts."""
+    picture = np.zeros((48, 64, 3), np.uint8)
+    picture[:16, :16] = 255
+    path = tmp_path / "phone.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=FPS)
+        stream.width, stream.height, stream.pix_fmt, stream.bit_rate = 64, 48, "yuv420p", 2_000_000
+        stream.set_display_rotation(angle)
+        for _ in range(3):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    if angle == 45:
+        with pytest.raises(ValueError, match="phone.mp4 is turned by 45 degrees; wanted multiples of 90"):
+            media.decode(Media("video", path=path))
+        return
+    shown = media.decode(Media("video", path=path))[0]
+    with Image.fromarray(picture) as image:  # which turns counterclockwise too
+        wanted = np.asarray(image.rotate(angle, expand=True))
+    assert shown.shape == wanted.shape and np.abs(shown.astype(int) - wanted).mean() < 10
+
+
 def test_sixteen_bit_images_are_refused_not_clipped(tmp_path):
     Image.fromarray(np.full((4, 4), 4000, np.uint16)).save(tmp_path / "x.png")
     with pytest.raises(ValueError, match="x.png holds I;16 pixels; window it"):

@@ -58,7 +58,8 @@ def cost_in_order(rounded, sizes, up, ladder):
     for size in sizes:
         place = rounded.index(up(size))
         holds = [Size(*np.max(rounded[: end + 1], axis=0).tolist()) for end in range(len(rounded))]
-        total += work(next(rung for rung in ladder if holds.index(rung) >= place))
+        reach = {rung: end for end, rung in enumerate(holds)}  # a size that holds no more than the next one reaches on
+        total += work(next(rung for rung in ladder if reach[rung] >= place))
     return total
 
 

@@ -1,12 +1,15 @@
 """Your own data: JSON lines or Parquet with the columns of TRL and verl.
 
-One row per question. ``prompt`` (or ``problem``): text, or messages with ``role`` and ``content``, where the content is
-text or parts; ``<image>`` and ``<video>`` in it stand for the media in order. ``images`` (a list), ``image``,
-``videos`` (a list of files, or of lists of frames with ``fps`` per second): paths relative to the file or absolute; in
-Parquet also ``{"bytes": ..., "path": ...}``. ``answer``, ``solution`` or ``reward_model.ground_truth``. ``sex`` (or
+One row per question. ``prompt`` (or ``problem``, ``question``): text, or messages with ``role`` and ``content``, where
+the content is text or parts; ``<image>`` and ``<video>`` in it stand for the media in order. ``images`` (a list),
+``image``, ``file_name``, ``video``, ``videos`` (a list of files, or of lists of frames with ``fps`` per second): paths
+relative to the file or absolute; in Parquet also ``{"bytes": ..., "path": ...}``. ``answer``, ``solution`` or
+``reward_model.ground_truth``; in Parquet also a ClassLabel of Hugging Face, whose names are the choices. ``sex`` (or
 ``gender``) and ``age`` in any known form. Optional: ``id``, ``data_source`` (the dataset's name), ``modality``,
-``choices``, ``patient`` (unit of the split), ``split``, ``finding``. Every other column becomes an entry of
-``Record.extra``, which can define groups.
+``choices``, ``patient`` (or ``patient_id``, ``subject_id``; the unit of the split), ``split``, ``finding``; sex, age,
+patient and attributes also in verl's ``extra_info``. Names are taken in any case, and others by ``columns``. Every
+other column becomes an entry of ``Record.extra``, which can define groups; ``RecordList.notes`` says what became of
+each.
 """
 
 import dataclasses
@@ -38,19 +41,26 @@ ABOUT = About(
 SUFFIXES = (".jsonl", ".json", ".parquet")
 
 _NAMES = {
-    "prompt": ("prompt", "problem"),
+    "prompt": ("prompt", "problem", "question"),
     "answer": ("answer", "solution"),
     "sex": ("sex", "gender"),
     "id": ("id", "uid"),
+    "patient": ("patient", "patient_id", "patientid", "subject", "subject_id", "subjectid"),
+    "image": ("image", "file_name"),
 }
 _KNOWN = {name for names in _NAMES.values() for name in names} | {
-    *("image", "images", "videos", "fps", "age", "data_source", "modality", "choices"),
-    *("patient", "split", "finding", "reward_model"),
+    *("images", "video", "videos", "fps", "age", "data_source", "modality", "choices"),
+    *("split", "finding", "reward_model"),
 }
+# What verl's `extra_info` may not say: what a row has itself.
+_OWN = {*_NAMES["prompt"], *_NAMES["answer"], *_NAMES["id"], *_NAMES["image"]}
+_OWN |= {"images", "video", "videos", "fps", "choices", "split", "reward_model"}
+_FILMS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv")
+_MEDIA = (*_FILMS, ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".dcm", ".dicom")
 _TAG = re.compile(r"<(image|video)>\n?")
 
 
-def load(root: str | Path, *, split: str, num_frames: int = 4) -> RecordList:
+def load(root: str | Path, *, split: str, num_frames: int = 4, columns: Mapping[str, str] | None = None) -> RecordList:
     """One record per row.
 
     Args:
@@ -58,15 +68,18 @@ def load(root: str | Path, *, split: str, num_frames: int = 4) -> RecordList:
         split: the name of a file in a folder. In a single file: the rows of this ``split``; without such a column,
             ``"train"`` or ``"test"``, with a fifth of the patients held out by the hash of their names.
         num_frames: number of frames of a video file that the model sees.
+        columns: names of the file's columns by those above, as ``{"answer": "label", "patient": "mrn"}``.
 
     Returns:
         A ``Source`` in the order of the rows. Without ``data_source`` the dataset is named after the folder or file;
-        without ``patient`` every row is a separate patient.
+        without ``patient`` every row is a separate patient. Its ``notes`` tell what each column was read as, that there
+        is no patient, and which rows have no media where others have some.
 
     Raises:
-        ValueError: if the file does not exist, is not UTF-8 or not Parquet; for all bad rows in one error, with their
-            lines (rows for Parquet): no JSON object, a repeated key, no prompt or answer, an answer that is not one of
-            the choices, media that do not match the tags, an invalid sex or age, a repeated id.
+        ValueError: if the file does not exist, is not UTF-8 or not Parquet; if ``columns`` names an unknown one, or no
+            row has media and a column looks like files of them; for all bad rows in one error, with their lines (rows
+            for Parquet): no JSON object, a repeated key, no prompt or answer, an answer that is not one of the choices,
+            media that do not match the tags, an invalid sex or age, a repeated id.
 
     Example:
         >>> import pathlib, tempfile
@@ -84,25 +97,31 @@ def load(root: str | Path, *, split: str, num_frames: int = 4) -> RecordList:
     alone = path == Path(root)
     problems = Problems(path, unit="row" if path.suffix == ".parquet" else "line")
     records, column, seen = [], False, dict[str, int]()
-    for line, row in _rows(path, problems):
-        column = column or "split" in row
+    found = _Columns(columns or {})
+    for line, row in _rows(path, problems, found):
         try:
+            row = found.named(row)
+            column = column or "split" in row
             record = _record(row, path, line, alone, num_frames)
             if (first := seen.setdefault(record.uid, line)) != line:
                 raise ValueError(f"{record.uid} is also {problems.unit} {first}")
             if alone and column and not record.split:
                 raise ValueError("split is missing and other rows have one")
             records.append(record)
+            if not record.media:
+                found.without_media.append(line)
         except ValueError as error:
             problems.add(line, str(error))
+    found.require_given()
     problems.raise_if_any()
+    notes = found.notes(len(records), problems.unit)
     if not alone or column:
-        return RecordList(tuple(r for r in records if not alone or r.split == split))
+        return RecordList(tuple(r for r in records if not alone or r.split == split), notes=notes)
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}; {path} has no column split, so there are 'train' and 'test'")
     held_out = by_patient([r.patient for r in records], fraction=HELD_OUT, seed=0)
     kept = [r for r, out in zip(records, held_out, strict=True) if out == (split == "test")]
-    return RecordList(tuple(dataclasses.replace(r, split=split) for r in kept))
+    return RecordList(tuple(dataclasses.replace(r, split=split) for r in kept), notes=notes)
 
 
 def _file(root: Path, split: str) -> Path:
@@ -117,10 +136,108 @@ def _file(root: Path, split: str) -> Path:
     return found[0]
 
 
-def _rows(path: Path, problems: Problems) -> Iterator[tuple[int, dict[str, Any]]]:
+class _Columns:
+    """Gives columns their names in this module, and remembers what became of each.
+
+    Args:
+        given: names of the file's columns by those of this module.
+    """
+
+    def __init__(self, given: Mapping[str, str]):
+        known = {"prompt", "answer", "sex", "age", "id", "patient", "image", "images", "video", "videos", "fps"}
+        known |= {"data_source", "modality", "choices", "split", "finding"}
+        if unknown := sorted(given.keys() - known):
+            raise ValueError(f"got columns for {', '.join(unknown)}; wanted some of {', '.join(sorted(known))}")
+        self._given = {column: name for name, column in given.items()}
+        self._read: dict[str, str] = {}  # by the column's own name
+        self._kept: dict[str, list[str]] = {}  # some values of columns that became attributes
+        self.without_media: list[int] = []
+
+    def name(self, column: str) -> str:
+        """The name of a column in this module; its own if it is none of them."""
+        if column in self._given:
+            return self._given[column]
+        plain = column.strip().lower()
+        if plain not in _KNOWN:
+            return column
+        return f"{column} (not read)" if {plain, *_others(plain)} & set(self._given.values()) else plain
+
+    def named(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """A row under these names, with what verl's ``extra_info`` tells of the patient.
+
+        Raises:
+            ValueError: if two columns of one name differ.
+        """
+        found: dict[str, Any] = {}
+        info = row.get("extra_info")
+        nested = info if isinstance(info, dict) else {}
+        told = [pair for pair in row.items() if pair[0] != "extra_info" or not nested]
+        told += [(key, value) for key, value in nested.items() if key not in row and self.name(key) not in _OWN]
+        for column, value in told:
+            name = self.name(column)
+            if found.get(name) is not None and value is not None and found[name] != value:
+                raise ValueError(f"two columns {name} differ; keep one")
+            if found.get(name) is None:
+                found[name] = value
+            if name in _KNOWN:
+                self._read[column] = name
+            else:
+                values = self._kept.setdefault(column, [])
+                if value is not None and len(values) < 100:
+                    values.append(_plain(value))
+        return found
+
+    def require_given(self) -> None:
+        """Checks that the columns that were given by hand are there.
+
+        Raises:
+            ValueError: if no row has one of them.
+        """
+        there = {*self._read, *self._kept}
+        if absent := sorted(set(self._given) - there) if there else []:
+            raise ValueError(
+                f"got columns {', '.join(absent)}, which no row has; wanted some of {', '.join(sorted(there))}"
+            )
+
+    def notes(self, count: int, unit: str) -> tuple[str, ...]:
+        """What became of the columns, in sentences.
+
+        Raises:
+            ValueError: if media were overlooked.
+        """
+        read = [column if column == name else f"{column} as {name}" for column, name in sorted(self._read.items())]
+        lines = [f"columns that are read: {', '.join(read)}"]
+        if self._kept:
+            lines.append(f"columns that are kept as attributes: {', '.join(sorted(self._kept))}")
+        if not set(self._read.values()) & set(_NAMES["patient"]):
+            lines.append("no column patient, patient_id or subject_id: every row counts as its own patient")
+        like_files = sorted(
+            column
+            for column, values in self._kept.items()
+            if any(values) and all(value.lower().endswith(_MEDIA) for value in values if value)
+        )
+        if like_files and len(self.without_media) == count:
+            raise ValueError(
+                f"got no media, but columns {', '.join(like_files)} that look like files; wanted a column image or "
+                f"video: rename it, or columns image={like_files[0]}"
+            )
+        lines += [f"column {column} looks like files of media; it is not read as such" for column in like_files]
+        if 0 < len(self.without_media) < count:
+            first = ", ".join(map(str, self.without_media[:10]))
+            more = ", ..." if len(self.without_media) > 10 else ""
+            lines.append(f"{len(self.without_media)} of {count} rows have no media: {unit} {first}{more}")
+        return tuple(lines)
+
+
+def _others(name: str) -> tuple[str, ...]:
+    """Other names of a column, with the one that stands for all."""
+    return next((names for names in _NAMES.values() if name in names), ())
+
+
+def _rows(path: Path, problems: Problems, columns: _Columns) -> Iterator[tuple[int, dict[str, Any]]]:
     """Number and columns of each row; invalid rows are added to ``problems``."""
     if path.suffix == ".parquet":
-        yield from enumerate(_parquet(path), start=1)
+        yield from enumerate(_parquet(path, columns), start=1)
         return
     with path.open("rb") as file:
         for line, raw in enumerate(file, start=1):
@@ -139,16 +256,40 @@ def _rows(path: Path, problems: Problems) -> Iterator[tuple[int, dict[str, Any]]
                 problems.add(line, f"{text[:40]} is no object")
 
 
-def _parquet(path: Path) -> Iterator[dict[str, Any]]:
+def _parquet(path: Path, columns: _Columns) -> Iterator[dict[str, Any]]:
     import pyarrow
     import pyarrow.parquet
 
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
+            labels = _class_labels(file.schema_arrow.metadata or {})
+            answers = [names for column, names in labels.items() if columns.name(column) in _NAMES["answer"]]
             for batch in file.iter_batches(batch_size=256):
-                yield from batch.to_pylist()
+                for row in batch.to_pylist():
+                    for column, names in labels.items():
+                        row[column] = _label(row.get(column), names)
+                    if answers and "choices" not in row:
+                        row["choices"] = answers[0]
+                    yield row
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"{path} is no Parquet ({error}); write it again") from error
+
+
+def _class_labels(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
+    """The names of the classes of columns that Hugging Face's ``datasets`` wrote as ClassLabel."""
+    try:
+        features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+    except ValueError:
+        return {}
+    kinds = {name: kind for name, kind in features.items() if isinstance(kind, dict)}
+    return {name: kind["names"] for name, kind in kinds.items() if kind.get("_type") == "ClassLabel"}
+
+
+def _label(value: Any, names: list[str]) -> Any:
+    """The name of a class; -1 is none, as Hugging Face has it."""
+    if not isinstance(value, int) or value < 0:
+        return None
+    return names[value] if value < len(names) else value
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -178,7 +319,7 @@ def _record(row: Mapping[str, Any], path: Path, line: int, alone: bool, num_fram
         question=question,
         answer=answer,
         choices=choices,
-        patient=_text(row, "patient") or name,
+        patient=_scalar("patient", _one(row, "patient")) or name,
         sex=demographics.sex(_one(row, "sex")),
         age=demographics.age(row.get("age")),
         extra={key: _plain(value) for key, value in row.items() if key not in _KNOWN},
@@ -231,12 +372,17 @@ def _turn(message: Any) -> str:
 
 
 def _media(row: Mapping[str, Any], folder: Path, num_frames: int) -> tuple[Media, ...]:
-    if row.get("image") is not None and row.get("images"):
-        raise ValueError("image and images are both there; keep one")
-    images = [row["image"]] if row.get("image") is not None else _list(row, "images")
+    image, video = _one(row, "image"), row.get("video")
+    for one, several in ((image, "images"), (video, "videos")):
+        if one is not None and row.get(several):
+            raise ValueError(f"{several[:-1]} and {several} are both there; keep one")
+    videos = _list(row, "videos") if video is None else [video]
+    if isinstance(image, str) and image.lower().endswith(_FILMS):
+        image, videos = None, [*videos, image]
+    images = _list(row, "images") if image is None else [image]
     return (
         *(_image(image, folder) for image in images),
-        *(_video(video, folder, row.get("fps"), num_frames) for video in _list(row, "videos")),
+        *(_video(video, folder, row.get("fps"), num_frames) for video in videos),
     )
 
 

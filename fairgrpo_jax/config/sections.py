@@ -55,6 +55,8 @@ class Data:
     """How the prompts of reinforcement learning are drawn: as they are mixed in the data; with records repeated until
     all demographic groups of a dataset are as large as the largest one (GRPO+RS); or by demographic group, in
     proportion to what is still wrong there (see draw)."""
+    columns: tuple[str, ...] = ()
+    """Columns of your own data under other names, as NAME=COLUMN: answer=label patient=mrn."""
     workers: int = 2
     """Number of workers that decode and prepare prompts while the devices compute."""
     processes: bool = False
@@ -72,6 +74,10 @@ class Data:
         require(self.num_patches >= 0, f"data.num_patches={self.num_patches}", "a number >= 0")
         require(self.buckets > 0, f"data.buckets={self.buckets}", "at least one size")
         require(all(self.attributes), f"data.attributes={self.attributes}", "names that are not empty")
+        pairs = [column.split("=") for column in self.columns]
+        require(
+            all(len(p) == 2 and all(p) for p in pairs), f"data.columns={self.columns}", "NAME=COLUMN, spaces between"
+        )
         require(
             self.num_frames >= 2 and self.num_frames % 2 == 0,
             f"data.num_frames={self.num_frames}",

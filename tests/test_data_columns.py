@@ -1,0 +1,132 @@
+"""One's own columns: each is read, kept as an attribute or named, whatever it is called; nothing is lost in silence."""
+
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from fairgrpo_jax import config as options, data, sources
+from fairgrpo_jax.data.__main__ import main
+from fairgrpo_jax.data.datasets import jsonl
+
+
+ROW = {"prompt": "What is seen?", "answer": "Nodule"}
+
+
+def rows(path, *given):
+    path.write_text("".join(json.dumps(ROW | row) + "\n" for row in given))
+    return path
+
+
+def load(path, **more):
+    return jsonl.load(path.parent, split=path.stem, **more)
+
+
+@pytest.mark.parametrize("name", ["patient", "patient_id", "Patient_ID", "subject_id", "SubjectID", "PATIENT"])
+def test_a_patient_of_any_name_is_the_unit_of_the_split(tmp_path, name):
+    path = rows(tmp_path / "all.jsonl", *({name: f"P{i // 3}"} for i in range(60)))
+    train, test = (data.load("jsonl", path, split=split) for split in ("train", "test"))
+    patients = [{record.patient for record in source.records} for source in (train, test)]
+    assert len(train) + len(test) == 60 and not patients[0] & patients[1] and len(patients[0] | patients[1]) == 20
+    assert all("no column patient" not in note for note in train.notes)
+
+
+def test_without_a_patient_it_is_said(tmp_path):
+    source = load(rows(tmp_path / "train.jsonl", {"race": "Black"}))
+    assert source.notes == (
+        "columns that are read: answer, prompt",
+        "columns that are kept as attributes: race",
+        "no column patient, patient_id or subject_id: every row counts as its own patient",
+    )
+
+
+def test_capitals_do_not_matter_and_two_columns_of_one_name_must_agree(tmp_path):
+    (record,) = load(rows(tmp_path / "train.jsonl", {"Sex": "F", "AGE": 60, "Race": "Black", "ID": "a"})).records
+    assert (record.sex, record.age, record.uid, record.extra) == ("F", 60.0, f"{tmp_path.name}/a", {"Race": "Black"})
+    (record,) = load(rows(tmp_path / "train.jsonl", {"Sex": "F", "sex": "F", "gender": "F"})).records
+    assert record.sex == "F"
+    for pair in ({"Sex": "F", "sex": "M"}, {"Sex": "F", "Gender": "M"}, {"patient": "a", "patient_id": "b"}):
+        with pytest.raises(ValueError, match="line 1: .*differ; keep one"):
+            load(rows(tmp_path / "train.jsonl", pair))
+
+
+@pytest.mark.parametrize(
+    "row, kinds",
+    [
+        ({"file_name": "a.png"}, ["image"]),
+        ({"file_name": "a.mp4"}, ["video"]),
+        ({"image": "a.png"}, ["image"]),
+        ({"Images": ["a.png", "b.png"]}, ["image", "image"]),
+        ({"video": "a.mp4"}, ["video"]),
+        ({"image": "a.png", "video": "b.mp4"}, ["image", "video"]),
+        ({"video": ["1.png", "2.png"], "fps": 2}, ["video"]),
+    ],
+)
+def test_media_under_the_names_that_people_use(tmp_path, row, kinds):
+    (record,) = load(rows(tmp_path / "train.jsonl", row)).records
+    assert [medium.kind for medium in record.media] == kinds and not record.extra
+
+
+def test_media_that_are_overlooked_are_an_error_or_named(tmp_path):
+    path = rows(tmp_path / "train.jsonl", {"scan": "1.dcm"}, {"scan": "2.dcm"})
+    with pytest.raises(ValueError, match="no media, but columns scan that look like files; .*columns image=scan"):
+        load(path)
+    assert [str(r.media[0].path.name) for r in load(path, columns={"image": "scan"}).records] == ["1.dcm", "2.dcm"]
+    source = load(rows(tmp_path / "train.jsonl", {"image": "1.png", "mask": "m.png"}, {"mask": "n.png"}, {}))
+    assert "column mask looks like files of media; it is not read as such" in source.notes
+    assert source.notes[-1] == "2 of 3 rows have no media: line 2, 3"
+
+
+def test_columns_are_given_by_hand(tmp_path):
+    """The given one counts, and what had its name is kept as an attribute of another."""
+    path = rows(tmp_path / "train.jsonl", {"label": "Edema", "mrn": 7, "patient_id": "x"})
+    source = load(path, columns={"answer": "label", "patient": "mrn"})
+    (record,) = source.records
+    assert (record.answer, record.patient) == ("Edema", "7")
+    assert record.extra == {"answer (not read)": "Nodule", "patient_id (not read)": "x"}
+    assert source.notes[0] == "columns that are read: label as answer, mrn as patient, prompt"
+    with pytest.raises(ValueError, match="got columns lable, which no row has; wanted some of answer, label, mrn"):
+        load(path, columns={"answer": "lable"})
+    with pytest.raises(ValueError, match="got columns for labels; wanted some of age, answer"):
+        load(path, columns={"labels": "label"})
+
+
+def test_a_class_label_is_its_name(tmp_path):
+    """The metadata that Hugging Face's datasets writes, here by hand."""
+    names = ["Normal", "Nodule"]
+    features = {"answer": {"names": names, "_type": "ClassLabel"}, "site": {"names": ["A", "B"], "_type": "ClassLabel"}}
+    features |= {"prompt": {"dtype": "string", "_type": "Value"}, "many": [{"dtype": "string", "_type": "Value"}]}
+    table = pa.table({"prompt": ["?", "?"], "answer": [1, 0], "site": [1, -1]})
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    pq.write_table(table.replace_schema_metadata(metadata), tmp_path / "train.parquet")
+    first, second = jsonl.load(tmp_path, split="train").records
+    assert (first.answer, second.answer) == ("Nodule", "Normal") and first.choices == ("Normal", "Nodule")
+    assert first.extra == {"site": "B"} and second.extra == {"site": ""}
+
+
+def test_what_verl_knows_of_the_patient_is_read(tmp_path):
+    info = {"index": 3, "answer": "no", "split": "train", "sex": "M", "age": 50, "patient_id": "p", "race": "Asian"}
+    (record,) = load(rows(tmp_path / "train.jsonl", {"extra_info": info, "age": 40})).records
+    assert (record.answer, record.sex, record.age, record.patient) == ("Nodule", "M", 40.0, "p")
+    assert record.extra == {"index": "3", "race": "Asian"}
+
+
+def test_the_command_and_the_run_tell_of_columns(tmp_path, capsys):
+    for split in ("train", "test"):
+        Image.new("RGB", (32, 32)).save(tmp_path / f"{split}.png")
+        given = {"scan": f"{split}.png", "mrn": split, "label": "Edema", "Sex": "F", "Race": "Asian"}
+        rows(tmp_path / f"{split}.jsonl", given)
+    columns = ["image=scan", "patient=mrn", "answer=label"]
+    assert main(["check", "jsonl", "--root", str(tmp_path), "--columns", *columns, "--data.prompt-length", "60"]) == 0
+    output = capsys.readouterr().out
+    assert "train: columns that are read: Sex as sex, label as answer, mrn as patient, prompt, scan as image" in output
+    assert "2 media files, 0 missing" in output and "0 records do not fit" in output
+    config = options.Config(data=options.Data(name="jsonl", root=tmp_path, columns=tuple(columns)))
+    assert sources.load(config)["train"].records[0].media[0].path == tmp_path / "train.png"
+    assert "jsonl, test: columns that are kept as attributes: Race, answer" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="data.columns for synthetic; wanted it for one's own data alone"):
+        sources.load(options.Config(data=options.Data(columns=tuple(columns))))
+    with pytest.raises(ValueError, match="data.columns=.*wanted NAME=COLUMN"):
+        options.Data(columns=("answer",))
