@@ -7,7 +7,7 @@ import contextlib
 import gc
 import importlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -97,6 +97,44 @@ def option(text: str) -> tuple[str, Any]:
         return key, json.loads(value)
     except ValueError:
         return key, value
+
+
+def columns(given: Sequence[str]) -> dict[str, str]:
+    """Parses ``NAME=COLUMN`` of a command line, for ``load("jsonl", ..., columns=...)``.
+
+    Raises:
+        ValueError: if one has another form.
+
+    Example:
+        >>> from fairgrpo_jax import data
+        >>> data.columns(["answer=label", "patient=mrn"])
+        {'answer': 'label', 'patient': 'mrn'}
+    """
+    pairs = [text.partition("=") for text in given]
+    if wrong := ["".join(pair) for pair in pairs if not all(pair)]:
+        raise ValueError(f"got columns {', '.join(wrong)}; wanted NAME=COLUMN, such as answer=label")
+    return {name: column for name, _, column in pairs}
+
+
+def codes(given: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Parses ``COLUMN.CODE=VALUE`` of a command line, for ``load("jsonl", ..., codes=...)``.
+
+    Raises:
+        ValueError: if one has another form.
+
+    Example:
+        >>> from fairgrpo_jax import data
+        >>> data.codes(["sex.1=M", "sex.2=F", "age.999="])
+        {'sex': {'1': 'M', '2': 'F'}, 'age': {'999': ''}}
+    """
+    found: dict[str, dict[str, str]] = {}
+    for text in given:
+        code, equals, value = text.partition("=")
+        column, dot, code = code.partition(".")
+        if not (equals and dot and column and code):
+            raise ValueError(f"got code {text!r}; wanted COLUMN.CODE=VALUE, such as sex.1=M")
+        found.setdefault(column, {})[code] = value
+    return found
 
 
 def _load(name: str, root: str | Path | None, split: str, options: dict[str, Any]) -> Source:

@@ -29,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command.add_argument("--root", type=Path, help="the dataset's folder as its owner publishes it")
         command.add_argument("--splits", nargs="+", help="by default all")
         command.add_argument("--columns", nargs="+", default=[], metavar="NAME=COLUMN", help="of one's own data")
+        command.add_argument("--codes", nargs="+", default=[], metavar="COLUMN.CODE=VALUE", help="of one's own data")
         command.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="of the dataset's load")
     told, of_run = parser.parse_known_args(arguments)
     if of_run and (told.command != "check" or told.all):
@@ -38,7 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = dict(map(data.option, told.option))
         if told.columns:
-            options["columns"] = dict(column.split("=", 1) for column in told.columns)
+            options["columns"] = data.columns(told.columns)
+        if told.codes:
+            options["codes"] = data.codes(told.codes)
         return _check(told, options, of_run) if told.command == "check" else _prepare(told, options)
     except (ValueError, TypeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -65,7 +68,13 @@ def _measure(told: argparse.Namespace, of_run: list[str]) -> int:
     from fairgrpo_jax import commandline, config, lengths, runs
 
     run = config.Config(
-        data=config.Data(name=told.name, root=told.root, options=tuple(told.option), columns=tuple(told.columns))
+        data=config.Data(
+            name=told.name,
+            root=told.root,
+            options=tuple(told.option),
+            columns=tuple(told.columns),
+            codes=tuple(told.codes),
+        )
     )
     run = commandline.apply(run, of_run)
     everything = dataclasses.replace(

@@ -30,6 +30,8 @@ _SEX_OTHER = {"o", "other"}
 _SEX_CODES: Mapping[str, str] = {"w": "F", "woman": "F", "0": "F", "0.0": "F", "man": "M", "1": "M", "1.0": "M"}
 _SEX_KEYS = {"F": "female", "M": "male"}
 _MISSING_AGE = -99.0
+_DATE = re.compile(r"\d{4}-\d{1,2}-\d{1,2}.*|\d{1,2}[./]\d{1,2}[./]\d{2,4}")
+_UNIT = re.compile(r"(\d+(?:\.\d+)?)\s*(years?|yrs?|y/?o|months?|weeks?|days?)\.?(?: old)?")
 _PER_YEAR = {"Y": 1.0, "M": 12.0, "W": 365.25 / 7, "D": 365.25}
 
 
@@ -75,7 +77,8 @@ def sex(raw: object, *, codes: Mapping[str, Literal["F", "M"] | None] | None = N
         return None
     if text.lower() not in _SEX:
         raise ValueError(
-            f"sex is {raw!r}; wanted F, M, female, male or unknown; explain other codes with codes={{...}}"
+            f"sex is {raw!r}; wanted F, M, female, male or unknown; explain other codes with codes={{...}}, or "
+            "those of your own data with --data.codes sex.CODE=F"
         )
     return _SEX[text.lower()]
 
@@ -83,24 +86,32 @@ def sex(raw: object, *, codes: Mapping[str, Literal["F", "M"] | None] | None = N
 def age(raw: object) -> float | None:
     """Parses an age as datasets write it; returns years.
 
-    Accepts a number, a DICOM age string such as ``"053Y"``, ``"006M"``, ``"012D"`` (365.25 days a year), or either of
-    them in a list of one element, also as text. None for empty, ``unknown``, NaN and the code -99. Zero is a valid age.
+    Accepts a number, a DICOM age string such as ``"053Y"``, ``"006M"``, ``"012D"`` (365.25 days a year), a number with
+    its unit such as ``"63 years"`` or ``"6 months"``, or one of them in a list of one element, also as text. Ages that
+    hospitals code from above, as in ``"90+"``, ``">=90"`` and ``">89"``, are the least that they can be, here 90. None
+    for empty, ``unknown``, NaN and the code -99. Zero is a valid age.
 
     Raises:
-        ValueError: for any other value: another word, several ages, less than 0 or more than 130 years.
+        ValueError: for any other value: another word, a date of birth, several ages or a range of them, less than 0 or
+            more than 130 years.
 
     Example:
-        >>> [age(raw) for raw in (53, "053Y", "['36Y']", "006M", "", -99)]
-        [53.0, 53.0, 36.0, 0.5, None, None]
+        >>> [age(raw) for raw in (53, "053Y", "['36Y']", "006M", "", -99, ">89", "63 yrs")]
+        [53.0, 53.0, 36.0, 0.5, None, None, 90.0, 63.0]
     """
     text = _only(raw)
     if text.lower() in UNKNOWN:
         return None
-    years = _years(text)
+    if _DATE.fullmatch(text):
+        raise ValueError(f"age is {raw!r}, a date; wanted years when the picture was taken: subtract a date of birth")
+    years = _top_coded(text)
+    years = _years(_with_unit(text)) if years is None else years
     if math.isnan(years) or years == _MISSING_AGE:
         return None
     if not 0 <= years <= 130:
-        raise ValueError(f"age is {raw!r}; wanted years from 0 to 130, a DICOM age such as '053Y', or -99 for unknown")
+        raise ValueError(
+            f"age is {raw!r}; wanted years from 0 to 130, a DICOM age such as '053Y', '90+', or -99 for unknown"
+        )
     return years
 
 
@@ -275,6 +286,20 @@ def _years(text: str) -> float:
         return float(dicom[1]) / _PER_YEAR[dicom[2]] if dicom else float(text)
     except ValueError:
         return math.inf
+
+
+def _top_coded(text: str) -> float | None:
+    """The least age of a code for all from there on; None for any other text."""
+    if found := re.fullmatch(r"(?:>=|≥)\s*(\d+)|(\d+)\s*\+", text):
+        return float(found[1] or found[2])
+    found = re.fullmatch(r">\s*(\d+)", text)
+    return None if found is None else float(found[1]) + 1
+
+
+def _with_unit(text: str) -> str:
+    """A number with a unit in words, as a DICOM age."""
+    found = _UNIT.fullmatch(text.lower())
+    return text if found is None else f"{found[1]}{found[2][0].upper()}"
 
 
 def _only(raw: object) -> str:

@@ -29,10 +29,11 @@ def load(config: options.Config) -> dict[str, Source]:
         dataset = data.module(name)
         known = inspect.signature(dataset.load).parameters
         extra = {"num_frames": settings.num_frames} | given[name] if "num_frames" in known else given[name]
-        if settings.columns and "columns" not in known:
-            raise ValueError(f"got data.columns for {name}; wanted it for one's own data alone (data.name=jsonl)")
-        if settings.columns:
-            extra["columns"] = dict(column.split("=") for column in settings.columns)
+        own = {"columns": data.columns(settings.columns), "codes": data.codes(settings.codes)}
+        for key in [key for key, value in own.items() if value]:
+            if key not in known:
+                raise ValueError(f"got data.{key} for {name}; wanted it for one's own data alone (data.name=jsonl)")
+            extra[key] = own[key]
         if unknown := extra.keys() - known.keys():
             wanted = ", ".join(known.keys() - {"root", "split"}) or "none"
             raise ValueError(f"got data.options {', '.join(unknown)} for {name}; wanted some of: {wanted}")
@@ -42,8 +43,8 @@ def load(config: options.Config) -> dict[str, Source]:
                 raise ValueError(
                     f"got data.options {key}={value} for {name}; wanted a value like {usual}, spaces between options"
                 )
-        own = config.warmup.split if config.warmup.split in dataset.SPLITS else dataset.SPLITS[0]
-        by_use = {"train": dataset.SPLITS[0], "warmup": own, "test": dataset.SPLITS[-1]}
+        taught = config.warmup.split if config.warmup.split in dataset.SPLITS else dataset.SPLITS[0]
+        by_use = {"train": dataset.SPLITS[0], "warmup": taught, "test": dataset.SPLITS[-1]}
         folder = root / name if root and len(names) > 1 else root
         for split in dict.fromkeys(by_use.values()):
             source = data.load(name, folder, split=split, on_broken=settings.on_broken, **extra)

@@ -93,6 +93,27 @@ def test_columns_are_given_by_hand(tmp_path):
         load(path, columns={"labels": "label"})
 
 
+def test_codes_mean_what_they_are_told_to(tmp_path):
+    path = rows(tmp_path / "train.jsonl", {"Sex": 1, "age": "999"}, {"Sex": 2, "age": "63 years"}, {"Sex": "F"})
+    with pytest.raises(ValueError, match=r"line 1: sex is '?1'?.*--data.codes sex.CODE=F.*line 1|line 2"):
+        load(path)
+    codes = data.codes(["sex.1=M", "sex.2=F", "age.999="])
+    source = load(path, codes=codes)
+    assert [(r.sex, r.age) for r in source.records] == [("M", None), ("F", 63.0), ("F", None)]
+    assert "codes: age '999' as unknown, sex '1' as M, sex '2' as F" in source.notes
+    more = codes | {"sex": codes["sex"] | {"3": "F"}}
+    assert "codes that no row has: sex.3" in load(path, codes=more).notes
+    rows(tmp_path / "test.jsonl", {"Sex": 2})
+    config = options.Config(data=options.Data(name="jsonl", root=tmp_path, codes=("sex.1=M", "sex.2=F", "age.999=")))
+    found = sources.load(config)
+    assert {r.sex for use in ("train", "test") for r in found[use].records} == {"M", "F"}
+    for given in (("sex=M",), ("sex.1",)):
+        with pytest.raises(ValueError, match="wanted COLUMN.CODE=VALUE"):
+            options.Data(codes=given)
+        with pytest.raises(ValueError, match="wanted COLUMN.CODE=VALUE"):
+            data.codes(given)
+
+
 def test_a_class_label_is_its_name(tmp_path):
     """The metadata that Hugging Face's datasets writes, here by hand."""
     names = ["Normal", "Nodule"]

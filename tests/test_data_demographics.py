@@ -28,6 +28,17 @@ from fairgrpo_jax.data.record import Record
         ("['053Y']", 53.0),
         ("053y", 53.0),
         ("0.0027", 0.0027),
+        ("90+", 90.0),
+        ("90 +", 90.0),
+        (">=90", 90.0),
+        ("≥ 90", 90.0),
+        (">89", 90.0),
+        ("63 years", 63.0),
+        ("61 yrs.", 61.0),
+        ("1 year old", 1.0),
+        ("6 Months", 0.5),
+        ("12 days", 12 / 365.25),
+        ("45yo", 45.0),
         ("", None),
         (None, None),
         (math.nan, None),
@@ -41,9 +52,17 @@ def test_age(raw, years):
     assert demographics.age(raw) == pytest.approx(years)
 
 
-@pytest.mark.parametrize("raw", ["old", -1, 131, "['36Y', '37Y']", "[36", "inf", "36X"])
+@pytest.mark.parametrize(
+    "raw", ["old", -1, 131, "['36Y', '37Y']", "[36", "inf", "36X", "60-69", "<18", "140+", "6 moons", 999]
+)
 def test_an_age_nobody_can_read_is_an_error(raw):
     with pytest.raises(ValueError, match="age is"):
+        demographics.age(raw)
+
+
+@pytest.mark.parametrize("raw", ["1950-03-01", "1950-3-1T00:00", "01.03.1950", "3/1/50"])
+def test_a_date_of_birth_is_no_age(raw):
+    with pytest.raises(ValueError, match="a date; wanted years when the picture was taken: subtract a date of birth"):
         demographics.age(raw)
 
 

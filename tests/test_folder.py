@@ -148,6 +148,7 @@ def test_a_folder_of_the_version_before_goes_on(tmp_path):
         "data.over_length is new in this version: refuse",
         "data.buckets is new in this version: 1",
         "data.columns is new in this version: ()",
+        "data.codes is new in this version: ()",
         "data.processes is new in this version: False",
         "draw is new in this version: its defaults",
         "sampling.cache is new in this version: None",

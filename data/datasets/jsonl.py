@@ -12,6 +12,7 @@ other column becomes an entry of ``Record.extra``, which can define groups; ``Re
 each.
 """
 
+import collections
 import dataclasses
 import io
 import json
@@ -60,7 +61,14 @@ _MEDIA = (*_FILMS, ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".w
 _TAG = re.compile(r"<(image|video)>\n?")
 
 
-def load(root: str | Path, *, split: str, num_frames: int = 4, columns: Mapping[str, str] | None = None) -> RecordList:
+def load(
+    root: str | Path,
+    *,
+    split: str,
+    num_frames: int = 4,
+    columns: Mapping[str, str] | None = None,
+    codes: Mapping[str, Mapping[str, str]] | None = None,
+) -> RecordList:
     """One record per row.
 
     Args:
@@ -69,6 +77,7 @@ def load(root: str | Path, *, split: str, num_frames: int = 4, columns: Mapping[
             ``"train"`` or ``"test"``, with a fifth of the patients held out by the hash of their names.
         num_frames: number of frames of a video file that the model sees.
         columns: names of the file's columns by those above, as ``{"answer": "label", "patient": "mrn"}``.
+        codes: what values mean, by column, as ``{"sex": {"1": "M", "2": "F"}, "age": {"999": ""}}``; ``""`` is unknown.
 
     Returns:
         A ``Source`` in the order of the rows. Without ``data_source`` the dataset is named after the folder or file;
@@ -97,7 +106,7 @@ def load(root: str | Path, *, split: str, num_frames: int = 4, columns: Mapping[
     alone = path == Path(root)
     problems = Problems(path, unit="row" if path.suffix == ".parquet" else "line")
     records, column, seen = [], False, dict[str, int]()
-    found = _Columns(columns or {})
+    found = _Columns(columns or {}, codes or {})
     for line, row in _rows(path, problems, found):
         try:
             row = found.named(row)
@@ -141,14 +150,16 @@ class _Columns:
 
     Args:
         given: names of the file's columns by those of this module.
+        codes: what values mean, by column.
     """
 
-    def __init__(self, given: Mapping[str, str]):
+    def __init__(self, given: Mapping[str, str], codes: Mapping[str, Mapping[str, str]]):
         known = {"prompt", "answer", "sex", "age", "id", "patient", "image", "images", "video", "videos", "fps"}
         known |= {"data_source", "modality", "choices", "split", "finding"}
         if unknown := sorted(given.keys() - known):
             raise ValueError(f"got columns for {', '.join(unknown)}; wanted some of {', '.join(sorted(known))}")
         self._given = {column: name for name, column in given.items()}
+        self._codes, self._coded = codes, collections.Counter[tuple[str, str]]()
         self._read: dict[str, str] = {}  # by the column's own name
         self._kept: dict[str, list[str]] = {}  # some values of columns that became attributes
         self.without_media: list[int] = []
@@ -175,6 +186,7 @@ class _Columns:
         told += [(key, value) for key, value in nested.items() if key not in row and self.name(key) not in _OWN]
         for column, value in told:
             name = self.name(column)
+            value = self._meant(name, value)
             if found.get(name) is not None and value is not None and found[name] != value:
                 raise ValueError(f"two columns {name} differ; keep one")
             if found.get(name) is None:
@@ -186,6 +198,14 @@ class _Columns:
                 if value is not None and len(values) < 100:
                     values.append(_plain(value))
         return found
+
+    def _meant(self, name: str, value: Any) -> Any:
+        """The value that a code stands for."""
+        code = _plain(value)
+        if code not in self._codes.get(name, {}):
+            return value
+        self._coded[name, code] += 1
+        return self._codes[name][code] or None
 
     def require_given(self) -> None:
         """Checks that the columns that were given by hand are there.
@@ -207,6 +227,12 @@ class _Columns:
         """
         read = [column if column == name else f"{column} as {name}" for column, name in sorted(self._read.items())]
         lines = [f"columns that are read: {', '.join(read)}"]
+        if self._coded:
+            told = [f"{name} {code!r} as {self._codes[name][code] or 'unknown'}" for name, code in sorted(self._coded)]
+            lines.append(f"codes: {', '.join(told)}")
+        unused = [f"{name}.{code}" for name, own in self._codes.items() for code in own if not self._coded[name, code]]
+        if unused:
+            lines.append(f"codes that no row has: {', '.join(unused)}")
         if self._kept:
             lines.append(f"columns that are kept as attributes: {', '.join(sorted(self._kept))}")
         if not set(self._read.values()) & set(_NAMES["patient"]):

@@ -57,6 +57,8 @@ class Data:
     proportion to what is still wrong there (see draw)."""
     columns: tuple[str, ...] = ()
     """Columns of your own data under other names, as NAME=COLUMN: answer=label patient=mrn."""
+    codes: tuple[str, ...] = ()
+    """What values of your own data mean, as COLUMN.CODE=VALUE: sex.1=M sex.2=F age.999= (nothing: unknown)."""
     workers: int = 2
     """Number of workers that decode and prepare prompts while the devices compute."""
     processes: bool = False
@@ -75,9 +77,10 @@ class Data:
         require(self.buckets > 0, f"data.buckets={self.buckets}", "at least one size")
         require(all(self.attributes), f"data.attributes={self.attributes}", "names that are not empty")
         pairs = [column.split("=") for column in self.columns]
-        require(
-            all(len(p) == 2 and all(p) for p in pairs), f"data.columns={self.columns}", "NAME=COLUMN, spaces between"
-        )
+        named = all(len(pair) == 2 and all(pair) for pair in pairs)
+        require(named, f"data.columns={self.columns}", "NAME=COLUMN, with spaces between them")
+        told = all("=" in code and "." in code.split("=")[0] for code in self.codes)
+        require(told, f"data.codes={self.codes}", "COLUMN.CODE=VALUE, with spaces between them")
         require(
             self.num_frames >= 2 and self.num_frames % 2 == 0,
             f"data.num_frames={self.num_frames}",
