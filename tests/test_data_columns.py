@@ -27,7 +27,7 @@ def load(path, **more):
 @pytest.mark.parametrize("name", ["patient", "patient_id", "Patient_ID", "subject_id", "SubjectID", "PATIENT"])
 def test_a_patient_of_any_name_is_the_unit_of_the_split(tmp_path, name):
     path = rows(tmp_path / "all.jsonl", *({name: f"P{i // 3}"} for i in range(60)))
-    train, test = (data.load("jsonl", path, split=split) for split in ("train", "test"))
+    train, test = (jsonl.load(path, split=split) for split in ("train", "test"))
     patients = [{record.patient for record in source.records} for source in (train, test)]
     assert len(train) + len(test) == 60 and not patients[0] & patients[1] and len(patients[0] | patients[1]) == 20
     assert all("no column patient" not in note for note in train.notes)
@@ -73,7 +73,9 @@ def test_media_that_are_overlooked_are_an_error_or_named(tmp_path):
     path = rows(tmp_path / "train.jsonl", {"scan": "1.dcm"}, {"scan": "2.dcm"})
     with pytest.raises(ValueError, match="no media, but columns scan that look like files; .*columns image=scan"):
         load(path)
-    assert [str(r.media[0].path.name) for r in load(path, columns={"image": "scan"}).records] == ["1.dcm", "2.dcm"]
+    assert [r.media[0].path for r in load(path, columns={"image": "scan"}).records] == [
+        tmp_path / f"{i}.dcm" for i in (1, 2)
+    ]
     source = load(rows(tmp_path / "train.jsonl", {"image": "1.png", "mask": "m.png"}, {"mask": "n.png"}, {}))
     assert "column mask looks like files of media; it is not read as such" in source.notes
     assert source.notes[-1] == "2 of 3 rows have no media: line 2, 3"

@@ -49,7 +49,7 @@ def state(params):
     return learner.TrainState(copied, learner.fresh_moments(params, optim=OPTIM, steps=10), jnp.int32(0), statistics)
 
 
-def settings(compute=None, **update):
+def settings(compute=None, **update) -> dict[str, Any]:
     spec = options.Update(**update)
     return dict(architecture=MODEL, update=spec, optim=OPTIM, temperature=1.0, steps=10, compute=compute)
 

@@ -346,7 +346,7 @@ def test_measured_from_shapes_as_processed(name, tmp_path):
     if name not in ("text", "gemma3"):
         rows += [(FILM, [], [(5, 60, 90)]), ([both], [(90, 64)], [(8, 120, 70)])]
     shown: dict = {"messages": [], "images": [], "videos": [], "times": [], "seconds_per_frame": []}
-    blank = {name: [] for name in ("images", "videos")}
+    blank: dict = {name: [] for name in ("images", "videos")}
     for messages, images, videos in rows:
         shown["messages"].append(messages)
         for kind, sizes in (("images", images), ("videos", videos)):
@@ -354,7 +354,8 @@ def test_measured_from_shapes_as_processed(name, tmp_path):
             blank[kind].append([np.broadcast_to(np.uint8(0), (*size, 3)) for size in sizes])
         shown["times"].append([np.arange(size[0]) * 0.7 for size in videos])
         shown["seconds_per_frame"].append([0.7] * len(videos))
-    inputs, measured = processor(**shown), processor.measure(**shown | blank)
+    inputs, bare = processor(**shown), shown | blank
+    measured = processor.measure(**bare)
     assert [one.tokens for one in measured] == inputs["attention_mask"].sum(1).tolist()
     merged = 4 if name != "gemma3" else 1
     grids = [np.prod(inputs[key], axis=1) // merged for key in ("image_grid_thw", "video_grid_thw") if key in inputs]

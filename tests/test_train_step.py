@@ -77,7 +77,7 @@ DEVICES = jax.make_mesh((1, 1), ("fsdp", "tensor"), axis_types=(jax.sharding.Axi
 
 
 def encoder(*ladder):
-    vocabulary = types.SimpleNamespace(cells=())
+    vocabulary: Any = types.SimpleNamespace(cells=())
     return batches.Encoder(SMALL.data, tiny_batch.MODEL, tiny_batch.PROCESSOR, ("d",), vocabulary, ladder=ladder)
 
 

@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -82,14 +83,15 @@ class Slow:
     def __call__(self, records):
         with self.lock:
             self.begun += records
-        return batches.PromptBatch(np.array(records), list(records), np.array(records), np.array(records))
+        prompt: Any = np.array(records)
+        return batches.PromptBatch(prompt, list(records), np.array(records), np.array(records))
 
 
 def test_only_a_few_batches_are_encoded_ahead():
-    slow = Slow(options.Data(workers=4), [], threading.Lock())
-    taken = []
+    slow: Any = Slow(options.Data(workers=4), [], threading.Lock())
+    taken, asked = [], ([n] for n in range(40))
     with workers.Workers(slow) as pool:
-        for batch in pool.ahead([n] for n in range(40)):
+        for batch in pool.ahead(cast(Any, asked)):
             taken += batch.records
             time.sleep(0.002)
             assert len(slow.begun) <= len(taken) + workers.AHEAD + 1
@@ -99,7 +101,7 @@ def test_only_a_few_batches_are_encoded_ahead():
 def test_a_worker_that_is_killed_is_named():
     with workers.Workers(encoder(workers=1, processes=True)) as pool:
         pool.encode(RECORDS[:1])
-        (worker,) = pool._pool._processes
+        (worker,) = cast(Any, pool._pool)._processes
         os.kill(worker, signal.SIGINT)  # Ctrl-C is the parent's matter
         pool.encode(RECORDS[:1])
         os.kill(worker, signal.SIGKILL)
