@@ -120,7 +120,7 @@ def test_all_that_is_missing_is_named_at_once(tmp_path):
         (DIAGNOSIS, "51,1,0,0,0,1", "51,1,0,0,0,2", "line 5: Epidural is '2'"),
         (DIAGNOSIS, "51,2,", "51,1,", "line 6: hemorrhage/51/1 is also on line 5"),
         (DIAGNOSIS, "51,2,0", "51,2", "line 6: 8 fields, the header has 9"),
-        (PEOPLE, "51,7,Female", "51,7 years,Female", "line 5: age is '7 years'"),
+        (PEOPLE, "51,7,Female", "51,seven,Female", "line 5: age is 'seven'"),
         (PEOPLE, "51,7,Female", "51,7,woman", "line 5: sex is 'woman'"),
         (PEOPLE, "51,7,Female", "P51,7,Female", "line 5: Patient Number is 'P51'"),
         (PEOPLE, "51,7,Female", "49,7,Female", "line 5: patient 49 is also on line 3"),

@@ -110,7 +110,7 @@ def test_findings_may_be_missing(root):
         (BREASTS, ROWS[1]["image"], ROWS[0]["image"], f"line 3: {ROWS[0]['image']} is also on line 2"),
         (BREASTS, ROWS[1]["image"], "../" + ROWS[1]["image"], "line 3: image_id is '../"),
         (METADATA, "['053Y']", "['053Y', '054Y']", "4 bad rows: line 2: "),
-        (METADATA, "['053Y']", "53 years", "4 bad rows: line 2: age is '53 years'"),
+        (METADATA, "['053Y']", "fifty-three", "4 bad rows: line 2: age is 'fifty-three'"),
         (METADATA, ROWS[1]["image"], ROWS[0]["image"], f"line 3: {ROWS[0]['image']} is also on line 2"),
         (FINDINGS, "['No Finding']", "[No Finding]", "7 bad rows: line 2: finding_categories is '.No Finding.'"),
         (FINDINGS, "['No Finding']", "{'No Finding': 1}", "7 bad rows: line 2: finding_categories is"),
