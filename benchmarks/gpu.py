@@ -369,9 +369,11 @@ def step(scale: Scale, name: str, *, toy: bool) -> dict[str, Any]:
     devices = mesh.make("1x1")
     lines: dict[str, dict[str, Any]] = {}
     with jax.set_mesh(devices):
+        params = jax.device_put(params, mesh.shardings(params, devices))
         moments = learner.fresh_moments(params, optim=OPTIM, steps=1)
         memory = estimators.Memory(fairness.init(1, 1, G, history=None))
-        state = learner.TrainState(params, moments, jnp.int32(0), memory)
+        placed = jax.device_put((np.int32(0), memory), mesh.whole(devices))  # or the second step compiles again
+        state = learner.TrainState(params, moments, *placed)
         del params, moments
         for number in range(2):
             begun = time.perf_counter()
@@ -469,13 +471,13 @@ def prompts(config: Any, count: int, scale: Scale) -> models.Prompt:
     return jax.device_put(packed(config, count, scale.prompt, scale.side), jax.devices()[0])
 
 
-def packed(config: Any, count: int, length: int, side: int, **sizes: int) -> models.Prompt:
+def packed(config: Any, count: int, tokens: int, side: int, **sizes: int) -> models.Prompt:
     """Prompts of one image and text, on the host; ``sizes`` as in ``models.pack``."""
     rng = np.random.default_rng(0)
     tower = config.vision
     side = (tower.image_size or side) // tower.patch_size
     image = [config.vision_start_id, *[config.image_id] * (side // tower.spatial_merge_size) ** 2, config.vision_end_id]
-    ids = rng.integers(7, 500, (count, length))
+    ids = rng.integers(7, 500, (count, tokens))
     ids[:, 4 : 4 + len(image)] = image
     inputs: dict[str, np.ndarray] = {"input_ids": ids}
     if tower.image_size:
