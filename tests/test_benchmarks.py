@@ -205,7 +205,7 @@ def test_gpu_runs_at_toy_size(tmp_path):
     assert "4 rows" in printed and "2 x 2 x 8" in printed
 
 
-def test_gpu_sections_fit_eight_minutes_and_one_that_does_not_says_so(load, tmp_path):
+def test_gpu_sections_fit_ten_minutes_and_one_that_does_not_says_so(load, tmp_path):
     gpu = load("gpu")
     assert sum(limit for section, limit in gpu.SECTIONS.items() if section != "trl") <= 600
     chosen = argparse.Namespace(toy=False, trl_python=None)
