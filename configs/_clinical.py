@@ -36,7 +36,7 @@ def paper(name: str, method: str, *, model: Model, data: Data, lr: float, rollou
         model=model,
         warmup=Warmup(steps=0),
         sampling=Sampling(max_new_tokens=4096, dtype="bfloat16"),
-        reward=Reward(kind="set_f1"),
+        reward=Reward(components=("set_f1",)),
         update=Update(mini_batches=4, dual_clip=3.0),
         optim=Optim(lr=lr, warmup_steps=0, schedule="constant"),
         fairness=Fairness(history="ring"),

@@ -26,6 +26,7 @@ class Answer(TypedDict):
     reward: float  # as the run computes it
     exact: float  # 1.0 if the boxed labels equal the reference labels, else 0.0
     attributes: NotRequired[dict[str, str | None]]  # further demographic attributes, if the run has any
+    components: NotRequired[dict[str, float]]  # raw scores of the reward's components that apply, if it has several
 
 
 def sampler(params: Any, sampling: options.Sampling) -> Any:
@@ -39,6 +40,7 @@ def answer(
     *,
     pool: workers.Workers,
     config: options.Config,
+    scorer: rewards.Scorer,
     devices: jax.sharding.Mesh,
     key: jax.Array,
     temperatures: Sequence[float] = (0.0,),
@@ -53,7 +55,8 @@ def answer(
         params: from ``sampler``.
         records: the records to answer; read and encoded a few batches ahead.
         pool: workers with the run's encoder.
-        config: options of the run: sampling, reward, sizes.
+        config: options of the run: sampling, sizes.
+        scorer: the run's reward; what follows running percentiles is paid as it is.
         devices: the mesh.
         key: random key of this evaluation.
         temperatures: 0 is greedy; others sample as in training, including ``sampling.top_p``.
@@ -95,10 +98,12 @@ def answer(
         for found, rollouts in zip(rows, drawn, strict=True):
             said = rollout.texts(rollouts, encode.processor.tokenizer)
             given = completed(rollouts, said, own, encode.architecture.eos_ids)
-            scored = rewards.score(given, config.reward, sampling)[:, 0], rewards.exact(given)[:, 0]
+            scores, exact = scorer(given), rewards.exact(given)[:, 0]
             texts = [row[0] for row in given.texts]
-            for place, record, text, reward, exact in zip(part[: len(own)], own, texts, *scored, strict=True):
-                found[place] = _row(config.data, record, text, reward, exact)
+            for i, (place, record, text) in enumerate(zip(part[: len(own)], own, texts, strict=True)):
+                found[place] = _row(config.data, record, text, scores.rewards[i, 0], exact[i]) | _parts(
+                    scorer, scores, i
+                )
     return cast(list[list[Answer]], rows)
 
 
@@ -134,3 +139,11 @@ def _row(settings: options.Data, record: Record, text: str, reward: float, exact
     if further:
         row["attributes"] = further
     return row
+
+
+def _parts(scorer: rewards.Scorer, scores: rewards.Scores, row: int) -> Any:
+    """The entry of a row with the components of its reward."""
+    if len(scorer.components) == 1:
+        return {}
+    named = zip(scorer.components, scores.raw[row, 0].tolist(), scores.applies[row], strict=True)
+    return {"components": {part.name: value for part, value, applies in named if applies}}

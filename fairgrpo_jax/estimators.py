@@ -6,7 +6,7 @@
 ([[1.0, -1.0], [0.0, 0.0]], 0.5)
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike
 
 from fairgrpo_jax import advantages as adv, diagnostics, fairness
 from fairgrpo_jax.fairness import FairnessState
+from fairgrpo_jax.normalization import RunningQuantiles
 
 
 PLAIN: dict[str, Callable[[ArrayLike], jax.Array]] = {
@@ -30,13 +31,14 @@ OF_TOKENS: dict[str, Callable[[ArrayLike, ArrayLike], jax.Array]] = {
     "reinforce_plus_plus": adv.reinforce_plus_plus,
     "reinforce_plus_plus_baseline": adv.reinforce_plus_plus_baseline,
 }
-NAMES = (*PLAIN, *OF_TOKENS, *fairness.FAMILY, "group_dro")
+NAMES = (*PLAIN, *OF_TOKENS, *fairness.FAMILY, "group_dro", "gdpo")
 
 
 class Memory(NamedTuple):
     """Statistics kept beside the weights; part of the checkpoint."""
 
     fairness: FairnessState
+    quantiles: RunningQuantiles | None = None  # of the reward's normalised components
 
 
 class Scored(NamedTuple):
@@ -47,6 +49,7 @@ class Scored(NamedTuple):
     groups: ArrayLike  # (N,) int32, -1 = unlabelled
     kept: ArrayLike  # (P,) int32, rows of the N
     lengths: ArrayLike  # (P, G) int32, tokens that the loss counts
+    components: ArrayLike | None = None  # (P, G, K) what the rewards of the P prompts are a weighted sum of
 
     @classmethod
     def of(
@@ -59,7 +62,14 @@ class Scored(NamedTuple):
 
 
 def estimate(
-    name: str, scored: Scored, memory: Memory, *, focus: float = 0.0, step_size: float = 0.01, **options: Any
+    name: str,
+    scored: Scored,
+    memory: Memory,
+    *,
+    focus: float = 0.0,
+    step_size: float = 0.01,
+    weights: Sequence[float] = (1.0,),
+    **options: Any,
 ) -> tuple[jax.Array, Memory, dict[str, jax.Array]]:
     """Advantages (P, G) of the prompts that the update learns from, the next memory, and scalars for the log.
 
@@ -73,6 +83,7 @@ def estimate(
         memory: from the previous step.
         focus: exponent of each prompt's failure rate, for every estimator; see ``advantages.focused``.
         step_size: step size of ``fairness.group_dro``.
+        weights: (K,) of the components, for ``advantages.gdpo``.
         **options: options of ``fairness.temperatures``, for the FairGRPO family; those that a member fixes are ignored.
 
     Returns:
@@ -88,22 +99,25 @@ def estimate(
         raise ValueError(f"got algorithm {name!r}; wanted one of {', '.join(NAMES)}")
     everyone, rows = (scored.rewards, scored.domains, scored.groups), jnp.asarray(scored.kept)
     rewards = jnp.asarray(scored.rewards)[rows]
-    weights, seen, found = jnp.ones(rewards.shape[0]), memory.fairness, {}
+    by_prompt, seen, found = jnp.ones(rewards.shape[0]), memory.fairness, {}
     if name in fairness.FAMILY:
-        weights, labels, seen = fairness.labelled(name, *everyone, seen, **options)
+        by_prompt, labels, seen = fairness.labelled(name, *everyone, seen, **options)
         found = {"clusters": labels} if fairness.FAMILY[name].hidden else {}
-        weights = weights[rows]
-        values = fairness.rescale(rewards, weights)
+        by_prompt = by_prompt[rows]
+        values = fairness.rescale(rewards, by_prompt)
     elif name == "group_dro":
-        weights, seen = fairness.dro_weights(*everyone, seen, step_size=step_size)
-        weights = weights[rows]
-        values = weights[:, None] * adv.grpo(rewards)
+        by_prompt, seen = fairness.dro_weights(*everyone, seen, step_size=step_size)
+        by_prompt = by_prompt[rows]
+        values = by_prompt[:, None] * adv.grpo(rewards)
+    elif name == "gdpo":
+        parts = rewards[..., None] if scored.components is None else jnp.asarray(scored.components)
+        values = adv.gdpo(jnp.where(jnp.isnan(rewards)[..., None], jnp.nan, parts), jnp.asarray(weights))
     elif name in OF_TOKENS:
         values = OF_TOKENS[name](rewards, scored.lengths)
     else:
         values = PLAIN[name](rewards)
     values = adv.focused(values, rewards, focus)
-    active = jnp.where(adv.has_signal(rewards), weights, 0.0)
+    active = jnp.where(adv.has_signal(rewards), by_prompt, 0.0)
     watched = {
         "fairness/effective_sample_size": diagnostics.effective_sample_size(active),
         "advantage/max_abs": jnp.abs(values).max(),

@@ -34,6 +34,7 @@ def held_out(run: runs.Run, params: Any, step: int) -> dict[str, float]:
         records,
         pool=run.pool,
         config=config,
+        scorer=run.scorer,
         devices=run.mesh,
         key=run.key("evaluation", step),
         temperatures=(0.0, config.sampling.temperature),

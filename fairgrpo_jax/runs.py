@@ -36,6 +36,7 @@ from fairgrpo_jax import (
     mesh,
     policy,
     prompts,
+    rewards,
     sources,
     tracking,
     workers,
@@ -58,6 +59,7 @@ class Run:
     checkpoints: Any
     stop: "Stop"
     phases: tracking.Phases
+    scorer: rewards.Scorer
 
     @property
     def encoder(self) -> batches.Encoder:
@@ -118,7 +120,9 @@ class Run:
             history=self.config.fairness.history,
             capacity=self.config.fairness.capacity,
         )
-        step, memory = jax.device_put((np.int32(0), estimators.Memory(statistics)), mesh.whole(self.mesh))
+        step, memory = jax.device_put(
+            (np.int32(0), estimators.Memory(statistics, self.scorer.begin())), mesh.whole(self.mesh)
+        )
         return learner.TrainState(params=params, moments=moments, step=step, memory=memory)
 
     def initial_params(self) -> Any:
@@ -217,7 +221,8 @@ class Run:
                 line = f"records of {split!r}: {before} -> {now}; batches are drawn from the new ones from here on"
                 print(f"warning: {line}", flush=True)
                 self.log.note(done, [line])
-        memory = estimators.Memory(**{name: training.pop(name) for name in estimators.Memory._fields})
+        kept = [name for name in estimators.Memory._fields if name in training]
+        memory = estimators.Memory(**{name: training.pop(name) for name in kept})
         return dataclasses.replace(like, params=params, memory=memory, **training), host
 
     @functools.cached_property
@@ -242,7 +247,8 @@ class Run:
 
 
 def _training(state: learner.TrainState) -> dict:
-    return {"moments": state.moments, "step": state.step, **state.memory._asdict()}
+    memory = {name: part for name, part in state.memory._asdict().items() if part is not None}
+    return {"moments": state.moments, "step": state.step, **memory}
 
 
 def load(config: options.Config) -> tuple[dict[str, Source], batches.Encoder]:
@@ -278,6 +284,7 @@ def open_run(config: options.Config, workdir: Path | None) -> Iterator[Run]:
     for use in ("train", "warmup"):
         sources.check_leakage(records[use], records["test"], config.data)
     sources.require_attributes([*records["train"].records, *records["test"].records], config.data.attributes)
+    scorer = rewards.build(config.reward, config.sampling, [r for source in records.values() for r in source.records])
     architecture = encoder.architecture
     tree = policy.shapes(config.model, architecture)
     path = workdir or folder.default(config)
@@ -321,6 +328,7 @@ def open_run(config: options.Config, workdir: Path | None) -> Iterator[Run]:
             checkpoints=checkpoints,
             stop=stop,
             phases=tracking.Phases(),
+            scorer=scorer,
         )
         checkpoints.wait_until_finished()
 

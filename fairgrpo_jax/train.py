@@ -122,7 +122,7 @@ def reinforce(run: runs.Run, state: learner.TrainState, start: int, prompts: Pro
                     rollouts = sample(copy, batch.prompt, key, config, run.encoder, run.mesh)
                 with phases("reward"):
                     texts = rollout.texts(rollouts, run.tokenizer)
-                    seen.append(score(batch, rollouts, texts, config, architecture))
+                    seen.append(score(batch, rollouts, texts, run.scorer, architecture, state.memory))
                     require_scores(step + 1, seen, config.reward)
                 kept, drawn = refill(kept, seen, by_cell=config.data.sampling == "fair")
                 if drawn["rollout/zero_variance"] == 0:
@@ -131,7 +131,9 @@ def reinforce(run: runs.Run, state: learner.TrainState, start: int, prompts: Pro
             observe(prompts, seen)
             del copy  # frees its memory for the update
             with phases("advantage"):
-                advantage, memory, watched = jax.block_until_ready(estimate(kept, seen, state.memory, config, run.mesh))
+                advantage, memory, watched = jax.block_until_ready(
+                    estimate(kept, seen, state.memory, config, run.scorer, run.mesh)
+                )
             progress.phase("update")
             with phases("update"):
                 state = dataclasses.replace(state, memory=memory)
@@ -141,7 +143,7 @@ def reinforce(run: runs.Run, state: learner.TrainState, start: int, prompts: Pro
             if step % config.evaluation.every == 0:
                 shown = kept.batch.records[: config.evaluation.samples]
                 samples.save(run.folder, step, shown, kept.texts, kept.rewards, advantage)
-            values = step_metrics(kept, seen, advantage, run.encoder) | drawn | prompts.watched() | trained
+            values = step_metrics(kept, seen, advantage, run.encoder, run.scorer) | drawn | prompts.watched() | trained
             values |= agreement(watched.pop("clusters", None), seen) | watched
             values = {name: float(value) for name, value in values.items()} | phases.collect()
             values |= speed(kept, seen, values, config, run.encoder, run.mesh)
@@ -166,9 +168,14 @@ class Sampled:
     batch: batches.PromptBatch
     rollouts: rollout.RolloutBatch  # NumPy leaves (P, G, T)
     texts: list[list[str]]
-    rewards: np.ndarray  # (P, G) float32, NaN = not scored
+    scores: rewards.Scores
     finished: np.ndarray  # (P, G) bool, whether the completion ended by itself, not at the length limit
     learned: np.ndarray  # (P, G, T) bool, the loss mask: every sampled token, or only those of completions that ended
+
+    @property
+    def rewards(self) -> np.ndarray:
+        """Rewards (P, G) float32, NaN = not scored."""
+        return self.scores.rewards
 
     @property
     def compared(self) -> np.ndarray:
@@ -178,16 +185,16 @@ class Sampled:
     def join(self, other: "Sampled") -> "Sampled":
         """Concatenates the prompts of both, these first."""
         pairs = self._arrays(), other._arrays()
-        rollouts, rewards, finished, learned = jax.tree.map(lambda x, y: np.concatenate([x, y]), *pairs)
-        return Sampled(self.batch.join(other.batch), rollouts, [*self.texts, *other.texts], rewards, finished, learned)
+        rollouts, scores, finished, learned = jax.tree.map(lambda x, y: np.concatenate([x, y]), *pairs)
+        return Sampled(self.batch.join(other.batch), rollouts, [*self.texts, *other.texts], scores, finished, learned)
 
     def take(self, rows: np.ndarray) -> "Sampled":
         """Selects the prompts of ``rows``, in that order."""
-        rollouts, rewards, finished, learned = jax.tree.map(lambda x: x[rows], self._arrays())
-        return Sampled(self.batch.take(rows), rollouts, [self.texts[row] for row in rows], rewards, finished, learned)
+        rollouts, scores, finished, learned = jax.tree.map(lambda x: x[rows], self._arrays())
+        return Sampled(self.batch.take(rows), rollouts, [self.texts[row] for row in rows], scores, finished, learned)
 
     def _arrays(self) -> tuple:
-        return self.rollouts, self.rewards, self.finished, self.learned
+        return self.rollouts, self.scores, self.finished, self.learned
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,16 +250,16 @@ def score(
     batch: batches.PromptBatch,
     rollouts: rollout.RolloutBatch,
     texts: list[list[str]],
-    config: options.Config,
+    scorer: rewards.Scorer,
     architecture: Any,
+    memory: estimators.Memory,
 ) -> Sampled:
     """Computes the rewards of the completions and the loss mask."""
     given = answers.completed(rollouts, texts, batch.records, architecture.eos_ids)
     learned = np.asarray(rollouts.mask)
-    if config.sampling.truncated == "mask":
+    if scorer.sampling.truncated == "mask":
         learned = np.asarray(losses.mask_truncated(rollouts.mask, given.finished))
-    values = rewards.score(given, config.reward, config.sampling)
-    return Sampled(batch, rollouts, texts, values, given.finished, learned)
+    return Sampled(batch, rollouts, texts, scorer(given, memory.quantiles), given.finished, learned)
 
 
 def require_scores(step: int, seen: list[Sampled], reward: options.Reward) -> None:
@@ -264,17 +271,17 @@ def require_scores(step: int, seen: list[Sampled], reward: options.Reward) -> No
     if all(np.isnan(part.rewards).all() for part in seen):
         count = sum(part.rewards.size for part in seen)
         raise ValueError(
-            f"got no score by {reward.kind} for any of the {count} completions of step {step}; wanted scores: mend "
-            "what scores, and the same command goes on after the last checkpoint"
+            f"got no score by {' '.join(reward.components)} for any of the {count} completions of step {step}; wanted "
+            "scores: mend what scores, and the same command goes on after the last checkpoint"
         )
 
 
 def too_few_scores(step: int, share: float, reward: options.Reward) -> ValueError:
     """The error that stops a run after a step of which too much was not scored."""
     return ValueError(
-        f"got {share:.0%} of the completions of step {step} without a score by {reward.kind}; wanted at most "
-        f"reward.max_unscored={reward.max_unscored:.0%}: the step is saved, see reward/unscored in metrics.jsonl; mend "
-        "what scores, and the same command goes on"
+        f"got {share:.0%} of the completions of step {step} without a score by {' '.join(reward.components)}; wanted "
+        f"at most reward.max_unscored={reward.max_unscored:.0%}: the step is saved, see reward/unscored in "
+        "metrics.jsonl; mend what scores, and the same command goes on"
     )
 
 
@@ -329,7 +336,12 @@ def _within(batch: batches.PromptBatch, rows: np.ndarray, drawn: batches.PromptB
 
 
 def estimate(
-    kept: Kept, seen: list[Sampled], memory: estimators.Memory, config: options.Config, devices: jax.sharding.Mesh
+    kept: Kept,
+    seen: list[Sampled],
+    memory: estimators.Memory,
+    config: options.Config,
+    scorer: rewards.Scorer,
+    devices: jax.sharding.Mesh,
 ) -> tuple[jax.Array, estimators.Memory, dict[str, jax.Array]]:
     """Computes advantages (P, G) of the whole rollout batch, the next memory, and diagnostics of the weights."""
     room = (config.sampling.tries - len(seen)) * len(kept.rows)  # pads to one shape, one program; NaN is not counted
@@ -342,13 +354,27 @@ def estimate(
         )
     )
     scored = estimators.Scored(
-        compared, domains, groups, kept.rows.astype(np.int32), kept.learned.sum(-1, dtype=np.int32)
+        compared,
+        domains,
+        groups,
+        kept.rows.astype(np.int32),
+        kept.learned.sum(-1, dtype=np.int32),
+        scorer.summands(kept.scores) if config.algorithm == "gdpo" else None,
     )
     scored = jax.device_put(scored, mesh.whole(devices))
-    return _estimate(scored, memory, algorithm=config.algorithm, focus=config.focus, settings=config.fairness)
+    advantage, memory, watched = _estimate(
+        scored,
+        memory,
+        algorithm=config.algorithm,
+        focus=config.focus,
+        settings=config.fairness,
+        weights=scorer.weights,
+    )
+    quantiles = scorer.observe(memory.quantiles, [(part.scores, part.batch.records) for part in seen])
+    return advantage, memory._replace(quantiles=jax.device_put(quantiles, mesh.whole(devices))), watched
 
 
-@functools.partial(jax.jit, static_argnames=("algorithm", "focus", "settings"))
+@functools.partial(jax.jit, static_argnames=("algorithm", "focus", "settings", "weights"))
 def _estimate(
     scored: estimators.Scored,
     memory: estimators.Memory,
@@ -356,9 +382,10 @@ def _estimate(
     algorithm: str,
     focus: float,
     settings: options.Fairness,
+    weights: tuple[float, ...],
 ) -> tuple[jax.Array, estimators.Memory, dict[str, jax.Array]]:
     return estimators.estimate(
-        algorithm, scored, memory, focus=focus, step_size=settings.step_size, **settings.weighing
+        algorithm, scored, memory, focus=focus, step_size=settings.step_size, weights=weights, **settings.weighing
     )
 
 
@@ -437,14 +464,14 @@ def update(
 
 
 def step_metrics(
-    kept: Sampled, seen: list[Sampled], advantage: np.ndarray, encoder: batches.Encoder
+    kept: Sampled, seen: list[Sampled], advantage: np.ndarray, encoder: batches.Encoder, scorer: rewards.Scorer
 ) -> dict[str, np.floating | float]:
     """Rewards and lengths of the step, and for each group its mean reward and its share of |advantage|.
 
     Rewards are means over the scored completions of all sampled prompts; ``reward/kept_mean`` is the mean over the
     prompts learned from. Groups with completions that were not scored have their share as ``reward/unscored/...``.
     """
-    rewards, domains, groups, lengths, finished = (
+    paid, domains, groups, lengths, finished = (
         np.concatenate(parts)
         for parts in zip(
             *((s.rewards, s.batch.domains, s.batch.groups, s.rollouts.mask.sum(-1), s.finished) for s in seen),
@@ -452,8 +479,8 @@ def step_metrics(
         )
     )
     values = {
-        "reward/mean": _mean(rewards),
-        "reward/unscored_share": np.isnan(rewards).mean(),
+        "reward/mean": _mean(paid),
+        "reward/unscored_share": np.isnan(paid).mean(),
         "rollout/length": lengths.mean(),
         "rollout/truncated_share": 1 - finished.mean(),
         "rollout/running_share": lengths.sum() / sum(s.rollouts.steps.sum() * s.rewards.shape[1] for s in seen),
@@ -462,10 +489,12 @@ def step_metrics(
         values["reward/kept_mean"] = _mean(kept.rewards)
     total = np.abs(advantage).sum()
     names = [*encoder.vocabulary.cells, "unlabelled"]
+    scores = jax.tree.map(lambda *parts: np.concatenate(parts), *(s.scores for s in seen))
+    values |= rewards.figures(scorer, scores, domains, groups, (encoder.domains, names))
     for domain, group in sorted({*zip(domains.tolist(), groups.tolist(), strict=True)}):
         its = (kept.batch.domains == domain) & (kept.batch.groups == group)
         cell = f"{encoder.domains[domain]}/{names[group]}"
-        scored = rewards[(domains == domain) & (groups == group)]
+        scored = paid[(domains == domain) & (groups == group)]
         values[f"reward/group/{cell}"] = _mean(scored)
         if np.isnan(scored).any():
             values[f"reward/unscored/{cell}"] = np.isnan(scored).mean()

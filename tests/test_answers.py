@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-from typing import Any
 
 import jax
 import numpy as np
@@ -37,6 +36,7 @@ def ask(config, records):
             records,
             pool=pool,
             config=config,
+            scorer=rewards.build(config.reward, config.sampling, records),
             devices=devices,
             key=jax.random.key(1),
             temperatures=(0.0, config.sampling.temperature),
@@ -76,16 +76,13 @@ def test_the_nucleus_of_training_is_that_of_the_drawn_answers(monkeypatch):
 sample = rollout.sample
 
 
-@pytest.mark.parametrize("kind, wanted", [("exact", [0.0, 1.0, 0.0]), ("set_f1", [2 / 3, 1.0, 0.0])])
-def test_answers_are_scored_as_the_run_pays_them(kind, wanted):
-    record: Any = dataclasses.make_dataclass("Record", ["answer"])("Fracture, Edema")
+@pytest.mark.parametrize("name, wanted", [("exact", [0.0, 1.0, 0.0]), ("set_f1", [2 / 3, 1.0, 0.0])])
+def test_answers_are_scored_as_the_run_pays_them(name, wanted):
+    record = dataclasses.replace(synthetic.load("test", domains=("us",))[0], answer="Fracture, Edema")
     texts = [[r"\boxed{Edema}", r"\boxed{Edema, Fracture}", "Edema"]]
     given = rewards.Answers(texts, [record], np.array([[2, 3, 4]]), np.ones((1, 3), bool))
-    got = rewards.score(given, options.Reward(kind=kind), options.Sampling(max_new_tokens=4))
-    np.testing.assert_allclose(got, [wanted], rtol=1e-6)
-    np.testing.assert_allclose(rewards.components(given, ("exact", "set_f1"))[0, 0], [0, 2 / 3], rtol=1e-6)
-    with pytest.raises(ValueError, match="reward component 'judge'; wanted one of exact, set_f1"):
-        rewards.components(given, ("judge",))
+    scorer = rewards.build(options.Reward((name,)), options.Sampling(max_new_tokens=4), [record])
+    np.testing.assert_allclose(scorer(given).rewards, [wanted], rtol=1e-6)
 
 
 def test_a_subset_is_drawn_once_and_in_proportion():

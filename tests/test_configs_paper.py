@@ -95,9 +95,9 @@ def test_two_steps_on_the_seven_datasets(name, root, tmp_path):
             copy, key = answers.sampler(state.params, config.sampling), run.key("rollout", step)
             rollouts = train.sample(copy, batch.prompt, key, config, run.encoder, run.mesh)
             texts = train.rollout.texts(rollouts, run.tokenizer)
-            seen = [train.score(batch, rollouts, texts, config, architecture)]
+            seen = [train.score(batch, rollouts, texts, run.scorer, architecture, state.memory)]
             kept, _ = train.refill(None, seen)
-            advantage, memory, _ = train.estimate(kept, seen, state.memory, config, run.mesh)
+            advantage, memory, _ = train.estimate(kept, seen, state.memory, config, run.scorer, run.mesh)
             learned, state = train.policy_batch(kept, np.asarray(advantage)), dataclasses.replace(state, memory=memory)
             state, values = train.update(state, learned, config, run.encoder, run.mesh, run.reference)
             assert values["optim/grad_norm"] >= 0

@@ -153,6 +153,11 @@ def test_a_folder_of_the_version_before_goes_on(tmp_path):
         "draw is new in this version: its defaults",
         "sampling.cache is new in this version: None",
         "sampling.waves is new in this version: 0",
+        "reward.percentiles is new in this version: None",
+        "reward.window is new in this version: 1024",
+        "reward.steepness is new in this version: 3.0",
+        "reward.min_iqr is new in this version: 0.01",
+        "reward.length is new in this version: 512",
         "reward.max_unscored is new in this version: 0.5",
         "evaluation.records is new in this version: None",
     ]

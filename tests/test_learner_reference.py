@@ -37,7 +37,7 @@ def go(config, folder, count):
                 run.encoder,
                 run.mesh,
             )
-            sampled = train.score(batch, rollouts, [["?"] * 4] * 8, config, architecture)
+            sampled = train.score(batch, rollouts, [["?"] * 4] * 8, run.scorer, architecture, state.memory)
             advantage = np.random.default_rng(step).normal(size=(8, 4)).astype(np.float32)
             expected = kl(run, state, prompt, rollouts)
             ready = train.policy_batch(sampled, advantage)

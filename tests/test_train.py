@@ -302,19 +302,19 @@ def test_the_report_never_costs_the_run(whole, tmp_path, monkeypatch, capsys, te
 
 def unscored(share):
     """Scores of which the first ``share`` are lost, as by a judge that does not answer."""
-    score = rewards.score
+    score = rewards.Scorer.__call__
 
-    def lossy(answers, *args):
-        values = score(answers, *args)
-        values.reshape(-1)[: round(share * values.size)] = np.nan
-        return values
+    def lossy(self, answers, *args):
+        scores = score(self, answers, *args)
+        lost = np.arange(scores.rewards.size).reshape(scores.rewards.shape) < round(share * scores.rewards.size)
+        return scores._replace(rewards=np.where(lost, np.float32(np.nan), scores.rewards))
 
     return lossy
 
 
 def test_a_step_with_too_few_scores_is_saved_and_stops_the_run(whole, tmp_path, monkeypatch):
     config = after_warmup(whole, checkpoint_every=20, reward=options.Reward(max_unscored=0.25))
-    monkeypatch.setattr(rewards, "score", unscored(0.5))
+    monkeypatch.setattr(rewards.Scorer, "__call__", unscored(0.5))
     with pytest.raises(ValueError, match="got 50% of the completions of step 1 without a score by exact.*=25%"):
         go(config, tmp_path)
     (row,) = rows(tmp_path, "train")
@@ -327,7 +327,7 @@ def test_a_step_with_too_few_scores_is_saved_and_stops_the_run(whole, tmp_path, 
 
 
 def test_a_step_without_any_score_stops_at_once(whole, tmp_path, monkeypatch):
-    monkeypatch.setattr(rewards, "score", unscored(1.0))
+    monkeypatch.setattr(rewards.Scorer, "__call__", unscored(1.0))
     with pytest.raises(ValueError, match="got no score by exact for any of the 32 completions of step 1"):
         go(after_warmup(whole), tmp_path)
     assert rows(tmp_path, "train") == []

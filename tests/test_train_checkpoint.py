@@ -101,7 +101,8 @@ def test_frozen_parts_of_a_gemma_stay_while_the_policy_learns(tmp_path):
             run.encoder,
             run.mesh,
         )
-        sampled = train.score(batch, rollouts, [["?"] * 4] * 8, config, run.encoder.architecture)
+        texts = [["?"] * 4] * 8
+        sampled = train.score(batch, rollouts, texts, run.scorer, run.encoder.architecture, state.memory)
         advantage = np.tile([1.0, -1.0], (8, 2)).astype(np.float32)
         learned = train.policy_batch(sampled, advantage)
         state, _ = train.update(state, learned, config, run.encoder, run.mesh, run.reference)

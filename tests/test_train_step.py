@@ -23,9 +23,16 @@ from fairgrpo_jax import (
     rollout,
     train,
 )
+from fairgrpo_jax.data.datasets import synthetic
 from fairgrpo_jax.plan import cost
+from fairgrpo_jax.rewards import Scores, build
 from tests import tiny_batch
 from tests.test_train import SMALL
+
+
+RECORD = synthetic.load("test", domains=("us",))[0]
+MEMORY = estimators.Memory(fairness.init(1, 1, 4))
+SCORER = build(SMALL.reward, SMALL.sampling, [RECORD])
 
 
 def step_of(rewards, domains, groups, rollouts=None):
@@ -38,7 +45,9 @@ def step_of(rewards, domains, groups, rollouts=None):
     names: Any = [f"record {i}" for i in part]
     batch = batches.PromptBatch(prompt, names, domains, groups)
     learned = np.asarray(rollouts.mask)
-    return train.Sampled(batch, rollouts, [[f"text {i}"] for i in part], rewards, np.ones(rewards.shape, bool), learned)
+    return train.Sampled(
+        batch, rollouts, [[f"text {i}"] for i in part], Scores.of(rewards), np.ones(rewards.shape, bool), learned
+    )
 
 
 @pytest.mark.parametrize("algorithm", typing.get_args(options.Algorithm))
@@ -56,12 +65,13 @@ def test_the_loop_computes_the_public_functions(algorithm):
     order = kept.rows
     config = dataclasses.replace(SMALL, algorithm=algorithm)
     devices = jax.make_mesh((1, 1), ("fsdp", "tensor"))
-    got, memory, watched = train.estimate(kept, [sampled], estimators.Memory(state), config, devices)
+    got, memory, watched = train.estimate(kept, [sampled], estimators.Memory(state), config, SCORER, devices)
     wanted, after = {
         "fair_grpo": lambda: fairness.fair_grpo(rewards, domains, groups, state),
         "fair_grpo_nd": lambda: fairness.fair_grpo_nd(rewards, domains, state),
         "drpo": lambda: fairness.drpo(rewards, domains, state),
         "group_dro": lambda: fairness.group_dro(rewards, domains, groups, state),
+        "gdpo": lambda: (advantages.gdpo(rewards[..., None], [1.0]), state),
         "opo": lambda: (advantages.opo(rewards, lengths), state),
         "reinforce_plus_plus": lambda: (advantages.reinforce_plus_plus(rewards, lengths), state),
         "reinforce_plus_plus_baseline": lambda: (advantages.reinforce_plus_plus_baseline(rewards, lengths), state),
@@ -215,7 +225,7 @@ def test_statistics_and_logged_rewards_are_those_of_all_sampled_prompts(algorith
     config = dataclasses.replace(SMALL, algorithm=algorithm, sampling=options.Sampling(tries=3))
     state = fairness.init(1, 2, 4, history="binary")
     devices = jax.make_mesh((1, 1), ("fsdp", "tensor"))
-    got, memory, watched = train.estimate(kept, seen, estimators.Memory(state), config, devices)
+    got, memory, watched = train.estimate(kept, seen, estimators.Memory(state), config, SCORER, devices)
     drawn = rewards[:16]
     if algorithm != "grpo":
         shown = [0, 1] if algorithm != "fair_grpo_nd" else [2]
@@ -233,7 +243,7 @@ def test_statistics_and_logged_rewards_are_those_of_all_sampled_prompts(algorith
         weights, _ = fairness.weigh(algorithm, drawn, domains[:16], hidden, state)
         np.testing.assert_allclose(got, fairness.rescale(kept.rewards, weights[kept.rows]), rtol=1e-5, atol=1e-6)
     encoder: Any = types.SimpleNamespace(domains=("d",), vocabulary=types.SimpleNamespace(cells=("a", "b")))
-    values = train.step_metrics(kept, seen, np.asarray(got), encoder)
+    values = train.step_metrics(kept, seen, np.asarray(got), encoder, SCORER)
     assert values["reward/mean"] == pytest.approx(drawn.mean()) and values["reward/unscored_share"] == 0
     assert values["reward/kept_mean"] == pytest.approx(kept.rewards.mean())
     assert values["reward/group/d/b"] == pytest.approx(drawn[groups[:16] == 1].mean())
@@ -270,10 +280,10 @@ def test_a_completion_that_was_not_scored_costs_neither_log_nor_advantage():
     kept, _ = train.refill(None, [sampled])
     devices = jax.make_mesh((1, 1), ("fsdp", "tensor"))
     memory = estimators.Memory(fairness.init(1, 1, 3, history="binary"))
-    got, _, watched = train.estimate(kept, [sampled], memory, SMALL, devices)
+    got, _, watched = train.estimate(kept, [sampled], memory, SMALL, SCORER, devices)
     assert np.isfinite(got).all() and got[0, 1] == 0 and all(np.isfinite(value) for value in watched.values())
     encoder: Any = types.SimpleNamespace(domains=("d",), vocabulary=types.SimpleNamespace(cells=("a",)))
-    values = train.step_metrics(kept, [sampled], np.asarray(got), encoder)
+    values = train.step_metrics(kept, [sampled], np.asarray(got), encoder, SCORER)
     assert values["reward/mean"] == pytest.approx(2 / 5) and values["reward/unscored_share"] == pytest.approx(1 / 6)
     assert values["reward/group/d/a"] == 0.5 and all(np.isfinite(value) for value in values.values())
 
@@ -288,8 +298,10 @@ def test_truncated_completions(truncated):
     mask = np.arange(4) < np.array([2, 4, 4, 3])[None, :, None]
     arrays: Any = tokens, mask, np.zeros(tokens.shape, np.float32), mask.sum(-1).max(-1)
     rollouts = rollout.RolloutBatch(*arrays)
-    batch: Any = types.SimpleNamespace(records=[types.SimpleNamespace(answer="Nevus")])
-    sampled = train.score(batch, rollouts, [[r"\boxed{Nevus}"] * 4], config, tiny_batch.MODEL)
+    record = dataclasses.replace(RECORD, answer="Nevus")
+    batch: Any = types.SimpleNamespace(records=[record])
+    scorer = build(config.reward, sampling, [record])
+    sampled = train.score(batch, rollouts, [[r"\boxed{Nevus}"] * 4], scorer, tiny_batch.MODEL, MEMORY)
     np.testing.assert_array_equal(sampled.finished, [[True, False, True, True]])
     np.testing.assert_allclose(sampled.rewards, [[1, 0, 0, 0.5]] if truncated == "penalise" else [[1, 1, 1, 1]])
     np.testing.assert_array_equal(sampled.learned[0, 1], [truncated != "mask"] * 4)
@@ -313,7 +325,7 @@ def test_advantages_are_centred_over_the_tokens_that_are_learned_from(algorithm)
     config = dataclasses.replace(SMALL, algorithm=algorithm)
     devices = jax.make_mesh((1, 1), ("fsdp", "tensor"))
     memory = estimators.Memory(fairness.init(1, 1, 4, history="binary"))
-    got = np.asarray(train.estimate(kept, [sampled], memory, config, devices)[0], np.float64)
+    got = np.asarray(train.estimate(kept, [sampled], memory, config, SCORER, devices)[0], np.float64)
     tokens = kept.learned.sum(-1)
     assert (got[tokens == 0] == 0).all()
     if algorithm == "opo":

@@ -5,6 +5,7 @@ Presets live in ``configs/`` as Python; the command line overrides any field by 
 """
 
 from fairgrpo_jax.config.experiment import KEEP as KEEP, Algorithm as Algorithm, Config as Config
+from fairgrpo_jax.config.rewards import Component as Component, Reward as Reward
 from fairgrpo_jax.config.sections import (
     Data as Data,
     Draw as Draw,
@@ -12,7 +13,6 @@ from fairgrpo_jax.config.sections import (
     Fairness as Fairness,
     Model as Model,
     Optim as Optim,
-    Reward as Reward,
     Sampling as Sampling,
     Update as Update,
     Warmup as Warmup,

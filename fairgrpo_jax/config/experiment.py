@@ -6,6 +6,7 @@ import typing
 from typing import Literal
 
 from fairgrpo_jax.config.checks import require, require_finite
+from fairgrpo_jax.config.rewards import Reward
 from fairgrpo_jax.config.sections import (
     Data,
     Draw,
@@ -13,7 +14,6 @@ from fairgrpo_jax.config.sections import (
     Fairness,
     Model,
     Optim,
-    Reward,
     Sampling,
     Update,
     Warmup,
@@ -33,9 +33,11 @@ Algorithm = Literal[
     "fair_grpo_nd",
     "drpo",
     "group_dro",
+    "gdpo",
 ]
 
 
+BINARY = (("exact",), ("answered",), ("letter",), ("yes_no",))  # rewards of 0 and 1
 KEEP = 2  # the latest checkpoints of a run; others are deleted, but for the end of the warm-up
 
 
@@ -121,8 +123,8 @@ class Config:
         binary, clustered = self.fairness.history == "binary", self.algorithm in ("fair_grpo", "fair_grpo_nd", "drpo")
         punished = self.sampling.truncated == "penalise" and clustered
         require(
-            not (binary and clustered and self.reward.kind == "set_f1"),
-            "reward.kind=set_f1 with fairness.history=binary, which holds rewards of 0 and 1",
+            not (binary and clustered) or self.reward.components in BINARY,
+            f"reward.components={self.reward.components} with fairness.history=binary, which holds rewards of 0 and 1",
             "--fairness.history ring",
         )
         require(

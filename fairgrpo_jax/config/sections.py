@@ -308,22 +308,6 @@ class Sampling:
 
 
 @dataclasses.dataclass(frozen=True)
-class Reward:
-    """The reward of a completion."""
-
-    kind: Literal["exact", "set_f1"] = "exact"
-    """Reward function: "exact" is 1 if the boxed labels equal the reference labels, else 0; "set_f1" is the F1 of the
-    two sets."""
-    max_unscored: float = 0.5
-    """Largest share of a step's completions without a score (NaN), e.g. because a judge did not answer; above it the
-    run saves and stops. A step without any score stops it at once."""
-
-    def __post_init__(self):
-        require_finite("reward.", self)
-        require(0 <= self.max_unscored <= 1, f"reward.max_unscored={self.max_unscored}", "a share, 0 to 1")
-
-
-@dataclasses.dataclass(frozen=True)
 class Update:
     """How a rollout batch becomes policy updates."""
 

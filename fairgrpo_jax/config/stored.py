@@ -11,7 +11,10 @@ from fairgrpo_jax.config.experiment import Config
 
 
 # Options of earlier versions: their name, the name now in the same section, and the value now for each one then.
-_RENAMED = {"data.resample": ("sampling", {False: "natural", True: "balanced"})}
+_RENAMED = {
+    "data.resample": ("sampling", {False: "natural", True: "balanced"}),
+    "reward.kind": ("components", {"exact": ["exact"], "set_f1": ["set_f1"]}),
+}
 
 
 def to_dict(config: Any) -> dict:

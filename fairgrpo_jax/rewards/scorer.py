@@ -1,0 +1,208 @@
+"""A run's reward: its components by name, checked before the run, and what they give for a batch of completions."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from fairgrpo_jax import config as options, normalization
+from fairgrpo_jax.losses import overlong_penalty
+from fairgrpo_jax.normalization import Key, PercentileTable, RunningQuantiles
+from fairgrpo_jax.rewards import own
+from fairgrpo_jax.rewards.answers import Answers, Asked, Component, task
+from fairgrpo_jax.rewards.builtin import BUILTIN
+from fairgrpo_jax.rewards.composition import Percentiles, compose, normalise
+
+
+class Scores(NamedTuple):
+    """What a batch of completions is worth, on the host; K components.
+
+    Attributes:
+        rewards: (P, G) float32, NaN = not scored.
+        raw: (P, G, K), each component in its own unit; NaN = not scored, or does not apply.
+        values: (P, G, K), the same after normalisation.
+        applies: (P, K) bool, whether the component applies to the record.
+    """
+
+    rewards: np.ndarray
+    raw: np.ndarray
+    values: np.ndarray
+    applies: np.ndarray
+
+    @classmethod
+    def of(cls, rewards: np.ndarray) -> "Scores":
+        """Of rewards with a single component."""
+        one = np.asarray(rewards, np.float32)
+        return cls(one, one[..., None], one[..., None], np.ones((len(one), 1), bool))
+
+
+@dataclasses.dataclass(frozen=True)
+class Scorer:
+    """Scores completions as a run pays them; made by ``build``.
+
+    Attributes:
+        components: K of them.
+        functions: of each, from answers to (P, G).
+        keys: dataset, task and component of every window of running percentiles; none with a table.
+        table: fixed percentiles.
+        settings: the options of the reward.
+        sampling: the options of sampling, for the penalty of long completions.
+    """
+
+    components: tuple[options.Component, ...]
+    functions: tuple[Component, ...]
+    keys: tuple[Key, ...]
+    table: PercentileTable | None
+    settings: options.Reward
+    sampling: options.Sampling
+
+    def __call__(self, answers: Answers, quantiles: RunningQuantiles | None = None) -> Scores:
+        """The scores of some completions.
+
+        Args:
+            answers: P records with G completions each.
+            quantiles: the state of running percentiles, ``memory.quantiles``; without it, as in evaluation, what
+                follows them stays as it is, so that progress is seen.
+
+        Raises:
+            ValueError: if a component returns another shape, or a function of the user fails.
+        """
+        applies = self._applies(answers.records)
+        raw = np.full((*answers.lengths.shape, len(self.components)), np.nan, np.float32)
+        for k, (component, function) in enumerate(zip(self.components, self.functions, strict=True)):
+            rows = np.flatnonzero(applies[:, k])
+            if not len(rows):
+                continue
+            found = np.asarray(function(answers if len(rows) == len(applies) else answers.take(rows)), np.float32)
+            if found.shape != (len(rows), answers.lengths.shape[1]):
+                raise ValueError(
+                    f"got {component.name} of shape {found.shape}; wanted {(len(rows), answers.lengths.shape[1])}, one "
+                    "a completion"
+                )
+            raw[rows, :, k] = found
+        parts, percentiles = self.components, self._percentiles(answers.records, quantiles)
+        if percentiles is None:
+            parts = tuple(dataclasses.replace(part, normalised=False) for part in parts)
+        scale = {"k": self.settings.steepness, "min_iqr": self.settings.min_iqr}
+        rewards = np.asarray(compose(raw, parts, percentiles, applies=applies, **scale), np.float32)
+        values = np.asarray(normalise(raw, parts, percentiles, **scale), np.float32)
+        if self.sampling.truncated == "penalise":
+            limit, buffer = self.sampling.max_new_tokens, self.sampling.overlong_buffer
+            rewards = rewards + np.asarray(overlong_penalty(answers.lengths, max_length=limit, buffer=buffer))
+        return Scores(rewards.astype(np.float32), raw, values, applies)
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """Of the summands."""
+        return tuple(part.weight for part in self.components if not part.gate)
+
+    def summands(self, scores: Scores) -> np.ndarray:
+        """(P, G, K') the components that are added, each times the gates; NaN where one does not apply."""
+        gates = np.array([part.gate for part in self.components])
+        used = scores.applies[:, None, :]
+        passed = np.prod(np.where(used & gates, scores.values, 1), axis=2, keepdims=True)
+        return (np.where(used, scores.values, np.nan) * passed)[..., ~gates]
+
+    def begin(self) -> RunningQuantiles | None:
+        """Empty running percentiles, or None if the run has none."""
+        return normalization.init_quantiles(len(self.keys), capacity=self.settings.window) if self.keys else None
+
+    def observe(
+        self, quantiles: RunningQuantiles | None, seen: Sequence[tuple[Scores, Sequence[Asked]]]
+    ) -> RunningQuantiles | None:
+        """The running percentiles after the scores of a step, with their records."""
+        if quantiles is None:
+            return None
+        raw = np.concatenate([scores.raw for scores, _ in seen])
+        ids = self._key_ids([record for _, records in seen for record in records])
+        wide = np.broadcast_to(ids[:, None, :], raw.shape)
+        known = wide >= 0
+        return normalization.observe(quantiles, raw[known], wide[known])
+
+    def _applies(self, records: Sequence[Asked]) -> np.ndarray:
+        pairs = [(record.dataset, task(record)) for record in records]
+        return np.array([[part.applies(*pair) for part in self.components] for pair in pairs], bool)
+
+    def _key_ids(self, records: Sequence[Asked]) -> np.ndarray:
+        """(P, K) int, the index in ``keys`` of each normalised component, -1 for the others."""
+        place = {key: i for i, key in enumerate(self.keys)}
+        names = [part.name for part in self.components]
+        return np.array([[place.get((r.dataset, task(r), name), -1) for name in names] for r in records], np.int32)
+
+    def _percentiles(self, records: Sequence[Asked], quantiles: RunningQuantiles | None) -> Percentiles | None:
+        if not any(part.normalised for part in self.components):
+            return None
+        if self.table is not None:
+            found = [self.table.lookup(_keys(record, self.components), fallback=(0.0, 0.5, 1.0)) for record in records]
+            p25, p50, p75 = (np.stack(p) for p in zip(*found, strict=True))
+            return p25, p50, p75
+        if quantiles is None:
+            return None
+        ids = self._key_ids(records)
+        p25, p50, p75 = (
+            np.where(ids < 0, q, np.asarray(p)[np.maximum(ids, 0)])
+            for p, q in zip(normalization.quantiles(quantiles), (0.0, 0.5, 1.0), strict=True)
+        )
+        return p25, p50, p75
+
+
+def build(reward: options.Reward, sampling: options.Sampling, records: Sequence[Asked]) -> Scorer:
+    """Checks a reward against the records that it will score.
+
+    Args:
+        reward: its options.
+        sampling: of the run.
+        records: of all uses.
+
+    Raises:
+        ValueError: for an unknown component, one that applies to no record, a record to which none applies, a function
+            that cannot be imported, or percentiles that are missing for a dataset, task and component; each is named.
+    """
+    parts, pairs = reward.parts, sorted({(record.dataset, task(record)) for record in records})
+    functions = tuple(_function(part, reward) for part in parts)
+    for part in parts:
+        if not any(part.applies(*pair) for pair in pairs):
+            there = ", ".join(f"{dataset}/{name}" if name else dataset for dataset, name in pairs)
+            raise ValueError(f"got reward.components {str(part)!r}, which applies to no record; wanted some of {there}")
+    bare = [pair for pair in pairs if not any(part.applies(*pair) for part in parts if not part.gate)]
+    if bare:
+        there = ", ".join("/".join(filter(None, pair)) for pair in bare)
+        raise ValueError(f"got no reward component for records of {there}; wanted one: reward.components NAME@{there}")
+    wanted = [(*pair, part.name) for part in parts if part.normalised for pair in pairs if part.applies(*pair)]
+    table = None
+    if reward.percentiles is not None:
+        table = _table(reward)
+        table.lookup(wanted)
+    return Scorer(parts, functions, () if table else tuple(wanted), table, reward, sampling)
+
+
+def _function(part: options.Component, reward: options.Reward) -> Component:
+    if ":" in part.name:
+        return own.load(part.name, messages=part.messages)
+    if part.name not in BUILTIN:
+        raise ValueError(
+            f"got reward component {part.name!r}; wanted one of {', '.join(BUILTIN)}, or package.module:function"
+        )
+    if part.messages:
+        raise ValueError(f"got reward.components {str(part)!r}; wanted messages for a function of yours alone")
+    return BUILTIN[part.name](reward)
+
+
+def _table(reward: options.Reward) -> PercentileTable:
+    if not any(part.normalised for part in reward.parts):
+        raise ValueError(
+            f"got reward.percentiles={reward.percentiles} and no normalised component; wanted NAME,normalised among "
+            f"reward.components={' '.join(reward.components)}"
+        )
+    assert reward.percentiles is not None
+    try:
+        return PercentileTable.from_json(reward.percentiles.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"got reward.percentiles={reward.percentiles} ({error.strerror}); wanted a table") from error
+    except ValueError as error:
+        raise ValueError(f"reward.percentiles={reward.percentiles}: {error}") from error
+
+
+def _keys(record: Asked, components: Sequence[options.Component]) -> list[Key]:
+    return [(record.dataset, task(record), part.name) for part in components]
