@@ -348,7 +348,10 @@ def policy_gradient(
         metrics["kl_old"] = metrics.pop("kl")
         tokens = jnp.maximum(metrics["tokens"], 1)
         if update.beta:
-            kl = losses.kl(logprobs, part["reference_logprobs"], estimator=update.kl_estimator, mask=mask)
+            sampled = old if update.kl_ratio else None
+            kl = losses.kl(
+                logprobs, part["reference_logprobs"], estimator=update.kl_estimator, mask=mask, old_logprobs=sampled
+            )
             value += update.beta * losses.aggregate(kl, mask, **aggregate)
             metrics["kl"] = kl.sum() / tokens
         apart = jnp.where(mask, jnp.abs(old - part["sampler_logprobs"]), 0.0)

@@ -325,6 +325,7 @@ def kl(
     *,
     estimator: Literal["k1", "k2", "k3"] = "k3",
     mask: ArrayLike | None = None,
+    old_logprobs: ArrayLike | None = None,
 ) -> jax.Array:
     """Per-token estimate of KL(policy || reference) from tokens sampled by the policy.
 
@@ -332,13 +333,16 @@ def kl(
 
     k1 and k3 are unbiased as values, k2 is not; k2 and k3 are never negative. As a loss on the policy's own samples,
     only k2 has the gradient of KL(policy || reference): the gradient of k1 has mean 0, and that of k3 is the gradient
-    of KL(reference || policy).
+    of KL(reference || policy). With the log-probabilities of the policy that sampled, the estimate is multiplied by
+    exp(logprobs - old_logprobs), gradient included: its value is then unbiased also after an update, and the gradient
+    of k1 and k3 that of KL(policy || reference).
 
     Args:
         logprobs: (..., T) natural log-probabilities under the policy.
         reference: (..., T) the same tokens under the reference; no gradient.
         estimator: one of the three.
         mask: (..., T); where it is false the result is 0 without gradient, whatever the inputs are there.
+        old_logprobs: (..., T) under the policy that sampled the tokens, for the factor; no gradient.
 
     Returns:
         (..., T) in nats.
@@ -347,7 +351,8 @@ def kl(
         ValueError: if shapes disagree or the estimator is unknown.
 
     Source: Schulman 2020, Approximating KL Divergence, joschu.net/blog/kl-approx.html. d is limited to +-20; verl also
-    limits k3 to 10. For a KL term in the loss, see ``aggregate``.
+    limits k3 to 10. The factor is TRL's ``use_bias_correction_kl``, its default since 1.16, after DeepSeek-V3.2 (arXiv
+    2512.02556). For a KL term in the loss, see ``aggregate``.
 
     >>> print(kl(jnp.log(jnp.array([0.5])), jnp.log(jnp.array([0.25])), estimator="k1").round(4))
     [0.6931]
@@ -356,16 +361,20 @@ def kl(
     everywhere = jnp.ones(logprobs.shape, bool) if mask is None else jnp.asarray(mask).astype(bool)
     if not logprobs.shape == reference.shape == everywhere.shape:
         raise ValueError(f"got logprobs {logprobs.shape}, reference {reference.shape}; wanted equal shapes, mask too")
-    d = _limit(_masked(logprobs, everywhere) - _constant(reference, everywhere))
+    known = _masked(logprobs, everywhere)
+    d = _limit(known - _constant(reference, everywhere))
     match estimator:
         case "k1":
-            return d
+            value = d
         case "k2":
-            return d**2 / 2
+            value = d**2 / 2
         case "k3":
-            return _k3(d)
+            value = _k3(d)
         case _:
             raise ValueError(f"got estimator={estimator!r}; wanted 'k1', 'k2' or 'k3'")
+    if old_logprobs is None:
+        return value
+    return value * jnp.exp(_limit(known - _constant(jnp.asarray(old_logprobs), everywhere)))
 
 
 def _metrics(ratio: jax.Array, log_ratio: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:

@@ -338,6 +338,9 @@ class Update:
     without them), e.g. 0.04; 0 needs no reference policy."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
     """Estimator of the KL divergence from the sampled tokens; see fairgrpo_jax.losses.kl."""
+    kl_ratio: bool = False
+    """Multiply the KL term by the probability ratio to the sampling policy, gradient included, which makes the term
+    unbiased (use_bias_correction_kl of TRL, its default since 1.16)."""
     importance: Literal["none", "token", "sequence"] = "none"
     """Importance weights, per token or per completion, that correct for differences between the sampler and the learner
     (e.g. sampling.dtype)."""

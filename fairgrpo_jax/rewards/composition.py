@@ -41,12 +41,12 @@ def normalise(
     if s.ndim != 3 or s.shape[2] != len(components):
         raise ValueError(f"got scores {s.shape} of {len(components)} components; wanted (P, G, {len(components)})")
     s = s.astype(jnp.result_type(s, jnp.float32))
-    chosen = jnp.array([component.normalised for component in components])
+    chosen = jnp.array([[[component.normalised for component in components]]])
     if not any(component.normalised for component in components):
         return s
     if percentiles is None:
         raise ValueError(f"got no percentiles for {', '.join(map(str, components))}; wanted p25, p50 and p75 (P, K)")
-    wide = [jnp.where(chosen, jnp.asarray(p), q)[:, None, :] for p, q in zip(percentiles, (0.0, 0.5, 1.0), strict=True)]
+    wide = [jnp.where(chosen, jnp.asarray(p)[:, None, :], q) for p, q in zip(percentiles, (0.0, 0.5, 1.0), strict=True)]
     return jnp.where(chosen, normalization.logistic(s, *wide, k=k, min_iqr=min_iqr), s)
 
 
@@ -89,8 +89,8 @@ def compose(
     used = jnp.ones(values.shape[::2], bool) if applies is None else jnp.asarray(applies, bool)
     if used.shape != values.shape[::2]:
         raise ValueError(f"got applies {used.shape} for scores {values.shape}; wanted {values.shape[::2]}")
-    gate = jnp.array([component.gate for component in components])
-    weight = jnp.array([component.weight for component in components], values.dtype)
+    gate = jnp.array([[[component.gate for component in components]]])
+    weight = jnp.array([[[component.weight for component in components]]], values.dtype)
     used = used[:, None, :]
     total = jnp.sum(jnp.where(used & ~gate, values, 0) * weight, axis=2)
     passed = jnp.prod(jnp.where(used & gate, values, 1), axis=2)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fairgrpo_jax import fairness, interop
+from fairgrpo_jax import fairness, interop, losses
 from fairgrpo_jax.models.tiny.tokenizer import FOLDER
 from fairgrpo_jax.sampler import FairSampler
 
@@ -113,3 +113,49 @@ def test_trl_trains_on_prompts_drawn_by_group(tmp_path, monkeypatch):
         len(batch) == PROMPTS * GENERATIONS and sum(row >= 36 for row in batch) >= 2 * GENERATIONS for batch in seen
     )
     assert drawn.probabilities_now()[0, 1] > 0.5 and float(drawn.hardness_state.mass.sum()) > PROMPTS
+
+
+@pytest.mark.parametrize("corrected", [True, False])
+def test_the_loss_with_a_kl_term_is_that_of_trl(tmp_path, monkeypatch, corrected):
+    """Value and gradient after an update, with TRL's default of 1.16 and without; the model's pass is given."""
+    monkeypatch.setitem(os.environ, "HF_HUB_OFFLINE", "1")
+    import jax
+    import torch  # pyright: ignore[reportMissingImports]
+    from datasets import Dataset  # pyright: ignore[reportMissingImports]
+    from trl import GRPOTrainer  # pyright: ignore[reportMissingImports]
+
+    given = arguments(tmp_path)
+    given["args"].beta, given["args"].loss_type, given["args"].use_bias_correction_kl = 0.3, "grpo", corrected
+    trainer = GRPOTrainer(
+        **given,
+        reward_funcs=lambda completions, **_: [0.0] * len(completions),
+        train_dataset=Dataset.from_list(COLUMNS),
+    )
+    trainer.current_gradient_accumulation_steps = 1
+    rng = np.random.default_rng(0)
+    new, old, reference = (-rng.exponential(1, (4, 5)).astype(np.float32) for _ in range(3))
+    mask, advantages = np.arange(5) < np.array([[5], [3], [1], [4]]), rng.normal(size=4).astype(np.float32)
+    torch.manual_seed(0)
+    logps = torch.tensor(new, requires_grad=True)
+    passed = lambda *_, **__: (logps, torch.zeros_like(logps), None)
+    monkeypatch.setattr(trainer, "_get_per_token_logps_and_entropies", passed)
+    ids = torch.ones((4, 5), dtype=torch.long)
+    inputs = {
+        "prompt_ids": ids,
+        "prompt_mask": ids,
+        "completion_ids": ids,
+        "completion_mask": torch.tensor(mask).long(),
+    }
+    inputs |= {"advantages": torch.tensor(advantages), "old_per_token_logps": torch.tensor(old)}
+    inputs |= {"ref_per_token_logps": torch.tensor(reference), "num_items_in_batch": torch.tensor(mask.sum())}
+    wanted = trainer._compute_loss(trainer.model, inputs)
+    wanted.backward()
+
+    def loss(x):
+        value, _ = losses.policy_loss(x, old, advantages, mask, aggregation="sequence")
+        kl = losses.kl(x, reference, mask=mask, old_logprobs=old if corrected else None)
+        return value + 0.3 * losses.aggregate(kl, mask, aggregation="sequence")
+
+    value, gradient = jax.value_and_grad(loss)(new)
+    np.testing.assert_allclose(value, wanted.item(), rtol=1e-5)
+    np.testing.assert_allclose(gradient, logps.grad.numpy(), rtol=1e-4, atol=1e-6)

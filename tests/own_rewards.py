@@ -1,0 +1,60 @@
+"""Reward functions as users write them, in the signatures of TRL and verl; imported by their names."""
+
+
+def trl(prompts, completions, answer, **columns):
+    assert len(prompts) == len(completions) == len(columns["race"]) == len(columns["completion_lengths"])
+    return [None if not text else float(wanted in text) for text, wanted in zip(completions, answer, strict=True)]
+
+
+async def trl_async(completions, solution):
+    return [float(text == wanted) for text, wanted in zip(completions, solution, strict=True)]
+
+
+def chat(prompts, completions, **_):
+    assert prompts[0][0]["role"] == "user"
+    return [float(len(turns[0]["content"])) for turns in completions]
+
+
+class Callable:
+    async def __call__(self, completions, **_):
+        return [1.0] * len(completions)
+
+
+def verl(data_source, solution_str, ground_truth, extra_info=None):
+    return {"score": float(ground_truth in solution_str), "acc": extra_info["race"] == "b" and data_source == "a"}
+
+
+def verl_float(data_source, solution_str, ground_truth, extra_info):
+    return True
+
+
+def verl_without_score(data_source, solution_str, ground_truth, extra_info):
+    return {"acc": 1.0}
+
+
+def too_few(completions, **_):
+    return [1.0]
+
+
+def words(completions, **_):
+    return ["good"] * len(completions)
+
+
+def endless(completions, **_):
+    return [float("inf")] * len(completions)
+
+
+def raises_for_b(completions, dataset, **_):
+    if "b" in dataset:
+        raise KeyError("no such thing")
+    return [0.0] * len(completions)
+
+
+def raises_for_many(completions, **_):
+    if len(completions) > 1:
+        raise RuntimeError("too many")
+    return [0.0]
+
+
+def neither(text):
+    return 0.0
