@@ -19,6 +19,7 @@ from fairgrpo_jax.rewards.parsing import parse, unwrapped
 
 YES_NO = ("yes", "no")
 LETTERS = string.ascii_uppercase
+LONGEST = 1000  # characters without a blank
 
 _LETTER = re.compile(r"\(?([A-Za-z])\)?[.:]?")  # B (B) B) B. B:
 _LETTERED = re.compile(r"\(?([A-Za-z])(?:\)[.:]?|[.:])\s*(\S.*)", re.DOTALL)  # the same, then a text
@@ -136,8 +137,9 @@ def letter(texts: Sequence[str], answers: Sequence[str], choices: Sequence[Seque
     >>> letter(said, ["Lung"] * 4, [("Heart", "Lung")] * 4).tolist()
     [1.0, 1.0, 1.0, 0.0]
     """
+    _check_answers(texts, answers)
     _check(len(choices) == len(texts), f"{len(texts)} texts and {len(choices)} lists of choices", "one list")
-    for i, (answer, options) in enumerate(zip(answers, choices, strict=False)):
+    for i, (answer, options) in enumerate(zip(answers, choices, strict=True)):
         if answer.strip() and answer not in options:
             raise ValueError(
                 f"got answer {answer!r} in row {i}; wanted one of its choices, {', '.join(options) or '-'}"
@@ -282,7 +284,7 @@ def words(text: str) -> tuple[str, ...]:
     >>> words("The X-ray shows Crohn's disease; 1.5 cm, HER2+.")
     ('x', 'ray', 'shows', 'crohns', 'disease', '1.5', 'cm', 'her', '2', '+')
     """
-    found: list[str] = _WORD.findall(unicodedata.normalize("NFC", text).translate(_DASHES))
+    found: list[str] = _WORD.findall(" ".join(map(_composed, text.split())).translate(_DASHES))
     if not found:
         return (text.strip(),)
     kept = [word for place, word in enumerate(found[:-1]) if not _is_article(word, place)]
@@ -307,13 +309,17 @@ def _scores(
     find: Callable[[str], str | None] = lambda text: parse(text).answer,
 ) -> np.ndarray:
     """What ``value`` gives for what is said, the reference and the columns; NaN for a blank reference, 0 if unsaid."""
-    _check(len(texts) == len(answers), f"{len(texts)} texts and {len(answers)} answers", "one answer")
+    _check_answers(texts, answers)
     said = map(find, texts)
     found = [
         float("nan") if not answer.strip() else 0.0 if words is None else value(words, answer, *more)
         for words, answer, *more in zip(said, answers, *columns, strict=True)
     ]
     return np.asarray(found, np.float32)
+
+
+def _check_answers(texts: Sequence[str], answers: Sequence[str]) -> None:
+    _check(len(texts) == len(answers), f"{len(texts)} texts and {len(answers)} answers", "one answer")
 
 
 def _check(same: bool, got: str, wanted: str) -> None:
@@ -362,6 +368,11 @@ def _is_yes_no(answer: str) -> bool:
 def _plain(text: str) -> str:
     """Without case, repeated white space and full stops at the end."""
     return " ".join(text.split()).casefold().rstrip(". ")
+
+
+def _composed(part: str) -> str:
+    """Accents joined with their letters; composing takes time quadratic in the length, so only of what may be words."""
+    return unicodedata.normalize("NFC", part) if len(part) <= LONGEST else part
 
 
 def _is_article(word: str, place: int) -> bool:

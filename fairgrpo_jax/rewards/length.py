@@ -90,6 +90,8 @@ def overlong(lengths: ArrayLike, *, max_length: int, buffer: int) -> np.ndarray:
 def _lengths(lengths: ArrayLike) -> np.ndarray:
     n = np.asarray(lengths)
     n = n.astype(np.int64) if n.shape == (0,) else n
-    if n.ndim != 1 or not np.issubdtype(n.dtype, np.integer) or np.any(n < 0):
-        raise ValueError(f"got lengths {n.shape} of {n.dtype}, from {n.min()}; wanted (N,) integers >= 0, tokens")
+    if n.ndim != 1 or not np.issubdtype(n.dtype, np.integer):
+        raise ValueError(f"got lengths {n.shape} of {n.dtype}; wanted (N,) integers, numbers of tokens")
+    if np.any(n < 0):
+        raise ValueError(f"got lengths from {n.min()}; wanted numbers of tokens, >= 0")
     return n

@@ -63,10 +63,10 @@ def parse(text: str) -> Parsed:
         return Parsed(None, None, 0, 0, False)
     before, opened, inside = thought.partition(THOUGHT)
     boxes, tags = _boxes(rest), _tagged(rest)
-    answers = [rest[start + len(BOX) : end] for start, end in boxes] or tags
+    answer = rest[boxes[-1][0] + len(BOX) : boxes[-1][1]] if boxes else tags[-1] if tags else None
     return Parsed(
         thought=(inside if opened else before).strip() if ended else None,
-        answer=unwrapped(answers[-1]) if answers else None,
+        answer=None if answer is None else unwrapped(answer),
         boxes=len(boxes),
         tags=len(tags),
         whole=_is_whole(text, rest, boxes),
