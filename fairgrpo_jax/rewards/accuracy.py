@@ -1,28 +1,58 @@
-r"""Scores the last ``\boxed{...}`` of a completion against the reference labels."""
+r"""Scores the answer of a completion against the reference answer of its record.
 
-from collections.abc import Sequence
+``exact`` and ``set_f1`` grade boxed labels; the others grade what ``parsing.parse`` finds, in a box or in answer tags.
+All give NaN, not scored, where the reference is blank: there is nothing to compare with. A completion without an answer
+scores 0.
+"""
+
+import re
+import string
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
 
 import numpy as np
 
+from fairgrpo_jax.rewards.parsing import parse, unwrapped
 
-BOX = r"\boxed{"
-THOUGHT, THOUGHT_END = "<think>", "</think>"
-WRAPPERS = (r"\text{", r"\textbf{", r"\mathrm{")
+
+YES_NO = ("yes", "no")
+LETTERS = string.ascii_uppercase
+LONGEST = 1000  # characters without a blank
+
+_LETTER = re.compile(r"\(?([A-Za-z])\)?[.:]?")  # B (B) B) B. B:
+_LETTERED = re.compile(r"\(?([A-Za-z])(?:\)[.:]?|[.:])\s*(\S.*)", re.DOTALL)  # the same, then a text
+_SEPARATORS = re.escape('.,;:!?"“”„«»`()[]{}/\\。、，；：！？（）')
+_WORD = re.compile(
+    r"(?:(?<![\w.])\.)?\d+(?:[.,:/]\d+)*"  # 2, 1.5, .5, 1,000, 3/4
+    r"|[\u3400-\u9fff]"  # a Chinese character
+    r"|[^\W\d_\u3400-\u9fff]+"
+    r"|(?<=\w)-(?!\w)|(?<!\w)-(?=\w)"  # HER2-, -3; a hyphen between words is a blank
+    rf"|[^\w\s\-{_SEPARATORS}]"  # + < % and all that may carry a meaning
+)
+_DASHES = str.maketrans(dict.fromkeys("‐‑‒–—−", "-") | dict.fromkeys("'’", ""))
+_THOUSANDS = re.compile(r"\d{1,3}(?:,\d{3})+")
+
+
+class Asked(Protocol):
+    """The attributes of a record by which its answer is graded."""
+
+    @property
+    def answer(self) -> str: ...
+
+    @property
+    def choices(self) -> Sequence[str]: ...
 
 
 def extract(text: str) -> str | None:
-    r"""Content of the last complete ``\boxed{...}``, stripped; None if there is none.
-
-    Braces inside the box must balance. If the text contains ``</think>``, only what follows its last occurrence counts:
-    a box inside the reasoning is not an answer, whether the completion or its prompt opened the thought. A thought
-    opened after that and never closed leaves no answer. A ``\text{}``, ``\textbf{}`` or ``\mathrm{}`` around the whole
-    content is removed.
+    r"""Content of the last complete ``\boxed{...}`` after the reasoning, as ``parsing.parse`` finds it; else None.
 
     Args:
         text: one completion, without the tokens sampled after its end.
 
     Returns:
-        The answer, possibly the empty string; None if no box is closed.
+        The answer, possibly the empty string; None if no box is closed, whatever stands in answer tags.
 
     The authors of FairGRPO fall back to any text in square brackets if there is no box; here that is not an answer.
 
@@ -31,16 +61,8 @@ def extract(text: str) -> str | None:
     >>> extract("Melanoma") is None
     True
     """
-    text = text.rpartition(THOUGHT_END)[2]
-    if THOUGHT in text:
-        return None
-    start = text.rfind(BOX)
-    while start >= 0:
-        content = _until_closed(text[start + len(BOX) :])
-        if content is not None:
-            return _unwrapped(content)
-        start = text.rfind(BOX, 0, start)
-    return None
+    found = parse(text)
+    return found.answer if found.boxes else None
 
 
 def exact(texts: Sequence[str], answers: Sequence[str]) -> np.ndarray:
@@ -54,7 +76,7 @@ def exact(texts: Sequence[str], answers: Sequence[str]) -> np.ndarray:
         answers: N reference answers, one label or several joined by ``", "``.
 
     Returns:
-        (N,) float32 of 0 and 1.
+        (N,) float32 of 0 and 1, NaN where the reference is blank.
 
     Raises:
         ValueError: if the lengths differ.
@@ -65,11 +87,7 @@ def exact(texts: Sequence[str], answers: Sequence[str]) -> np.ndarray:
     >>> exact([r"\boxed{Edema, Fracture}", "Edema"], ["Fracture, Edema", "Edema"]).tolist()
     [1.0, 0.0]
     """
-    if len(texts) != len(answers):
-        raise ValueError(f"got {len(texts)} texts and {len(answers)} answers; wanted one answer for each text")
-    found = [extract(text) for text in texts]
-    hits = [a is not None and _labels(a) == _labels(b) for a, b in zip(found, answers, strict=True)]
-    return np.asarray(hits, np.float32)
+    return _scores(_same_labels, texts, answers, find=extract)
 
 
 def set_f1(texts: Sequence[str], answers: Sequence[str]) -> np.ndarray:
@@ -82,7 +100,7 @@ def set_f1(texts: Sequence[str], answers: Sequence[str]) -> np.ndarray:
         answers: N reference answers, one label or several joined by ``", "``.
 
     Returns:
-        (N,) float32 in [0, 1]; 0 without a box.
+        (N,) float32 in [0, 1], 0 without a box, NaN where the reference is blank.
 
     Raises:
         ValueError: if the lengths differ.
@@ -93,31 +111,275 @@ def set_f1(texts: Sequence[str], answers: Sequence[str]) -> np.ndarray:
     >>> set_f1([r"\boxed{Edema}", r"\boxed{Edema, Fracture}"], ["Fracture, Edema"] * 2).round(3).tolist()
     [0.6669999957084656, 1.0]
     """
-    if len(texts) != len(answers):
-        raise ValueError(f"got {len(texts)} texts and {len(answers)} answers; wanted one answer for each text")
-    pairs = [(extract(text), _labels(answer)) for text, answer in zip(texts, answers, strict=True)]
-    found = [(frozenset[str]() if said is None else _labels(said), wanted) for said, wanted in pairs]
-    return np.asarray([2 * len(said & wanted) / (len(said) + len(wanted)) for said, wanted in found], np.float32)
+    return _scores(_labels_f1, texts, answers, find=extract)
+
+
+def letter(texts: Sequence[str], answers: Sequence[str], choices: Sequence[Sequence[str]]) -> np.ndarray:
+    """1.0 where the answer names the right one of the choices, by its letter or its text (``choice``), else 0.0.
+
+    Args:
+        texts: N completions.
+        answers: N reference answers: the text of the right choice.
+        choices: for each completion the texts of its choices, in the order of the letters in its prompt.
+
+    Returns:
+        (N,) float32 of 0 and 1, NaN where the reference is blank.
+
+    Raises:
+        ValueError: if the lengths differ, or a reference is not one of its choices.
+
+    Source: arXiv 2505.13973 compares the content of the answer tags with the right letter. PMC-VQA's authors take the
+    choice that is nearest to the text by ``difflib``, which gives every text a choice; that is not done here. Letters
+    are positions in ``choices``; PMC-VQA's own (``record.extra["letter"]``) differ where the file has an empty or
+    repeated choice.
+
+    >>> said = ["<answer>B</answer>", "<answer>B: Lung</answer>", "<answer>lung.</answer>", "<answer>A or B</answer>"]
+    >>> letter(said, ["Lung"] * 4, [("Heart", "Lung")] * 4).tolist()
+    [1.0, 1.0, 1.0, 0.0]
+    """
+    _check_answers(texts, answers)
+    _check(len(choices) == len(texts), f"{len(texts)} texts and {len(choices)} lists of choices", "one list")
+    for i, (answer, options) in enumerate(zip(answers, choices, strict=True)):
+        if answer.strip() and answer not in options:
+            raise ValueError(
+                f"got answer {answer!r} in row {i}; wanted one of its choices, {', '.join(options) or '-'}"
+            )
+    return _scores(_is_choice, texts, answers, choices)
+
+
+def choice(said: str, choices: Sequence[str]) -> str | None:
+    """The choice that an answer names; None if it names none, or several.
+
+    An answer is read as the letter of a choice (``B``, ``(B)``, ``B)``, ``B.``, ``B:``, also in lower case), as such a
+    letter with the text of the same choice (``B: Lung``, ``(B) Lung``), or as the text of a choice; case, repeated
+    white space and a full stop at the end do not matter in texts. A lone letter is always a letter, even if the text of
+    another choice is that letter. A letter with another text is nothing.
+
+    Args:
+        said: the answer, without tags or box.
+        choices: the texts of the choices, without their letters, in the order of the letters.
+
+    >>> choice("(b)", ("Heart", "Lung")), choice("LUNG", ("Heart", "Lung")), choice("A: Lung", ("Heart", "Lung"))
+    ('Lung', 'Lung', None)
+    """
+    said = said.strip()
+    if (lone := _LETTER.fullmatch(said)) and (place := LETTERS.index(lone[1].upper())) < len(choices):
+        return choices[place]
+    if said in choices:
+        return said
+    plain = [_plain(text) for text in choices]
+    named = {place for place, text in enumerate(plain) if text == _plain(said)}
+    if pair := _LETTERED.fullmatch(said):
+        place = LETTERS.index(pair[1].upper())
+        named |= {place} if place < len(choices) and plain[place] == _plain(pair[2]) else set()
+    return choices[named.pop()] if len(named) == 1 else None
+
+
+def yes_no(texts: Sequence[str], answers: Sequence[str]) -> np.ndarray:
+    """1.0 where the answer is the word of the reference, yes or no, and no other word, else 0.0.
+
+    Case and punctuation do not matter. "Yes, there is an effusion" scores 0: what follows may take the word back.
+
+    Args:
+        texts: N completions.
+        answers: N reference answers, yes or no in any case.
+
+    Returns:
+        (N,) float32 of 0 and 1, NaN where the reference is blank.
+
+    Raises:
+        ValueError: if the lengths differ, or a reference is neither yes nor no.
+
+    Source: the closed questions of VQA-RAD and SLAKE.
+
+    >>> yes_no(["<answer>yes.</answer>", "<answer>Yes and no</answer>", "yes"], ["Yes"] * 3).tolist()
+    [1.0, 0.0, 0.0]
+    """
+    for i, answer in enumerate(answers):
+        if answer.strip() and not _is_yes_no(answer):
+            raise ValueError(f"got answer {answer!r} in row {i}; wanted yes or no")
+    return open_answer(texts, answers)
+
+
+def open_answer(texts: Sequence[str], answers: Sequence[str]) -> np.ndarray:
+    """1.0 where the words of the answer are those of the reference, in the same order (``words``), else 0.0.
+
+    Args:
+        texts: N completions.
+        answers: N reference answers.
+
+    Returns:
+        (N,) float32 of 0 and 1, NaN where the reference is blank.
+
+    Raises:
+        ValueError: if the lengths differ.
+
+    Source: the VQA challenge (Antol et al. 2015) and SQuAD compare after such a normalisation. Unlike there, signs that
+    carry a meaning stay ("HER2+" is not "HER2-"), the letter in "hepatitis A" is no article, and "two" is not "2".
+
+    >>> open_answer(["<answer>The left lung.</answer>", "<answer>right lung</answer>"], ["Left  lung"] * 2).tolist()
+    [1.0, 0.0]
+    """
+    return _scores(_same_words, texts, answers)
+
+
+def token_f1(texts: Sequence[str], answers: Sequence[str]) -> np.ndarray:
+    """F1 of the bag of words of the answer against that of the reference: 2 |A and B| / (|A| + |B|), with repetition.
+
+    For open answers of a few words. The order does not matter and one word more costs little, "no" included: prefer
+    ``open_answer`` wherever it gives enough signal.
+
+    Args:
+        texts: N completions.
+        answers: N reference answers.
+
+    Returns:
+        (N,) float32 in [0, 1], NaN where the reference is blank.
+
+    Raises:
+        ValueError: if the lengths differ.
+
+    Source: SQuAD (Rajpurkar et al. 2016), with ``words`` for its normalisation; a Chinese character is a word.
+
+    >>> token_f1(["<answer>left lung</answer>", "<answer>no mass</answer>"], ["lung", "mass"]).round(3).tolist()
+    [0.6669999957084656, 0.6669999957084656]
+    """
+    return _scores(_words_f1, texts, answers)
+
+
+def answered(texts: Sequence[str], records: Sequence[Asked], *, lettered: bool = False) -> np.ndarray:
+    """1.0 where the answer is right by the rule for its kind of record, else 0.0.
+
+    * With choices that the prompt letters, and one right: by letter or text, as ``letter``.
+    * With other choices: as sets of labels, as ``exact`` but in answer tags too; several right labels are always a set.
+    * Without choices, and with yes and no as the only ones: by its words, as ``open_answer`` and ``yes_no``.
+
+    Args:
+        texts: N completions.
+        records: their N records, with ``answer`` and ``choices``.
+        lettered: whether the prompts list the choices with letters.
+
+    Returns:
+        (N,) float32 of 0 and 1, NaN where the reference is blank.
+
+    Raises:
+        ValueError: if the lengths differ.
+
+    >>> from fairgrpo_jax.rewards.audit import EXAMPLES
+    >>> answered([f"<answer>{record.answer}</answer>" for record in EXAMPLES], EXAMPLES).tolist()
+    [1.0, 1.0, 1.0, 1.0, 1.0]
+    """
+    _check(len(records) == len(texts), f"{len(texts)} texts and {len(records)} records", "one record")
+    rules = [_rule(record, lettered) for record in records]
+    return _scores(_by_rule, texts, [record.answer for record in records], rules)
+
+
+def words(text: str) -> tuple[str, ...]:
+    """The words by which open answers are compared.
+
+    Case, white space, punctuation, apostrophes and hyphens between words do not matter. Articles are dropped, except as
+    the last word, and an upper-case A except as the first: "hepatitis A". Numbers keep their points; signs such as +
+    and <, and a hyphen before or after a word, stay as words of their own. Letters that only look alike differ.
+
+    >>> words("The X-ray shows Crohn's disease; 1.5 cm, HER2+.")
+    ('x', 'ray', 'shows', 'crohns', 'disease', '1.5', 'cm', 'her', '2', '+')
+    """
+    found: list[str] = _WORD.findall(" ".join(map(_composed, text.split())).translate(_DASHES))
+    if not found:
+        return (text.strip(),)
+    kept = [word for place, word in enumerate(found[:-1]) if not _is_article(word, place)]
+    return tuple(_number(word.casefold()) for word in (*kept, found[-1]))
+
+
+def _rule(record: Asked, lettered: bool) -> Callable[[str, str], bool]:
+    """How the answer to a record is compared with its reference."""
+    one_of_them = record.answer in record.choices
+    if lettered and one_of_them:
+        return lambda said, answer: _is_choice(said, answer, record.choices)
+    if record.choices and {text.casefold() for text in record.choices} != set(YES_NO):
+        return _same_labels
+    return _same_words
+
+
+def _scores(
+    value: Callable[..., float],
+    texts: Sequence[str],
+    answers: Sequence[str],
+    *columns: Sequence[object],
+    find: Callable[[str], str | None] = lambda text: parse(text).answer,
+) -> np.ndarray:
+    """What ``value`` gives for what is said, the reference and the columns; NaN for a blank reference, 0 if unsaid."""
+    _check_answers(texts, answers)
+    said = map(find, texts)
+    found = [
+        float("nan") if not answer.strip() else 0.0 if words is None else value(words, answer, *more)
+        for words, answer, *more in zip(said, answers, *columns, strict=True)
+    ]
+    return np.asarray(found, np.float32)
+
+
+def _check_answers(texts: Sequence[str], answers: Sequence[str]) -> None:
+    _check(len(texts) == len(answers), f"{len(texts)} texts and {len(answers)} answers", "one answer")
+
+
+def _check(same: bool, got: str, wanted: str) -> None:
+    if not same:
+        raise ValueError(f"got {got}; wanted {wanted} for each text")
+
+
+def _same_labels(said: str, answer: str) -> bool:
+    return set(_labels(said)) == set(_labels(answer))
+
+
+def _is_choice(said: str, answer: str, choices: Sequence[str]) -> bool:
+    return choice(said, choices) == answer
+
+
+def _by_rule(said: str, answer: str, rule: Callable[[str, str], bool]) -> bool:
+    return rule(said, answer)
+
+
+def _same_words(said: str, answer: str) -> bool:
+    return words(said) == words(answer)
+
+
+def _labels_f1(said: str, answer: str) -> float:
+    return _f1(_labels(said), _labels(answer))
+
+
+def _words_f1(said: str, answer: str) -> float:
+    return _f1(words(said), words(answer))
+
+
+def _f1(said: Iterable[str], wanted: Iterable[str]) -> float:
+    """2 |A and B| / (|A| + |B|) of two bags."""
+    a, b = Counter(said), Counter(wanted)
+    return 2 * (a & b).total() / (a.total() + b.total())
 
 
 def _labels(answer: str) -> frozenset[str]:
-    return frozenset(_unwrapped(label) for label in answer.split(", "))
+    return frozenset(unwrapped(label) for label in answer.split(", "))
 
 
-def _unwrapped(text: str) -> str:
-    r"""The text without surrounding white space and without a ``\text{...}`` or similar around all of it."""
-    text = text.strip()
-    for wrapper in WRAPPERS:
-        if text.startswith(wrapper) and _until_closed(text[len(wrapper) :]) == text[len(wrapper) : -1]:
-            return _unwrapped(text[len(wrapper) : -1])
-    return text
+def _is_yes_no(answer: str) -> bool:
+    return len(found := words(answer)) == 1 and found[0] in YES_NO
 
 
-def _until_closed(text: str) -> str | None:
-    """Text up to the brace that closes an already open one; None if it never closes."""
-    depth = 1
-    for i, character in enumerate(text):
-        depth += (character == "{") - (character == "}")
-        if depth == 0:
-            return text[:i]
-    return None
+def _plain(text: str) -> str:
+    """Without case, repeated white space and full stops at the end."""
+    return " ".join(text.split()).casefold().rstrip(". ")
+
+
+def _composed(part: str) -> str:
+    """Accents joined with their letters; composing takes time quadratic in the length, so only of what may be words."""
+    return unicodedata.normalize("NFC", part) if len(part) <= LONGEST else part
+
+
+def _is_article(word: str, place: int) -> bool:
+    return word.casefold() in ("the", "an") or word == "a" or (word == "A" and place == 0)
+
+
+def _number(word: str) -> str:
+    """A number as it is compared: 1,000 is 1000 and .5 is 0.5; any other word as it is."""
+    word = word.replace(",", "") if _THOUSANDS.fullmatch(word) else word
+    return f"0{word}" if word.startswith(".") else word
