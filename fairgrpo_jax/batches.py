@@ -70,6 +70,10 @@ class Encoder:
         """The sizes to which prompts are padded, the largest last; a batch is packed at that."""
         return self.ladder or (Size(self.settings.prompt_length, self.settings.num_patches),)
 
+    def tokens(self, text: str) -> int:
+        """Number of tokens of a text by itself."""
+        return len(self.processor.tokenizer(text, add_special_tokens=False)["input_ids"])
+
     def __call__(self, records: Sequence[Record]) -> PromptBatch:
         """Decodes the media of P records and packs their prompts.
 

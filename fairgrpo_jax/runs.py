@@ -284,7 +284,8 @@ def open_run(config: options.Config, workdir: Path | None) -> Iterator[Run]:
     for use in ("train", "warmup"):
         sources.check_leakage(records[use], records["test"], config.data)
     sources.require_attributes([*records["train"].records, *records["test"].records], config.data.attributes)
-    scorer = rewards.build(config.reward, config.sampling, [r for source in records.values() for r in source.records])
+    known = [record for source in records.values() for record in source.records]
+    scorer = rewards.build(config.reward, config.sampling, known, count=encoder.tokens)
     architecture = encoder.architecture
     tree = policy.shapes(config.model, architecture)
     path = workdir or folder.default(config)

@@ -7,7 +7,7 @@ completion gets no advantage.
 """
 
 from fairgrpo_jax.rewards.answers import Answers as Answers, Asked as Asked, Component as Component
-from fairgrpo_jax.rewards.builtin import BUILTIN as BUILTIN, exact as exact, set_f1 as set_f1
+from fairgrpo_jax.rewards.builtin import BUILTIN as BUILTIN, exact as exact, letter as letter, set_f1 as set_f1
 from fairgrpo_jax.rewards.composition import compose as compose, normalise as normalise
 from fairgrpo_jax.rewards.figures import figures as figures
 from fairgrpo_jax.rewards.scorer import Scorer as Scorer, Scores as Scores, build as build

@@ -10,10 +10,10 @@ import string
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
 
 import numpy as np
 
+from fairgrpo_jax.rewards.answers import Graded
 from fairgrpo_jax.rewards.parsing import parse, unwrapped
 
 
@@ -33,16 +33,6 @@ _WORD = re.compile(
 )
 _DASHES = str.maketrans(dict.fromkeys("‐‑‒–—−", "-") | dict.fromkeys("'’", ""))
 _THOUSANDS = re.compile(r"\d{1,3}(?:,\d{3})+")
-
-
-class Asked(Protocol):
-    """The attributes of a record by which its answer is graded."""
-
-    @property
-    def answer(self) -> str: ...
-
-    @property
-    def choices(self) -> Sequence[str]: ...
 
 
 def extract(text: str) -> str | None:
@@ -247,7 +237,7 @@ def token_f1(texts: Sequence[str], answers: Sequence[str]) -> np.ndarray:
     return _scores(_words_f1, texts, answers)
 
 
-def answered(texts: Sequence[str], records: Sequence[Asked], *, lettered: bool = False) -> np.ndarray:
+def answered(texts: Sequence[str], records: Sequence[Graded], *, lettered: bool = False) -> np.ndarray:
     """1.0 where the answer is right by the rule for its kind of record, else 0.0.
 
     * With choices that the prompt letters, and one right: by letter or text, as ``letter``.
@@ -291,7 +281,7 @@ def words(text: str) -> tuple[str, ...]:
     return tuple(_number(word.casefold()) for word in (*kept, found[-1]))
 
 
-def _rule(record: Asked, lettered: bool) -> Callable[[str, str], bool]:
+def _rule(record: Graded, lettered: bool) -> Callable[[str, str], bool]:
     """How the answer to a record is compared with its reference."""
     one_of_them = record.answer in record.choices
     if lettered and one_of_them:

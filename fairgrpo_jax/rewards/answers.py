@@ -6,7 +6,17 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 
-class Asked(Protocol):
+class Graded(Protocol):
+    """The attributes of a record by which its answer is graded."""
+
+    @property
+    def answer(self) -> str: ...
+
+    @property
+    def choices(self) -> Sequence[str]: ...
+
+
+class Asked(Graded, Protocol):
     """The attributes of a record that components may use; ``data.record.Record`` has them."""
 
     @property
@@ -17,12 +27,6 @@ class Asked(Protocol):
 
     @property
     def question(self) -> str: ...
-
-    @property
-    def answer(self) -> str: ...
-
-    @property
-    def choices(self) -> tuple[str, ...]: ...
 
     @property
     def extra(self) -> Mapping[str, str]: ...

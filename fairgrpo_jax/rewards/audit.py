@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fairgrpo_jax.rewards.accuracy import Asked
+from fairgrpo_jax.rewards.answers import Graded
 from fairgrpo_jax.rewards.parsing import ANSWER, ANSWER_END, BOX, THOUGHT, THOUGHT_END, parse
 
 
@@ -179,8 +179,8 @@ ATTACKS: Mapping[str, Attack] = {
 
 
 def audit(
-    score: Callable[[Sequence[str], Sequence[Asked]], np.ndarray],
-    records: Sequence[Asked],
+    score: Callable[[Sequence[str], Sequence[Graded]], np.ndarray],
+    records: Sequence[Graded],
     *,
     attacks: Mapping[str, Attack] = ATTACKS,
 ) -> tuple[Row, ...]:
@@ -251,7 +251,7 @@ def markdown(audits: Mapping[str, Sequence[Row]]) -> str:
     return "\n".join([table[0], "|" + "---|" * len(lines[0]), *table[1:]])
 
 
-def _completions(attack: Attack | None, record: Asked, records: Sequence[Asked]) -> list[str]:
+def _completions(attack: Attack | None, record: Graded, records: Sequence[Graded]) -> list[str]:
     if attack is None:
         return forms(record.answer)
     wanted = _labels(record.answer)
@@ -259,7 +259,7 @@ def _completions(attack: Attack | None, record: Asked, records: Sequence[Asked])
     return [text for text in found if (said := parse(text).answer) is None or _labels(said) != wanted]
 
 
-def _other(record: Asked, records: Sequence[Asked]) -> str:
+def _other(record: Graded, records: Sequence[Graded]) -> str:
     """A wrong answer to a record."""
     known = [*record.choices, *(other.answer for other in records if not record.choices)]
     return next((text for text in known if not _labels(text) & _labels(record.answer)), "something else")

@@ -1,7 +1,7 @@
 """A run's reward: its components by name, checked before the run, and what they give for a batch of completions."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +11,7 @@ from fairgrpo_jax.losses import overlong_penalty
 from fairgrpo_jax.normalization import Key, PercentileTable, RunningQuantiles
 from fairgrpo_jax.rewards import own
 from fairgrpo_jax.rewards.answers import Answers, Asked, Component, task
-from fairgrpo_jax.rewards.builtin import BUILTIN
+from fairgrpo_jax.rewards.builtin import BUILTIN, Tools, require_gradable
 from fairgrpo_jax.rewards.composition import Percentiles, compose, normalise
 
 
@@ -147,24 +147,39 @@ class Scorer:
         return p25, p50, p75
 
 
-def build(reward: options.Reward, sampling: options.Sampling, records: Sequence[Asked]) -> Scorer:
+def build(
+    reward: options.Reward,
+    sampling: options.Sampling,
+    records: Sequence[Asked],
+    *,
+    count: Callable[[str], int] | None = None,
+    lettered: bool = False,
+) -> Scorer:
     """Checks a reward against the records that it will score.
 
     Args:
         reward: its options.
         sampling: of the run.
         records: of all uses.
+        count: number of tokens of a text, for the length rewards.
+        lettered: whether prompts list the choices with letters.
 
     Raises:
-        ValueError: for an unknown component, one that applies to no record, a record to which none applies, a function
-            that cannot be imported, or percentiles that are missing for a dataset, task and component; each is named.
+        ValueError: for an unknown component, one that applies to no record or cannot grade one, a record to which none
+            applies, a function that cannot be imported, or percentiles that are missing for a dataset, task and
+            component; each is named.
     """
     parts, pairs = reward.parts, sorted({(record.dataset, task(record)) for record in records})
-    functions = tuple(_function(part, reward) for part in parts)
+    tools = Tools(reward, count, lettered)
+    functions = tuple(_function(part, tools) for part in parts)
     for part in parts:
         if not any(part.applies(*pair) for pair in pairs):
             there = ", ".join(f"{dataset}/{name}" if name else dataset for dataset, name in pairs)
             raise ValueError(f"got reward.components {str(part)!r}, which applies to no record; wanted some of {there}")
+    for part, function in zip(parts, functions, strict=True):
+        if part.name in BUILTIN:
+            own_records = [record for record in records if part.applies(record.dataset, task(record))]
+            require_gradable(part.name, function, own_records)
     bare = [pair for pair in pairs if not any(part.applies(*pair) for part in parts if not part.gate)]
     if bare:
         there = ", ".join("/".join(filter(None, pair)) for pair in bare)
@@ -177,7 +192,7 @@ def build(reward: options.Reward, sampling: options.Sampling, records: Sequence[
     return Scorer(parts, functions, () if table else tuple(wanted), table, reward, sampling)
 
 
-def _function(part: options.Component, reward: options.Reward) -> Component:
+def _function(part: options.Component, tools: Tools) -> Component:
     if ":" in part.name:
         return own.load(part.name, messages=part.messages)
     if part.name not in BUILTIN:
@@ -186,7 +201,7 @@ def _function(part: options.Component, reward: options.Reward) -> Component:
         )
     if part.messages:
         raise ValueError(f"got reward.components {str(part)!r}; wanted messages for a function of yours alone")
-    return BUILTIN[part.name](reward)
+    return BUILTIN[part.name](tools)
 
 
 def _table(reward: options.Reward) -> PercentileTable:

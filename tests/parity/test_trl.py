@@ -125,13 +125,13 @@ def test_the_loss_with_a_kl_term_is_that_of_trl(tmp_path, monkeypatch, corrected
     from trl import GRPOTrainer  # pyright: ignore[reportMissingImports]
 
     given = arguments(tmp_path)
-    given["args"].beta, given["args"].loss_type, given["args"].use_bias_correction_kl = 0.3, "grpo", corrected
+    given["args"].loss_type, given["args"].use_bias_correction_kl = "grpo", corrected
     trainer = GRPOTrainer(
         **given,
         reward_funcs=lambda completions, **_: [0.0] * len(completions),
         train_dataset=Dataset.from_list(COLUMNS),
     )
-    trainer.current_gradient_accumulation_steps = 1
+    trainer.current_gradient_accumulation_steps, trainer.beta = 1, 0.3  # given later: no reference model is loaded
     rng = np.random.default_rng(0)
     new, old, reference = (-rng.exponential(1, (4, 5)).astype(np.float32) for _ in range(3))
     mask, advantages = np.arange(5) < np.array([[5], [3], [1], [4]]), rng.normal(size=4).astype(np.float32)
