@@ -131,7 +131,7 @@ BAD_ROWS = [
     ({"prompt": "x", "answer": "a", "choices": ["a", "a"]}, "wanted different ones"),
     ({"prompt": "<image>x", "answer": "a"}, "1 tags of media, the row 0 media"),
     ({"prompt": "<image>x", "answer": "a", "videos": ["1.mp4"]}, "1 tags of media, the row 1 media"),
-    ({"prompt": "x", "answer": "a", "images": 7}, "images is 7; wanted a list"),
+    ({"prompt": "x", "answer": "a", "images": 7}, "7 is no file name"),
     ({"prompt": "x", "answer": "a", "images": [7]}, "7 is no file name"),
     ({"prompt": "x", "answer": "a", "videos": [["1.jpg"]]}, "fps is None"),
     ({"prompt": "x", "answer": "a", "image": "1", "images": ["2"]}, "image and images are both there"),

@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 from PIL import Image
 
 from fairgrpo_jax import batches, config as options, grouping, lengths, policy
@@ -30,6 +30,7 @@ def padded(sizes, ladder):
     return sum(work(next(rung for rung in ladder if np.all(np.array(size) <= rung))) for size in sizes)
 
 
+@settings(deadline=None)
 @given(
     found=st.lists(st.tuples(st.integers(1, 900), st.integers(0, 40).map(lambda n: 16 * n)), min_size=1, max_size=8),
     count=st.integers(1, 3),

@@ -385,7 +385,9 @@ def _media(row: Mapping[str, Any], folder: Path, num_frames: int) -> tuple[Media
 def _several(row: Mapping[str, Any], name: str) -> list[Any]:
     """Media of a column that holds a list of them, or one."""
     value = row.get(name)
-    return [value] if isinstance(value, str | dict) and value else _list(row, name)
+    if value is None or value == "":
+        return []
+    return value if isinstance(value, list) else [value]
 
 
 def _inline(place: messages.Place, folder: Path, fps: Any, num_frames: int) -> Media:
@@ -430,9 +432,11 @@ def _answer(row: Mapping[str, Any]) -> str:
         value = row["reward_model"].get("ground_truth")
     if not isinstance(value, list):
         return _scalar("answer", value)
-    labels = [_scalar("answer", label) for label in value]
+    labels = [label.strip() if isinstance(label, str) else "" for label in value]
     if not all(labels) or len(set(labels)) < len(labels):
-        raise ValueError(f"answer is {_short(value)}; wanted different labels, none empty")
+        raise ValueError(
+            f"answer is {_short(value)}; wanted different labels as text, none empty, no numbers of classes"
+        )
     if len(labels) > 1 and any(", " in label for label in labels):
         raise ValueError(f"answer is {_short(value)}; wanted labels without ', ', which joins several: rename them")
     return ", ".join(labels)
