@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fairgrpo_jax.data.record import Media, Record, RecordList
+from fairgrpo_jax.data.record import Media, Record, RecordList, Turn
 
 
 MARK = "prepared.json"
@@ -142,6 +142,8 @@ def line(record: Record, media: list[dict[str, Any]]) -> str:
         for name in ("uid", "dataset", "modality", "question", "answer", "patient", "sex", "age", "split", "finding")
     }
     told |= {"choices": list(record.choices), "extra": dict(record.extra), "media": media}
+    if record.turns:
+        told["turns"] = [{"role": turn.role, "content": list(turn.content)} for turn in record.turns]
     return json.dumps(told, ensure_ascii=False)
 
 
@@ -171,4 +173,5 @@ def _record(told: dict[str, Any], root: Path, split: str, row: int, num_frames: 
         for item in told.pop("media")
     )
     choices = tuple(told.pop("choices"))
-    return Record(**told, media=media, choices=choices)
+    turns = tuple(Turn(turn["role"], tuple(turn["content"])) for turn in told.pop("turns", ()))
+    return Record(**told, media=media, choices=choices, turns=turns)

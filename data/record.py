@@ -1,8 +1,8 @@
-"""The record that all datasets are mapped to, and its renderings as a question and as a supervised target."""
+"""The record that all datasets are mapped to, and its renderings as a conversation and as a supervised target."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -83,6 +83,31 @@ def _check_pixels(kind: str, pixels: np.ndarray) -> None:
 
 
 @dataclass(frozen=True, slots=True)
+class Turn:
+    """A turn of a conversation.
+
+    Attributes:
+        role: who speaks.
+        content: texts, and None where the next of the record's media stands.
+    """
+
+    role: Literal["system", "user", "assistant"]
+    content: tuple[str | None, ...]
+
+
+def spoken(turns: Sequence[Turn]) -> str:
+    r"""The text of a conversation without its media, one turn after the other.
+
+    Example:
+        >>> from fairgrpo_jax.data.record import Turn, spoken
+        >>> spoken([Turn("system", ("Be brief.",)), Turn("user", ("Before: ", None, " after: ", None))])
+        'Be brief.\nBefore:  after:'
+    """
+    texts = ("".join(part for part in turn.content if part is not None).strip() for turn in turns)
+    return "\n".join(text for text in texts if text)
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
     """A question about a patient's images, with the answer and what is known about the patient.
 
@@ -91,7 +116,7 @@ class Record:
         dataset: name of the dataset; rewards and fairness statistics are kept per dataset.
         modality: free text, such as ``"ultrasound"``.
         media: the images and videos, in order.
-        question: the text of the question; it never mentions sex or age.
+        question: the text of the question, with ``turns`` that of all turns; it never mentions sex or age.
         answer: the reference answer; several labels are joined by ``", "``.
         choices: the possible labels; empty for an open question.
         patient: patient id, the unit of the split; records of a patient are never on both sides of it.
@@ -100,6 +125,12 @@ class Record:
         extra: other data of the owner as strings, including further attributes ("race", "skin_type"); "" if unknown.
         split: the split that the record was loaded from.
         finding: the text of a supervised target inside ``<think>``.
+        turns: the conversation up to the user's last turn, with every medium in its place; none: one turn of the user,
+            the media and then the question.
+
+    Raises:
+        ValueError: for turns that have more or fewer places than there are media, say something else than the question,
+            or do not end with the user.
     """
 
     uid: str
@@ -115,6 +146,43 @@ class Record:
     extra: Mapping[str, str]
     split: str
     finding: str = ""
+    turns: tuple[Turn, ...] = ()
+
+    def __post_init__(self):
+        if not self.turns:
+            return
+        places = sum(turn.content.count(None) for turn in self.turns)
+        if places != len(self.media):
+            raise ValueError(
+                f"{self.uid}: the turns have {places} places for media, the record {len(self.media)} media"
+            )
+        if self.turns[-1].role != "user":
+            raise ValueError(f"{self.uid}: the last turn is of the {self.turns[-1].role}; wanted one of the user")
+        if self.question != spoken(self.turns):
+            raise ValueError(f"{self.uid}: the turns do not say the question; pass question=spoken(turns)")
+
+
+def without_medium(record: Record, index: int) -> Record:
+    """A record that lacks one of its media, which leaves its place too.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from fairgrpo_jax.data.record import Media, Record, Turn, without_medium
+        >>> pair = tuple(Media("image", Path(name)) for name in ("a.png", "b.png"))
+        >>> record = Record("demo/1", "demo", "X-ray", pair, "Old: New:", "Nodule", (), "p1", None, None, {}, "train",
+        ...                 turns=(Turn("user", ("Old:", None, " New:", None)),))
+        >>> without_medium(record, 0).turns
+        (Turn(role='user', content=('Old:', ' New:', None)),)
+    """
+    media = (*record.media[:index], *record.media[index + 1 :])
+    turns, left = list(record.turns), index
+    for number, turn in enumerate(turns):
+        places = [place for place, part in enumerate(turn.content) if part is None]
+        if 0 <= left < len(places):
+            content = (*turn.content[: places[left]], *turn.content[places[left] + 1 :])
+            turns[number] = replace(turn, content=content)
+        left -= len(places)
+    return replace(record, media=media, turns=tuple(turns))
 
 
 class Source(Protocol):
@@ -156,12 +224,12 @@ class RecordList:
 
 
 def conversation(record: Record, *, instruction: str = "", list_choices: bool = True) -> list[dict[str, Any]]:
-    r"""Renders the question as one user turn in Hugging Face chat format: media first, then the text.
+    r"""Renders the question in Hugging Face chat format: the record's turns, or one of the user with the media first.
 
     Args:
         record: the record.
-        instruction: last line of the text, e.g. how to format the answer.
-        list_choices: whether to list the choices under the question, one per line.
+        instruction: last line of the user's last turn, e.g. how to format the answer.
+        list_choices: whether to list the choices before it, one per line.
 
     Example:
         >>> from pathlib import Path
@@ -171,9 +239,20 @@ def conversation(record: Record, *, instruction: str = "", list_choices: bool = 
         >>> conversation(record, instruction="Think first.")[0]["content"]
         [{'type': 'image'}, {'type': 'text', 'text': 'What is seen?\nNormal\nNodule\nThink first.'}]
     """
-    lines = [record.question, *(record.choices if list_choices else ()), *([instruction] if instruction else ())]
-    parts = [{"type": media.kind} for media in record.media]
-    return [{"role": "user", "content": [*parts, {"type": "text", "text": "\n".join(lines)}]}]
+    turns = record.turns or (Turn("user", (*(None for _ in record.media), record.question)),)
+    kinds = iter(medium.kind for medium in record.media)
+    messages = []
+    for turn in turns:
+        content = [{"type": next(kinds)} if part is None else {"type": "text", "text": part} for part in turn.content]
+        messages.append({"role": turn.role, "content": content})
+    lines = [*(record.choices if list_choices else ()), *([instruction] if instruction else ())]
+    if lines:
+        text = "".join(f"\n{line}" for line in lines)
+        last = messages[-1]["content"]
+        if last and last[-1]["type"] == "text":
+            text = last.pop()["text"] + text
+        last.append({"type": "text", "text": text})
+    return messages
 
 
 def target(record: Record) -> str:

@@ -131,7 +131,7 @@ class Encoder:
         say = functools.partial(conversation, instruction=settings.instruction, list_choices=settings.list_choices)
         messages = [say(record) for record in records]
         if self.architecture.video_id is None:
-            messages, decoded = zip(*map(_as_images, messages, records, decoded), strict=True)
+            messages, decoded = zip(*map(_as_images, messages, decoded), strict=True)
         return {
             "messages": list(messages),
             "images": [d.images for d in decoded],
@@ -182,11 +182,18 @@ def _balanced(
     return [records[row] for row in grouping.balanced_rows(groups, seed=seed)]
 
 
-def _as_images(messages: list[dict], record: Record, decoded: media.Decoded) -> tuple[list[dict], media.Decoded]:
+def _as_images(messages: list[dict], decoded: media.Decoded) -> tuple[list[dict], media.Decoded]:
     """Replaces every video by its frames as images, for families without video input; MedGemma was trained this way."""
     clips, images = iter(decoded.videos), iter(decoded.images)
-    shown = [next(clips).frames if part.kind == "video" else [next(images)] for part in record.media]
-    pictures = [picture for part in shown for picture in part]
-    text = [part for part in messages[0]["content"] if part["type"] == "text"]
-    content = [*({"type": "image"} for _ in pictures), *text]
-    return [{**messages[0], "content": content}], media.Decoded(tuple(pictures), ())
+    pictures, shown = [], []
+    for message in messages:
+        content = []
+        for part in message["content"]:
+            if part["type"] == "text":
+                content.append(part)
+                continue
+            frames = next(clips).frames if part["type"] == "video" else [next(images)]
+            pictures.extend(frames)
+            content.extend({"type": "image"} for _ in frames)
+        shown.append({**message, "content": content})
+    return shown, media.Decoded(tuple(pictures), ())

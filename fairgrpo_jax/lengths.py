@@ -4,6 +4,7 @@
 fewer media. ``ladder`` chooses the sizes to which prompts are padded: a few programs, little padding.
 """
 
+import collections
 import dataclasses
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ import rich.progress
 from fairgrpo_jax import batches, config as options, files
 from fairgrpo_jax.batches import Size
 from fairgrpo_jax.data import headers
-from fairgrpo_jax.data.record import Media, Record, RecordList, Source
+from fairgrpo_jax.data.record import Media, Record, RecordList, Source, without_medium
 from fairgrpo_jax.plan import cost
 
 
@@ -215,18 +216,25 @@ def over(size: Size, settings: options.Data) -> str:
 
 
 def _with_fewer(record: Record, frames: list[int]) -> Iterator[tuple[Record, str]]:
-    """The record with ever fewer media: half the frames of its videos, and so on down to two; then fewer images."""
+    """The record with ever fewer media: half the frames of its videos, and so on down to two; then fewer images.
+
+    The last image goes first, and every turn of the user that shows something keeps one medium.
+    """
     media = record.media
     while frames and max(frames) > 2:
         frames = [max(2, count // 4 * 2) for count in frames]
         counts = iter(frames)
         media = tuple(_sampled(medium, counts) for medium in media)
         yield dataclasses.replace(record, media=media), f"shortened to {' + '.join(map(str, frames))} frames"
-    images = [place for place, medium in enumerate(media) if medium.kind == "image"]
-    while len(media) > 1 and images:
-        place = images.pop()
-        media = (*media[:place], *media[place + 1 :])
-        yield dataclasses.replace(record, media=media), f"shortened to {len(media)} of {len(record.media)} media"
+    shorter = dataclasses.replace(record, media=media)
+    turns = [number for number, turn in enumerate(record.turns) for part in turn.content if part is None]
+    turns = turns or [0] * len(media)  # of every medium
+    shown = collections.Counter(turns)
+    for place in reversed(range(len(media))):
+        if media[place].kind == "image" and shown[turns[place]] > 1:
+            shown[turns[place]] -= 1
+            shorter = without_medium(shorter, place)
+            yield shorter, f"shortened to {len(shorter.media)} of {len(media)} media"
 
 
 def _sampled(medium: Media, counts: Iterator[int]) -> Media:

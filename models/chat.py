@@ -179,7 +179,7 @@ class TextProcessor:
             try:
                 texts.append(
                     self.tokenizer.apply_chat_template(
-                        list(talk),
+                        list(talk) if self.tokens else list(map(_as_text, talk)),
                         chat_template=self.chat_template,
                         tokenize=False,
                         add_generation_prompt=add_generation_prompt,
@@ -281,6 +281,14 @@ class Clock:
             if [len(row) for row in times] != counts or [len(own) for own in given] != [len(own) for own in self.times]:
                 raise ValueError("times must hold the seconds of every frame for every video of every row")
             self.times = given
+
+
+def _as_text(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A message with its text parts as one text, which is what templates of models without vision take."""
+    content = message["content"]
+    if isinstance(content, str) or any(part["type"] != "text" for part in content):
+        return message
+    return {**message, "content": "".join(part["text"] for part in content)}
 
 
 def for_each(kind: str, rows: Sequence, process: Callable) -> list:

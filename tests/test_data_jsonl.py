@@ -120,7 +120,8 @@ BAD = {
 BAD_ROWS = [
     ({"answer": "x"}, "prompt is None"),
     ({"prompt": "<image>", "answer": "x", "image": "1.png"}, "prompt has no text"),
-    ({"prompt": [{"role": "assistant", "content": "x"}], "answer": "x"}, "role system or user"),
+    ({"prompt": [{"role": "assistant", "content": "x"}], "answer": "x"}, "prompt has no text"),
+    ({"prompt": [{"role": "tool", "content": "x"}], "answer": "x"}, "role system, user or assistant"),
     ({"prompt": [{"role": "user", "content": [{"type": "audio"}]}], "answer": "x"}, "type text, image or video"),
     ({"prompt": "x"}, "answer is missing"),
     ({"prompt": "x", "answer": ""}, "answer is missing"),
@@ -130,7 +131,7 @@ BAD_ROWS = [
     ({"prompt": "x", "answer": "a", "choices": ["a", "a"]}, "wanted different ones"),
     ({"prompt": "<image>x", "answer": "a"}, "1 tags of media, the row 0 media"),
     ({"prompt": "<image>x", "answer": "a", "videos": ["1.mp4"]}, "1 tags of media, the row 1 media"),
-    ({"prompt": "x", "answer": "a", "images": "1.png"}, "images is '1.png'; wanted a list"),
+    ({"prompt": "x", "answer": "a", "images": 7}, "7 is no file name"),
     ({"prompt": "x", "answer": "a", "images": [7]}, "7 is no file name"),
     ({"prompt": "x", "answer": "a", "videos": [["1.jpg"]]}, "fps is None"),
     ({"prompt": "x", "answer": "a", "image": "1", "images": ["2"]}, "image and images are both there"),
@@ -146,7 +147,7 @@ def test_every_bad_row_is_named_with_its_line(tmp_path):
     with pytest.raises(ValueError) as raised:
         jsonl.load(tmp_path, split="train")
     text = str(raised.value)
-    assert f"train.jsonl: {len(BAD) + len(BAD_ROWS)} bad rows" in text and "and 3 more" in text
+    assert f"train.jsonl: {len(BAD) + len(BAD_ROWS)} bad rows" in text and "and 4 more" in text
     for line, (_, message) in enumerate([*BAD.items(), *BAD_ROWS], start=3):
         (tmp_path / "train.jsonl").write_text(lines[0] + "\n" * (line - 1) + lines[line - 1])
         with pytest.raises(ValueError, match=rf"train.jsonl: 1 bad rows: line {line}: .*{message}"):

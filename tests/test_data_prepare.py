@@ -37,7 +37,7 @@ def own_root(tmp_path):
         {"prompt": "Two?", "images": ["1.jpg", "m.dicom"], "answer": "b", "choices": ["a", "b"]},
         {"prompt": "Frames?", "videos": [["2.jpg", "3.jpg", "2.jpg"], "v.mp4"], "fps": 0.5, "answer": "c"},
         {"prompt": "None?", "answer": "d"},
-        {"prompt": "Last?", "image": "3.jpg", "answer": "e"},
+        {"prompt": "Last? <image>", "image": "3.jpg", "answer": "e"},
     ]
     (root / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     (root / "test.jsonl").write_text(json.dumps(rows[1]) + "\n")

@@ -1,3 +1,4 @@
+import dataclasses
 import gc
 from pathlib import Path
 
@@ -6,7 +7,7 @@ import pytest
 
 from fairgrpo_jax import data
 from fairgrpo_jax.data.datasets import synthetic
-from fairgrpo_jax.data.record import Media, Record, RecordList, conversation, target
+from fairgrpo_jax.data.record import Media, Record, RecordList, Turn, conversation, target, without_medium
 
 
 RECORD = Record(
@@ -35,6 +36,48 @@ def test_conversation_has_one_part_a_medium_then_the_text():
         {"type": "text", "text": "What is seen?\nA\nB\nC\nBe brief."},
     ]
     assert conversation(RECORD, list_choices=False)[0]["content"][-1]["text"] == "What is seen?"
+
+
+TURNS = (
+    Turn("system", ("You read films.",)),
+    Turn("user", ("Look: ", None)),
+    Turn("assistant", ("C",)),
+    Turn("user", ("And ", None, "now?")),
+)
+TALK = dataclasses.replace(RECORD, question="You read films.\nLook:\nC\nAnd now?", turns=TURNS)
+
+
+def test_turns_keep_their_order_and_the_last_one_gets_choices_and_instruction():
+    talk = conversation(TALK, instruction="Be brief.")
+    assert [message["role"] for message in talk] == ["system", "user", "assistant", "user"]
+    assert talk[1]["content"] == [{"type": "text", "text": "Look: "}, {"type": "video"}]
+    last = [{"type": "text", "text": "And "}, {"type": "image"}, {"type": "text", "text": "now?\nA\nB\nC\nBe brief."}]
+    assert talk[3]["content"] == last
+    shown = dataclasses.replace(RECORD, question="See:", turns=(Turn("user", ("See:", None, None)),))
+    assert conversation(shown)[0]["content"][2:] == [{"type": "image"}, {"type": "text", "text": "\nA\nB\nC"}]
+    assert conversation(shown, list_choices=False)[0]["content"][2:] == [{"type": "image"}]
+
+
+def test_a_medium_leaves_with_its_place():
+    first, second = without_medium(TALK, 0), without_medium(TALK, 1)
+    assert first.media == RECORD.media[1:] and first.turns[1].content == ("Look: ",) and first.turns[3] == TURNS[3]
+    assert second.media == RECORD.media[:1] and second.turns[3].content == ("And ", "now?")
+    assert second.turns[:3] == TURNS[:3] and second.question == TALK.question
+    assert without_medium(RECORD, 1) == dataclasses.replace(RECORD, media=RECORD.media[:1])
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"media": RECORD.media[:1]}, "demo/1: the turns have 2 places for media, the record 1 media"),
+        ({"turns": TURNS[:3]}, "the record 2 media"),
+        ({"media": RECORD.media[:1], "turns": TURNS[:3]}, "the last turn is of the assistant; wanted one of the user"),
+        ({"question": "What?"}, "do not say the question"),
+    ],
+)
+def test_turns_that_cannot_be(changes, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(TALK, **changes)
 
 
 def test_target_is_finding_then_boxed_answer():

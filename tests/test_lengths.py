@@ -6,12 +6,12 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 from PIL import Image
 
 from fairgrpo_jax import batches, config as options, grouping, lengths, policy
 from fairgrpo_jax.batches import Size
-from fairgrpo_jax.data.record import Media, Record, RecordList
+from fairgrpo_jax.data.record import Media, Record, RecordList, Turn, spoken
 from fairgrpo_jax.models import qwen2_5_vl
 from fairgrpo_jax.plan import cost
 from tests.test_data_media import write_video
@@ -30,6 +30,7 @@ def padded(sizes, ladder):
     return sum(work(next(rung for rung in ladder if np.all(np.array(size) <= rung))) for size in sizes)
 
 
+@settings(deadline=None)
 @given(
     found=st.lists(st.tuples(st.integers(1, 900), st.integers(0, 40).map(lambda n: 16 * n)), min_size=1, max_size=8),
     count=st.integers(1, 3),
@@ -161,6 +162,22 @@ def test_media_are_taken_away_until_a_record_fits(folder):
     assert fitted.sources["test"].records == (first,)  # the same object: measured and told once
     large = fit(shorter, pair, record("d/large", image(folder, "large"))).unfit[1]
     assert (large.uid, large.outcome) == ("d/large", "left out")  # its only image cannot go
+
+
+def test_places_leave_with_their_media_and_no_turn_loses_its_last(folder):
+    def talk(uid, *turns):
+        media = [image(folder, "small")] * sum(turn.content.count(None) for turn in turns)
+        return dataclasses.replace(record(uid, *media, question=spoken(turns)), turns=turns)
+
+    inside = talk("d/inside", Turn("user", ("A:", None, " B:", None, None, " C:", None, None)))
+    shots = Turn("user", ("Old:", None)), Turn("assistant", ("A",)), Turn("user", (None,) * 4 + ("New?",))
+    fitted = fit(but(over_length="truncate_media", prompt_length=120), inside, talk("d/shots", *shots))
+    first, second = fitted.sources["train"].records
+    assert first.turns == (Turn("user", ("A:", None, " B:", None, None, " C:", None)),) and len(first.media) == 4
+    assert second.turns == (*shots[:2], Turn("user", (None,) * 3 + ("New?",)))
+    bare = talk("d/bare", *[Turn("user", (None,)), Turn("assistant", ("A",))] * 4, Turn("user", ("Now?", None)))
+    fitted = fit(but(over_length="truncate_media"), record("d/0", image(folder, "small")), bare)
+    assert [(one.uid, one.outcome) for one in fitted.unfit] == [("d/bare", "left out")]
 
 
 def test_media_that_cannot_be_used_are_found_before_the_start(folder):

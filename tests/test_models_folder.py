@@ -22,6 +22,12 @@ PAIR = [
     {"role": "assistant", "content": "No COVID"},
     {"role": "user", "content": [{"type": "text", "text": " Which digit is this?\n\n"}, {"type": "image"}]},
 ]
+SHOWN = [
+    {"role": "system", "content": [{"type": "text", "text": "Patients have COVID or no COVID. "}]},
+    {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Which digit is this?"}]},
+    {"role": "assistant", "content": [{"type": "text", "text": "7"}]},
+    {"role": "user", "content": [{"type": "text", "text": "And "}, {"type": "image"}, {"type": "text", "text": "?"}]},
+]
 WORDS = [{"role": "user", "content": "Does the patient have COVID?"}]
 CLASSES = {"qwen2_vl": "Qwen2VLProcessor", "qwen2_5_vl": "Qwen2_5_VLProcessor", "qwen3_vl": "Qwen3VLProcessor"}
 
@@ -56,9 +62,9 @@ def test_a_batch_equals_that_of_transformers(checkpoints, family, side):
     reference = theirs(checkpoints[family], family)
     ours = models.processor(checkpoints[family])
     ours.tokenizer.padding_side = reference.tokenizer.padding_side = side
-    talks = [TALK, PAIR, WORDS]
-    images = [[Image.fromarray(noise(*size, 3)) for size in row] for row in ([(60, 90)], [(31, 200), (64, 64)] * 2, [])]
-    images[1].pop()
+    talks = [TALK, PAIR, SHOWN, WORDS]
+    sizes = [[(60, 90)], [(31, 200), (64, 64), (31, 200)], [(90, 120), (28, 56)], []]
+    images = [[Image.fromarray(noise(*size, 3)) for size in row] for row in sizes]
     flat = [[image for row in images for image in row], images][family == "gemma3"]
     template = reference.chat_template or reference.tokenizer.chat_template
     texts = reference.apply_chat_template(talks, chat_template=template, add_generation_prompt=True)
@@ -69,6 +75,18 @@ def test_a_batch_equals_that_of_transformers(checkpoints, family, side):
     for name in expected:
         np.testing.assert_array_equal(got[name], expected[name], err_msg=name)
         assert got[name].dtype == expected[name].dtype, name
+
+
+def test_a_model_of_text_alone_gets_texts():
+    """Its template knows no parts: it writes what it is given, or cannot."""
+    template = "{% for message in messages %}{{ '[' + message.content + ']' }}{% endfor %}"
+    ours = processing.TextProcessor(tiny_tokenizer(), chat_template=template)
+    expected = tiny_tokenizer().encode("[COVID or no COVID.][Which digit?]", add_special_tokens=False)
+    talk = [{"role": "system", "content": "COVID or no COVID."}, {"role": "user", "content": []}]
+    talk[1]["content"] = [{"type": "text", "text": text} for text in ("Which ", "digit?")]
+    np.testing.assert_array_equal(ours(talk)["input_ids"][0], expected)
+    with pytest.raises(ValueError, match="row 0: the checkpoint's chat template refuses"):
+        ours(TALK)
 
 
 def test_gemma_begins_once_and_counts_every_feature(checkpoints):

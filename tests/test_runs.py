@@ -7,7 +7,7 @@ import pytest
 
 from fairgrpo_jax import batches, config as options, sources
 from fairgrpo_jax.data import media
-from fairgrpo_jax.data.record import Media, Record, RecordList, conversation
+from fairgrpo_jax.data.record import Media, Record, RecordList, Turn, conversation, spoken
 from tests import covid_fixture
 
 
@@ -39,11 +39,26 @@ def test_a_video_is_its_frames_for_a_family_without_video():
     film = rng.integers(0, 255, (2, 4, 6, 3), np.uint8)
     shown = (Media("image", pixels=one), Media("video", pixels=film, fps=1.0), Media("image", pixels=two))
     record = Record("d/1", "d", "x", shown, "What?", "A", ("A",), "p", None, None, {}, "train")
-    messages, decoded = batches._as_images(conversation(record), record, media.decode_record(record))
+    messages, decoded = batches._as_images(conversation(record), media.decode_record(record))
     assert [part["type"] for part in messages[0]["content"]] == ["image"] * 4 + ["text"]
     assert decoded.videos == () and len(decoded.images) == 4
     for got, wanted in zip(decoded.images, (one, *film, two), strict=True):
         np.testing.assert_array_equal(got, wanted)
+
+
+def test_frames_stand_where_their_video_stood():
+    """In the first of two questions: frames before the text, an image behind it."""
+    film, one = np.zeros((2, 4, 6, 3), np.uint8), np.ones((4, 6, 3), np.uint8)
+    shown = (Media("video", pixels=film, fps=1.0), Media("image", pixels=one))
+    turns = (Turn("user", (None, "Old?")), Turn("assistant", ("A",)), Turn("user", ("New?", None)))
+    record = Record("d/1", "d", "x", shown, spoken(turns), "A", (), "p", None, None, {}, "train", turns=turns)
+    talk, decoded = batches._as_images(conversation(record), media.decode_record(record))
+    assert [[part["type"] for part in message["content"]] for message in talk] == [
+        ["image", "image", "text"],
+        ["text"],
+        ["text", "image"],
+    ]
+    assert [int(picture.max()) for picture in decoded.images] == [0, 0, 1]
 
 
 def test_leakage_is_refused_or_reported(capsys):

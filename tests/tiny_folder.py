@@ -72,8 +72,15 @@ GEMMA_TOKENS = (
 )
 GEMMA_TEMPLATE = """\
 {{ bos_token }}
-{%- for message in messages -%}
+{%- set system = messages[0] if messages[0].role == 'system' else none -%}
+{%- for message in (messages[1:] if system else messages) -%}
+    {%- if (message.role == 'user') != (loop.index0 % 2 == 0) -%}
+        {{ raise_exception('roles must alternate') }}
+    {%- endif -%}
     <start_of_turn>{{ 'model' if message.role == 'assistant' else message.role }}{{ '\\n' }}
+    {%- if system and loop.first -%}
+        {{ (system.content if system.content is string else system.content[0].text) + '\\n\\n' }}
+    {%- endif -%}
     {%- for part in ([{'type': 'text', 'text': message.content}] if message.content is string else message.content) -%}
         {{ '<start_of_image>' if part.type == 'image' else part.text | trim }}
     {%- endfor -%}

@@ -1,15 +1,16 @@
 """Your own data: JSON lines or Parquet with the columns of TRL and verl.
 
-One row per question. ``prompt`` (or ``problem``, ``question``): text, or messages with ``role`` and ``content``, where
-the content is text or parts; ``<image>`` and ``<video>`` in it stand for the media in order. ``images`` (a list),
-``image``, ``file_name``, ``video``, ``videos`` (a list of files, or of lists of frames with ``fps`` per second): paths
-relative to the file or absolute; in Parquet also ``{"bytes": ..., "path": ...}``. ``answer``, ``solution`` or
-``reward_model.ground_truth``; in Parquet also a ClassLabel of Hugging Face, whose names are the choices. ``sex`` (or
-``gender``) and ``age`` in any known form. Optional: ``id``, ``data_source`` (the dataset's name), ``modality``,
-``choices``, ``patient`` (or ``patient_id``, ``subject_id``; the unit of the split), ``split``, ``finding``; sex, age,
-patient and attributes also in verl's ``extra_info``. Names are taken in any case, and others by ``columns``. Every
-other column becomes an entry of ``Record.extra``, which can define groups; ``RecordList.notes`` says what became of
-each.
+One row per question. ``prompt`` (or ``problem``, ``question``, ``messages``, ``conversations``): text, or messages in
+the forms of ``data.messages``, several turns and a system turn too. Media stand where ``<image>``, ``<video>`` or their
+parts stand; without any of these, before the text. ``images`` (a list or one), ``image``, ``file_name``, ``video``,
+``videos`` (files, or lists of frames with ``fps`` per second): paths relative to the file or absolute; in Parquet also
+``{"bytes": ..., "path": ...}``. ``answer``, ``solution`` or ``reward_model.ground_truth``: text, a number, or a list of
+labels; in Parquet also a ClassLabel of Hugging Face, whose names are the choices; without any, what the assistant says
+last. ``sex`` (or ``gender``) and ``age`` in any known form. Optional: ``id``, ``data_source`` (the dataset's name),
+``modality``, ``choices``, ``patient`` (or ``patient_id``, ``subject_id``; the unit of the split), ``split``,
+``finding``; sex, age, patient and attributes also in verl's ``extra_info``. Names are taken in any case, and others by
+``columns``. Every other column becomes an entry of ``Record.extra``, which can define groups; ``RecordList.notes`` says
+what became of each.
 """
 
 import collections
@@ -22,10 +23,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from fairgrpo_jax.data import demographics
+from fairgrpo_jax.data import demographics, messages
 from fairgrpo_jax.data.about import About
 from fairgrpo_jax.data.media import open_image
-from fairgrpo_jax.data.record import Media, Record, RecordList
+from fairgrpo_jax.data.record import Media, Record, RecordList, spoken
 from fairgrpo_jax.data.splits import by_patient
 from fairgrpo_jax.data.tables import Problems
 
@@ -42,7 +43,7 @@ ABOUT = About(
 SUFFIXES = (".jsonl", ".json", ".parquet")
 
 _NAMES = {
-    "prompt": ("prompt", "problem", "question"),
+    "prompt": ("prompt", "problem", "question", "messages", "conversations"),
     "answer": ("answer", "solution"),
     "sex": ("sex", "gender"),
     "id": ("id", "uid"),
@@ -58,7 +59,7 @@ _OWN = {*_NAMES["prompt"], *_NAMES["answer"], *_NAMES["id"], *_NAMES["image"]}
 _OWN |= {"images", "video", "videos", "fps", "choices", "split", "reward_model"}
 _FILMS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv")
 _MEDIA = (*_FILMS, ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".dcm", ".dicom")
-_TAG = re.compile(r"<(image|video)>\n?")
+_BOXED = re.compile(r"\\boxed\{|<think>|<answer>")
 
 
 def load(
@@ -117,6 +118,7 @@ def load(
             if alone and column and not record.split:
                 raise ValueError("split is missing and other rows have one")
             records.append(record)
+            found.said += not _answer(row)
             if not record.media:
                 found.without_media.append(line)
         except ValueError as error:
@@ -163,6 +165,7 @@ class _Columns:
         self._read: dict[str, str] = {}  # by the column's own name
         self._kept: dict[str, list[str]] = {}  # some values of columns that became attributes
         self.without_media: list[int] = []
+        self.said = 0  # answers that the assistant says last
 
     def name(self, column: str) -> str:
         """The name of a column in this module; its own if it is none of them."""
@@ -233,6 +236,8 @@ class _Columns:
         unused = [f"{name}.{code}" for name, own in self._codes.items() for code in own if not self._coded[name, code]]
         if unused:
             lines.append(f"codes that no row has: {', '.join(unused)}")
+        if self.said:
+            lines.append(f"the assistant's last message is the answer of {self.said} rows")
         if self._kept:
             lines.append(f"columns that are kept as attributes: {', '.join(sorted(self._kept))}")
         if not set(self._read.values()) & set(_NAMES["patient"]):
@@ -328,14 +333,14 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _record(row: Mapping[str, Any], path: Path, line: int, alone: bool, num_frames: int) -> Record:
-    question, tags = _question(_one(row, "prompt"))
-    media = _media(row, path.parent, num_frames)
-    if tags and sorted(tags) != sorted(medium.kind for medium in media):
-        raise ValueError(f"the prompt has {len(tags)} tags of media, the row {len(media)} media")
+    talk, answer = messages.split_answer(messages.read(_one(row, "prompt")), _answer(row))
+    own = _media(row, path.parent, num_frames)
+    turns, media = messages.placed(talk, own, lambda place: _inline(place, path.parent, row.get("fps"), num_frames))
+    question, choices = spoken(turns), _choices(row)
+    if not question:
+        raise ValueError("prompt has no text")
+    _check_answer(answer, choices)
     dataset = _text(row, "data_source") or (path.stem if alone else path.resolve().parent.name)
-    answer, choices = _answer(row), _choices(row)
-    if choices and answer not in choices and not set(answer.split(", ")) <= set(choices):
-        raise ValueError(f"answer is {answer!r}; wanted one of the choices, or several joined by ', '")
     name = _scalar("id", _one(row, "id")) or (str(line) if alone else f"{path.stem}-{line}")
     return Record(
         uid=f"{dataset}/{name}",
@@ -351,6 +356,7 @@ def _record(row: Mapping[str, Any], path: Path, line: int, alone: bool, num_fram
         extra={key: _plain(value) for key, value in row.items() if key not in _KNOWN},
         split=_text(row, "split") if alone else path.stem,
         finding=_text(row, "finding"),
+        turns=() if messages.plain(turns, question) else turns,
     )
 
 
@@ -363,53 +369,33 @@ def _one(row: Mapping[str, Any], name: str) -> Any:
     return values[0] if values else None
 
 
-def _question(prompt: Any) -> tuple[str, list[str]]:
-    """The text of the question without media tags, and the kinds of the tags."""
-    if isinstance(prompt, list):
-        prompt = "\n".join(_turn(message) for message in prompt)
-        if not prompt.strip("\n"):
-            raise ValueError("prompt has no text")
-    if not isinstance(prompt, str):
-        raise ValueError(f"prompt is {_short(prompt)}; wanted text or a list of messages")
-    question = _TAG.sub("", prompt).strip()
-    if not question:
-        raise ValueError("prompt has no text")
-    return question, _TAG.findall(prompt)
-
-
-def _turn(message: Any) -> str:
-    """A system or user message as text, with media as tags."""
-    if not isinstance(message, dict) or message.get("role") not in ("system", "user"):
-        raise ValueError(f"prompt has the message {_short(message)}; wanted role system or user, and content")
-    content = message.get("content")
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list) or not all(isinstance(part, dict) for part in content):
-        raise ValueError(f"prompt has the content {_short(content)}; wanted text or a list of parts")
-    texts = []
-    for part in content:
-        if part.get("type") in ("image", "video"):
-            texts.append(f"<{part['type']}>")
-        elif part.get("type") == "text" and isinstance(part.get("text"), str):
-            texts.append(part["text"])
-        else:
-            raise ValueError(f"prompt has the part {_short(part)}; wanted type text, image or video")
-    return "".join(texts)
-
-
 def _media(row: Mapping[str, Any], folder: Path, num_frames: int) -> tuple[Media, ...]:
     image, video = _one(row, "image"), row.get("video")
     for one, several in ((image, "images"), (video, "videos")):
         if one is not None and row.get(several):
             raise ValueError(f"{several[:-1]} and {several} are both there; keep one")
-    videos = _list(row, "videos") if video is None else [video]
+    videos = _several(row, "videos") if video is None else [video]
     if isinstance(image, str) and image.lower().endswith(_FILMS):
         image, videos = None, [*videos, image]
-    images = _list(row, "images") if image is None else [image]
-    return (
-        *(_image(image, folder) for image in images),
-        *(_video(video, folder, row.get("fps"), num_frames) for video in videos),
-    )
+    images = _several(row, "images") if image is None else [image]
+    places = [*(messages.Place("image", image) for image in images), *(messages.Place("video", one) for one in videos)]
+    return tuple(_inline(place, folder, row.get("fps"), num_frames) for place in places)
+
+
+def _several(row: Mapping[str, Any], name: str) -> list[Any]:
+    """Media of a column that holds a list of them, or one."""
+    value = row.get(name)
+    if value is None or value == "":
+        return []
+    return value if isinstance(value, list) else [value]
+
+
+def _inline(place: messages.Place, folder: Path, fps: Any, num_frames: int) -> Media:
+    """A medium from what a row or a part of its prompt has for it."""
+    given = messages.embedded(place.given)
+    if place.kind == "image":
+        return _image(given, folder)
+    return _video(given, folder, fps if place.fps is None else place.fps, num_frames)
 
 
 def _image(value: Any, folder: Path) -> Media:
@@ -434,18 +420,38 @@ def _video(value: Any, folder: Path, fps: Any, num_frames: int) -> Media:
 
 
 def _path(value: Any, folder: Path) -> Path:
-    if not isinstance(value, str) or not value or "\0" in value:
+    if not isinstance(value, str) or not value or "\0" in value or len(value) > 4096:
         raise ValueError(f"{_short(value)} is no file name")
     return folder / value.removeprefix("file://")
 
 
 def _answer(row: Mapping[str, Any]) -> str:
+    """The answer of a row's columns; empty if there is none."""
     value = _one(row, "answer")
     if value is None and isinstance(row.get("reward_model"), dict):
         value = row["reward_model"].get("ground_truth")
-    if text := _scalar("answer", value):
-        return text
-    raise ValueError("answer is missing; wanted answer, solution or reward_model.ground_truth")
+    if not isinstance(value, list):
+        return _scalar("answer", value)
+    labels = [label.strip() if isinstance(label, str) else "" for label in value]
+    if not all(labels) or len(set(labels)) < len(labels):
+        raise ValueError(
+            f"answer is {_short(value)}; wanted different labels as text, none empty, no numbers of classes"
+        )
+    if len(labels) > 1 and any(", " in label for label in labels):
+        raise ValueError(f"answer is {_short(value)}; wanted labels without ', ', which joins several: rename them")
+    return ", ".join(labels)
+
+
+def _check_answer(answer: str, choices: tuple[str, ...]) -> None:
+    if not answer:
+        raise ValueError(
+            "answer is missing; wanted answer, solution, reward_model.ground_truth or a last message of the assistant"
+        )
+    if _BOXED.search(answer):
+        raise ValueError(f"answer is {_short(answer)}; wanted what is to stand in \\boxed{{}}, and nothing around it")
+    if choices and answer not in choices and not set(answer.split(", ")) <= set(choices):
+        alone = "; a choice with ', ' in it stands alone" if any(", " in choice for choice in choices) else ""
+        raise ValueError(f"answer is {answer!r}; wanted one of the choices, or several joined by ', '{alone}")
 
 
 def _choices(row: Mapping[str, Any]) -> tuple[str, ...]:
