@@ -1,12 +1,16 @@
 """The record that all datasets are mapped to, and its renderings as a conversation and as a supervised target."""
 
 import math
+import string
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
+
+
+LETTERS = string.ascii_uppercase  # of choices
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -223,13 +227,19 @@ class RecordList:
         return f"RecordList({len(self)} records of {', '.join(sorted({r.dataset for r in self.records}))})"
 
 
-def conversation(record: Record, *, instruction: str = "", list_choices: bool = True) -> list[dict[str, Any]]:
+def conversation(
+    record: Record, *, instruction: str = "", list_choices: bool = True, letters: bool = False
+) -> list[dict[str, Any]]:
     r"""Renders the question in Hugging Face chat format: the record's turns, or one of the user with the media first.
 
     Args:
         record: the record.
         instruction: last line of the user's last turn, e.g. how to format the answer.
         list_choices: whether to list the choices before it, one per line.
+        letters: whether to write ``A: `` and so on before them.
+
+    Raises:
+        ValueError: for more than 26 choices with letters.
 
     Example:
         >>> from pathlib import Path
@@ -245,7 +255,11 @@ def conversation(record: Record, *, instruction: str = "", list_choices: bool = 
     for turn in turns:
         content = [{"type": next(kinds)} if part is None else {"type": "text", "text": part} for part in turn.content]
         messages.append({"role": turn.role, "content": content})
-    lines = [*(record.choices if list_choices else ()), *([instruction] if instruction else ())]
+    choices = record.choices if list_choices else ()
+    if letters and len(choices) > len(LETTERS):
+        raise ValueError(f"record {record.uid} has {len(choices)} choices; wanted at most {len(LETTERS)} with letters")
+    named = [f"{letter}: {choice}" for letter, choice in zip(LETTERS, choices, strict=False)] if letters else choices
+    lines = [*named, *([instruction] if instruction else ())]
     if lines:
         text = "".join(f"\n{line}" for line in lines)
         last = messages[-1]["content"]

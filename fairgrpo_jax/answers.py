@@ -9,7 +9,7 @@ import numpy as np
 
 from fairgrpo_jax import batches, config as options, lengths, mesh, models, rewards, rollout, tracking, workers
 from fairgrpo_jax.data.record import Record
-from fairgrpo_jax.rewards import accuracy
+from fairgrpo_jax.rewards import accuracy, parsing
 
 
 class Answer(TypedDict):
@@ -24,7 +24,7 @@ class Answer(TypedDict):
     prediction: str  # extracted from the completion, "" if there is none
     completion: str
     reward: float  # as the run computes it
-    exact: float  # 1.0 if the boxed labels equal the reference labels, else 0.0
+    exact: float  # 1.0 if the labels of the prediction are those of the reference, else 0.0
     attributes: NotRequired[dict[str, str | None]]  # further demographic attributes, if the run has any
     components: NotRequired[dict[str, float]]  # raw scores of the reward's components that apply, if it has several
 
@@ -98,12 +98,10 @@ def answer(
         for found, rollouts in zip(rows, drawn, strict=True):
             said = rollout.texts(rollouts, encode.processor.tokenizer)
             given = completed(rollouts, said, own, encode.architecture.eos_ids)
-            scores, exact = scorer(given), rewards.exact(given)[:, 0]
+            scores = scorer(given)
             texts = [row[0] for row in given.texts]
             for i, (place, record, text) in enumerate(zip(part[: len(own)], own, texts, strict=True)):
-                found[place] = _row(config.data, record, text, scores.rewards[i, 0], exact[i]) | _parts(
-                    scorer, scores, i
-                )
+                found[place] = _row(config.data, record, text, scores.rewards[i, 0]) | _parts(scorer, scores, i)
     return cast(list[list[Answer]], rows)
 
 
@@ -122,7 +120,8 @@ def completed(
     return rewards.Answers(texts[: len(records)], records, mask.sum(-1), ended)
 
 
-def _row(settings: options.Data, record: Record, text: str, reward: float, exact: float) -> Answer:
+def _row(settings: options.Data, record: Record, text: str, reward: float) -> Answer:
+    said = prediction(record, text, lettered=settings.letters)
     row = Answer(
         uid=record.uid,
         dataset=record.dataset,
@@ -130,15 +129,21 @@ def _row(settings: options.Data, record: Record, text: str, reward: float, exact
         sex=record.sex,
         age=record.age,
         answer=record.answer,
-        prediction=accuracy.extract(text) or "",
+        prediction=said or "",
         completion=text,
         reward=float(reward),
-        exact=float(exact),
+        exact=float(said is not None and accuracy.same_labels(said, record.answer)),
     )
     further = {name: at for name, at in batches.groups_of(record, settings).items() if name not in ("sex", "age")}
     if further:
         row["attributes"] = further
     return row
+
+
+def prediction(record: Record, text: str, *, lettered: bool) -> str | None:
+    """What a completion answers, in a box or answer tags; for a letter the choice's text, if prompts have letters."""
+    said = parsing.parse(text).answer
+    return accuracy.choice(said, record.choices) or said if said and lettered and record.choices else said
 
 
 def _parts(scorer: rewards.Scorer, scores: rewards.Scores, row: int) -> Any:

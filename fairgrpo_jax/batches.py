@@ -128,7 +128,8 @@ class Encoder:
     def arguments(self, records: Sequence[Record], decoded: Sequence[media.Decoded]) -> dict[str, Any]:
         """What the processor takes for records and their media."""
         settings = self.settings
-        say = functools.partial(conversation, instruction=settings.instruction, list_choices=settings.list_choices)
+        how = {"list_choices": settings.list_choices or settings.letters, "letters": settings.letters}
+        say = functools.partial(conversation, instruction=settings.instruction, **how)
         messages = [say(record) for record in records]
         if self.architecture.video_id is None:
             messages, decoded = zip(*map(_as_images, messages, decoded), strict=True)

@@ -285,7 +285,7 @@ def open_run(config: options.Config, workdir: Path | None) -> Iterator[Run]:
         sources.check_leakage(records[use], records["test"], config.data)
     sources.require_attributes([*records["train"].records, *records["test"].records], config.data.attributes)
     known = [record for source in records.values() for record in source.records]
-    scorer = rewards.build(config.reward, config.sampling, known, count=encoder.tokens)
+    scorer = rewards.build(config.reward, config.sampling, known, count=encoder.tokens, lettered=config.data.letters)
     architecture = encoder.architecture
     tree = policy.shapes(config.model, architecture)
     path = workdir or folder.default(config)

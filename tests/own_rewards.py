@@ -21,6 +21,7 @@ class Callable:
 
 
 def verl(data_source, solution_str, ground_truth, extra_info=None):
+    assert extra_info is not None
     return {"score": float(ground_truth in solution_str), "acc": extra_info["race"] == "b" and data_source == "a"}
 
 
@@ -58,3 +59,12 @@ def raises_for_many(completions, **_):
 
 def neither(text):
     return 0.0
+
+
+def share_of_a(completions, **_):
+    """What is common in the words of an untrained model, so that it differs between completions."""
+    return [sum(letter in "aeiou" for letter in text) / max(len(text), 1) for text in completions]
+
+
+def whole(completions, **_):
+    return [float(len(text) > 4) for text in completions]

@@ -145,6 +145,7 @@ def test_a_folder_of_the_version_before_goes_on(tmp_path):
     config, told = options.read(tmp_path / "config.json")
     assert told == [
         "focus is new in this version: 0.0",
+        "data.letters is new in this version: False",
         "data.over_length is new in this version: refuse",
         "data.buckets is new in this version: 1",
         "data.columns is new in this version: ()",

@@ -29,6 +29,8 @@ class Data:
     """Text added to every question, e.g. how to think and where to put the answer."""
     list_choices: bool = False
     """List the possible answers below the question."""
+    letters: bool = False
+    """List them as A: ..., B: ...; a letter is then an answer, in reward and evaluation alike."""
     prompt_length: int = 48
     """Largest length of a prompt in tokens, those of its media included; see over_length."""
     num_patches: int = 64

@@ -77,7 +77,12 @@ def exact(texts: Sequence[str], answers: Sequence[str]) -> np.ndarray:
     >>> exact([r"\boxed{Edema, Fracture}", "Edema"], ["Fracture, Edema", "Edema"]).tolist()
     [1.0, 0.0]
     """
-    return _scores(_same_labels, texts, answers, find=extract)
+    return _scores(same_labels, texts, answers, find=extract)
+
+
+def same_labels(said: str, answer: str) -> bool:
+    """Whether an answer has the labels of the reference, in any order; the comparison of ``exact``."""
+    return _labels(said) == _labels(answer)
 
 
 def set_f1(texts: Sequence[str], answers: Sequence[str]) -> np.ndarray:
@@ -287,7 +292,7 @@ def _rule(record: Graded, lettered: bool) -> Callable[[str, str], bool]:
     if lettered and one_of_them:
         return lambda said, answer: _is_choice(said, answer, record.choices)
     if record.choices and {text.casefold() for text in record.choices} != set(YES_NO):
-        return _same_labels
+        return same_labels
     return _same_words
 
 
@@ -315,10 +320,6 @@ def _check_answers(texts: Sequence[str], answers: Sequence[str]) -> None:
 def _check(same: bool, got: str, wanted: str) -> None:
     if not same:
         raise ValueError(f"got {got}; wanted {wanted} for each text")
-
-
-def _same_labels(said: str, answer: str) -> bool:
-    return set(_labels(said)) == set(_labels(answer))
 
 
 def _is_choice(said: str, answer: str, choices: Sequence[str]) -> bool:

@@ -1,7 +1,8 @@
 """The components that a run can name: the functions of this package on the answers of a batch."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +12,8 @@ from fairgrpo_jax.rewards.answers import Answers, Asked, Component
 from fairgrpo_jax.rewards.parsing import parse
 
 
-class Tools(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Tools:
     """What components may need beside the answers.
 
     Attributes:
@@ -37,8 +39,7 @@ def set_f1(answers: Answers) -> np.ndarray:
 
 def letter(answers: Answers) -> np.ndarray:
     """``accuracy.letter`` of every completion, (P, G)."""
-    choices = lambda texts, records: accuracy.letter(texts, _wanted(records), [record.choices for record in records])
-    return _flat(choices)(answers)
+    return _flat(lambda texts, records: accuracy.letter(texts, _wanted(records), [r.choices for r in records]))(answers)
 
 
 def _answered(tools: Tools) -> Component:

@@ -1,0 +1,57 @@
+"""Runs with several components in their reward: what is logged, and that percentiles are resumed."""
+
+import dataclasses
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from fairgrpo_jax import config as options, evaluate, runs
+from tests.test_train import SMALL, go, rows
+
+
+PLAIN = dataclasses.replace(SMALL, warmup=options.Warmup(steps=0), algorithm="grpo", steps=3, checkpoint_every=1)
+MIXED = ("tests.own_rewards:share_of_a,normalised", "think_box=0.5", "one_box@derm=0.5", "tests.own_rewards:whole,gate")
+
+
+def test_components_are_logged_normalised_and_resumed(tmp_path):
+    reward = options.Reward(MIXED, window=64)
+    config = dataclasses.replace(PLAIN, reward=reward, algorithm="gdpo", fairness=options.Fairness(history="ring"))
+    go(config, tmp_path)
+    log, steps = rows(tmp_path), rows(tmp_path, "train")
+    name = "tests.own_rewards:share_of_a"
+    first, last = steps[0], steps[-1]
+    assert 0 < first[f"reward/component/{name}"] < 1 and first["reward/component/think_box"] == 0
+    assert first[f"reward/normalised/{name}"] != pytest.approx(first[f"reward/component/{name}"])
+    assert 0.2 < last[f"reward/normalised/{name}"] < 0.8
+    assert first[f"advantage/component/{name}"] == 1 and np.isfinite(first["optim/grad_norm"])
+    assert {cell.split("/")[3] for cell in first if cell.startswith("reward/component/one_box/")} <= {"derm"}
+    answer = evaluate.read(tmp_path, 3)[0]
+    parts = answer.get("components", {})
+    assert set(parts) == {name, "think_box", "tests.own_rewards:whole"} | (
+        {"one_box"} if answer["dataset"] == "derm" else set()
+    )
+    assert answer["reward"] == pytest.approx(parts["tests.own_rewards:whole"] * parts[name])  # without the boxes, 0
+    shutil.rmtree(tmp_path / "checkpoints" / "3")
+    with runs.open_run(config, tmp_path) as run:
+        resumed = run.resume()
+        assert resumed is not None and resumed[1].memory.quantiles is not None
+        windows = np.asarray(jax.device_get(resumed[1].memory.quantiles.window))
+        assert windows.shape == (len(run.encoder.domains), 64) and np.isfinite(windows).any()
+    go(config, tmp_path)
+    assert rows(tmp_path) == log
+
+
+def test_a_function_that_fails_stops_the_run_before_the_update(tmp_path):
+    config = dataclasses.replace(PLAIN, reward=options.Reward(("exact", "tests.own_rewards:raises_for_many")))
+    with pytest.raises(ValueError, match="got RuntimeError .too many. of tests.own_rewards:raises_for_many"):
+        go(config, tmp_path)
+    assert rows(tmp_path) == []
+
+
+def test_a_reward_that_does_not_fit_is_refused_before_anything_is_written(tmp_path):
+    config = dataclasses.replace(PLAIN, reward=options.Reward(("exact@nowhere",)))
+    with pytest.raises(ValueError, match="which applies to no record"):
+        go(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
