@@ -33,8 +33,8 @@ jax.devices()  # starts the backend: no test may change the number of devices af
 
 
 # Examples of tests that do not say how many; `HYPOTHESIS_PROFILE=many`, as `make test-all` has it, for more.
-hypothesis.settings.register_profile("quick", max_examples=30)
-hypothesis.settings.register_profile("many", max_examples=150)
+hypothesis.settings.register_profile("quick", max_examples=30, deadline=None)
+hypothesis.settings.register_profile("many", max_examples=150, deadline=None)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 # Files that take longest come first: the last to begin would keep one process busy while the other has nothing to do.
