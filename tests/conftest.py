@@ -33,12 +33,13 @@ jax.devices()  # starts the backend: no test may change the number of devices af
 
 
 # Examples of tests that do not say how many; `HYPOTHESIS_PROFILE=many`, as `make test-all` has it, for more.
-hypothesis.settings.register_profile("quick", max_examples=30)
-hypothesis.settings.register_profile("many", max_examples=150)
+# No example has a deadline: a busy machine is no fault of the code.
+hypothesis.settings.register_profile("quick", max_examples=30, deadline=None)
+hypothesis.settings.register_profile("many", max_examples=150, deadline=None)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 # Files that take longest come first: the last to begin would keep one process busy while the other has nothing to do.
-LONGEST = ("train", "staged", "learner", "learner_policy", "train_step", "train_checkpoint", "plan_ahead")
+LONGEST = ("train", "fairness", "staged", "learner", "learner_policy", "train_step", "train_checkpoint", "plan_ahead")
 LONGEST += (
     "configs_paper",
     "learner_reference",
@@ -47,6 +48,14 @@ LONGEST += (
     "models_attention",
     "models_decoder",
     "models_lora",
+    "fairness_state",
+    "report",
+    "losses",
+    "models_golden",
+    "focus",
+    "models_store",
+    "grouping",
+    "generate",
 )
 MOST_MAPS = 30_000  # of the 65,530 that Linux allows a process
 MOST_SECONDS = float(os.environ.get("TEST_CPU_SECONDS", "15"))  # of processor time; 0 names no test
