@@ -1,5 +1,7 @@
 """Sizes of images and videos from their headers: no pixel is decoded, and files that were read once are remembered.
 
+Only the pages of a GIF, PNG or WebP that is given as a video are decoded, since they tell their durations then.
+
 The result is in the form of ``media.decode_record``. Every picture is a view of a single byte: it has the shape of the
 real one and takes no memory.
 """
@@ -15,7 +17,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from fairgrpo_jax.data import dicom, media, prepared
+from fairgrpo_jax.data import dicom, media, pictures, prepared
 from fairgrpo_jax.data.record import Media, Record
 
 
@@ -139,16 +141,12 @@ def _read(medium: Media) -> dict[str, Any]:
 
 def _image(file: IO[bytes], name: str) -> tuple[int, int]:
     """Height and width of an open image or DICOM file."""
-    from PIL import ImageOps
-
     if dicom.is_dicom(name, file.read(132)):
         file.seek(0)
         return dicom.size(file, name)
     file.seek(0)
-    with media.opened(file, name) as image:
-        late = image.format == "PNG" and "exif" not in image.info  # to look for it would decode the pixels
-        turned = not late and image.getexif().get(ImageOps.ExifTags.Base.Orientation, 1) >= 5
-        return (image.width, image.height) if turned else (image.height, image.width)
+    with pictures.opened(file, name) as image:
+        return pictures.size(image)
 
 
 def _film(medium: Media) -> tuple[tuple[int, int], np.ndarray]:
@@ -160,9 +158,10 @@ def _film(medium: Media) -> tuple[tuple[int, int], np.ndarray]:
             size = _image(file, str(medium.frames[0]))
         return size, np.arange(len(medium.frames)) / (medium.fps or 1.0)
     assert medium.path is not None
-    if medium.fps and medium.path.is_dir():
+    if prepared.holds_frames(medium.path, medium.member):
         stored = prepared.contents(medium.path, medium.member or "")
-        return _image(io.BytesIO(stored[0]), f"{medium.path}/{medium.member}"), np.arange(len(stored)) / medium.fps
+        size = _image(io.BytesIO(stored[0]), f"{medium.path}/{medium.member}")
+        return size, np.arange(len(stored)) / (medium.fps or 1.0)
     return _packets(medium)
 
 
@@ -170,10 +169,13 @@ def _packets(medium: Media) -> tuple[tuple[int, int], np.ndarray]:
     import av
     import av.error
 
-    name = f"{medium.path}!{medium.member}" if medium.member is not None else media.existing("video", medium.path)
-    file = str(name) if medium.member is None else io.BytesIO(media.content(medium))
+    name = f"{medium.path}!{medium.member}" if medium.member is not None else str(media.existing("video", medium.path))
+    inside = None if medium.member is None else media.content(medium)
+    with open(name, "rb") if inside is None else io.BytesIO(inside) as file:
+        if (kind := media.film_kind(file, name)) is not None:
+            return (dicom if kind == "dicom" else pictures).film(file, name, medium.fps)
     try:
-        with av.open(file, "r") as container:
+        with av.open(name if inside is None else io.BytesIO(inside), "r") as container:
             if not container.streams.video:
                 raise ValueError(f"{name} has no video stream; download it again from the dataset's owner")
             stream = container.streams.video[0]
@@ -181,7 +183,7 @@ def _packets(medium: Media) -> tuple[tuple[int, int], np.ndarray]:
             stamps = [packet.pts for packet in container.demux(stream) if packet.size and packet.pts is not None]
             base = float(stream.time_base or 1)
             if stamps and container.seek(0) is None and (frame := next(container.decode(stream), None)) is not None:
-                turned = media.quarter_turns(frame, str(name)) % 2
+                turned = media.quarter_turns(frame, name) % 2
                 size = (size[1], size[0]) if turned else size
     except av.error.FFmpegError as error:
         raise ValueError(f"video {name} is broken ({error}); download it again from the dataset's owner") from error

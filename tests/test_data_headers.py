@@ -38,7 +38,7 @@ def test_images_of_all_formats(tmp_path, name):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("name", ["phone.jpg", "phone.png", "phone.webp"])
+@pytest.mark.parametrize("name", ["phone.jpg", "phone.png", "phone.webp", "phone.tiff"])
 def test_photographs_that_are_shown_upright(tmp_path, name, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
