@@ -28,6 +28,7 @@ _QUIET = ("ignore", re.compile("Invalid value for VR UI", re.IGNORECASE), UserWa
 _DECODERS = ("pylibjpeg", "pillow", "pyjpegls", "pydicom", "gdcm")
 _PIXELS = {"PixelData": 16, "FloatPixelData": 8, "DoubleFloatPixelData": 9}  # and their numbers in group 7FE0
 _EXPLICIT = (b"OB", b"OW", b"OF", b"OD", b"UN")  # types of pixel data where each element names its type
+Window = Literal["voi", "minmax"]
 _UNDEFINED = 0xFFFFFFFF  # the length of compressed pixel data
 _NEEDED = ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "PhotometricInterpretation")
 
@@ -57,19 +58,21 @@ def header(path: str | Path) -> "Dataset":
         raise ValueError(f"DICOM file {path}: {error.strerror}; download it again from the dataset's owner") from error
 
 
-def size(file: IO[bytes], name: str | Path) -> tuple[int, int]:
+def size(file: IO[bytes], name: str | Path, *, window: Window = "voi") -> tuple[int, int]:
     """Height and width of an open file's picture, without its pixels.
 
     Raises:
         ValueError, ImportError: as ``pixels``, for what the tags show.
     """
     with _named(name):
-        dataset = _shown(file, name)
+        dataset = _shown(file, name, window)
         _require_one(dataset)
         return int(dataset.Rows), int(dataset.Columns)
 
 
-def film(file: IO[bytes], name: str | Path, fps: float | None = None) -> tuple[tuple[int, int], np.ndarray]:
+def film(
+    file: IO[bytes], name: str | Path, fps: float | None = None, *, window: Window = "voi"
+) -> tuple[tuple[int, int], np.ndarray]:
     """Height and width of the frames of an open file, and the time of each in seconds, without its pixels.
 
     The file's FrameTimeVector, FrameTime, CineRate or RecommendedDisplayFrameRate gives the times; if it has none of
@@ -80,12 +83,12 @@ def film(file: IO[bytes], name: str | Path, fps: float | None = None) -> tuple[t
         ImportError: as ``pixels``.
     """
     with _named(name):
-        dataset = _shown(file, name)
+        dataset = _shown(file, name, window)
         return (int(dataset.Rows), int(dataset.Columns)), _times(dataset, fps)
 
 
 def frames(
-    file: IO[bytes], name: str | Path, indices: Sequence[int], *, window: Literal["voi", "minmax"] = "voi"
+    file: IO[bytes], name: str | Path, indices: Sequence[int], *, window: Window = "voi"
 ) -> dict[int, np.ndarray]:
     """Decodes some frames of an open file, and no others; each is converted as by ``pixels``, by its own window.
 
@@ -93,10 +96,10 @@ def frames(
         ValueError, ImportError: as ``pixels``.
     """
     with _named(name):
-        return _decoded(file, _shown(file, name), sorted(set(indices)), window)
+        return _decoded(file, _shown(file, name, window), sorted(set(indices)), window)
 
 
-def pixels(content: bytes, name: str | Path, *, window: Literal["voi", "minmax"] = "voi") -> np.ndarray:
+def pixels(content: bytes, name: str | Path, *, window: Window = "voi") -> np.ndarray:
     """Converts a DICOM file of one frame to an image.
 
     Stored values pass the modality transform (rescale slope and intercept, or its table), then the window, then, for
@@ -125,7 +128,7 @@ def pixels(content: bytes, name: str | Path, *, window: Literal["voi", "minmax"]
     """
     file = io.BytesIO(content)
     with _named(name):
-        dataset = _shown(file, name)
+        dataset = _shown(file, name, window)
         _require_one(dataset)
         return _decoded(file, dataset, [0], window)[0]
 
@@ -171,7 +174,7 @@ def _tags(file: IO[bytes], name: str | Path) -> "Dataset":
     return dataset
 
 
-def _shown(file: IO[bytes], name: str | Path) -> "Dataset":
+def _shown(file: IO[bytes], name: str | Path, window: str) -> "Dataset":
     """The tags of a file that holds a picture, as far as they show it.
 
     The pixels are among them if the file is deflated, or not encoded as its transfer syntax says.
@@ -199,7 +202,7 @@ def _shown(file: IO[bytes], name: str | Path) -> "Dataset":
     if absent := [tag for tag in _NEEDED if dataset.get(tag) in (None, "")]:
         raise ValueError(f"it has pixel data but no {', '.join(absent)}")
     _frames(dataset)
-    dicom_values.require_shown(dataset)
+    dicom_values.require_shown(dataset, window)
     _decoder(dataset, name)
     if not syntax.is_encapsulated and held < (wanted := get_expected_length(dataset)):
         raise ValueError(f"{held} of {wanted} bytes of pixel data")

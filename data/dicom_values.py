@@ -15,16 +15,18 @@ _GREY = ("MONOCHROME1", "MONOCHROME2")
 _TABLES = tuple(f"{colour}PaletteColorLookupTableData" for colour in ("Red", "Green", "Blue"))
 
 
-def require_shown(dataset: "Dataset") -> None:
-    """Checks by the tags that a picture can be shown.
+def require_shown(dataset: "Dataset", window: str) -> None:
+    """Checks by the tags that the first picture can be shown.
 
     Raises:
-        Refused: if it is neither grey, nor of a palette, nor colour of 8 bits.
+        Refused: if it is neither grey, nor of a palette, nor colour of 8 bits, or its window is none.
     """
     kind, samples, bits = dataset.PhotometricInterpretation, int(dataset.SamplesPerPixel), int(dataset.BitsAllocated)
     one = kind in (*_GREY, "PALETTE COLOR") and samples == 1
     if not one and (samples, bits) != (3, 8):
         raise Refused(f"holds {kind} of {samples} x {bits} bits; wanted a grey or an 8-bit colour picture: convert it")
+    if kind in _GREY:
+        _window(of_frame(dataset, 0), window)
 
 
 def of_frame(dataset: "Dataset", index: int) -> "Dataset":
@@ -107,14 +109,11 @@ def _windowed(dataset: "Dataset", stored: np.ndarray, window: str) -> np.ndarray
     if window == "voi" and (tables := dataset.get("VOILUTSequence")):
         return apply_voi(values, dataset, index=0) / (2.0 ** int(tables[0].LUTDescriptor[2]) - 1)
     values = values.astype(np.float64)
-    centre, width = (_first(dataset.get(name)) for name in ("WindowCenter", "WindowWidth"))
-    if window == "minmax" or centre is None or width is None:
+    if (told := _window(dataset, window)) is None:
         seen = values[~_padding(dataset, stored)]
         low, high = (seen.min(), seen.max()) if seen.size else (0.0, 0.0)
         return np.clip((values - low) / max(high - low, np.finfo(np.float64).tiny), 0, 1)
-    function = dataset.get("VOILUTFunction") or "LINEAR"
-    if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID") or width <= 0 or (function == "LINEAR" and width < 1):
-        raise Refused(f"has the window centre {centre}, width {width}, function {function}; pass window='minmax'")
+    centre, width, function = told
     if function == "SIGMOID":
         return 1 / (1 + np.exp(-4 * (values - centre) / width))
     if function == "LINEAR_EXACT":
@@ -122,6 +121,17 @@ def _windowed(dataset: "Dataset", stored: np.ndarray, window: str) -> np.ndarray
     if width == 1:
         return (values > centre - 0.5).astype(np.float64)
     return np.clip((values - (centre - 0.5)) / (width - 1) + 0.5, 0, 1)
+
+
+def _window(dataset: "Dataset", window: str) -> tuple[float, float, str] | None:
+    """Centre, width and function of the window that is used; None without one, or where a table goes before it."""
+    centre, width = (_first(dataset.get(name)) for name in ("WindowCenter", "WindowWidth"))
+    if window == "minmax" or centre is None or width is None or dataset.get("VOILUTSequence"):
+        return None
+    function = dataset.get("VOILUTFunction") or "LINEAR"
+    if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID") or width <= 0 or (function == "LINEAR" and width < 1):
+        raise Refused(f"has the window centre {centre}, width {width}, function {function}; pass window='minmax'")
+    return centre, width, function
 
 
 def _padding(dataset: "Dataset", stored: np.ndarray) -> np.ndarray:

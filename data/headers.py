@@ -21,6 +21,9 @@ from fairgrpo_jax.data import dicom, media, pictures, prepared
 from fairgrpo_jax.data.record import Media, Record
 
 
+FORM = 2  # of what is kept in ``Known``; raised when files are read in another way
+
+
 def sizes(record: Record, known: "Known | None" = None) -> media.Decoded:
     """The media of a record as ``media.decode_record`` gives them, but only in shape: all pixels are one black byte.
 
@@ -115,7 +118,8 @@ def _key(medium: Media) -> str:
     except OSError:
         raise ValueError(f"{medium.kind} {path} does not exist; download it again from the dataset's owner") from None
     sampled = [medium.num_frames, medium.fps, medium.box and medium.box[0], len(medium.frames)]
-    return json.dumps([str(path.absolute()), medium.member, state.st_size, state.st_mtime_ns, medium.kind, *sampled])
+    file = [str(path.absolute()), medium.member, state.st_size, state.st_mtime_ns]
+    return json.dumps([FORM, *file, medium.kind, medium.window, *sampled])
 
 
 def _read(medium: Media) -> dict[str, Any]:
@@ -124,11 +128,11 @@ def _read(medium: Media) -> dict[str, Any]:
         if medium.pixels is not None:
             size = medium.pixels.shape[:2]
         elif medium.member is not None:
-            size = _image(io.BytesIO(media.content(medium)), f"{medium.path}!{medium.member}")
+            size = _image(io.BytesIO(media.content(medium)), f"{medium.path}!{medium.member}", medium)
         else:
             path = media.existing("image", medium.path)
             with path.open("rb") as file:
-                size = _image(file, str(path))
+                size = _image(file, str(path), medium)
         return {"size": [*map(int, size)]}
     size, times = _film(medium)
     chosen = media.frame_indices(len(times), medium.num_frames, medium)
@@ -139,11 +143,11 @@ def _read(medium: Media) -> dict[str, Any]:
     }
 
 
-def _image(file: IO[bytes], name: str) -> tuple[int, int]:
+def _image(file: IO[bytes], name: str, medium: Media) -> tuple[int, int]:
     """Height and width of an open image or DICOM file."""
     if dicom.is_dicom(name, file.read(132)):
         file.seek(0)
-        return dicom.size(file, name)
+        return dicom.size(file, name, window=medium.window or "voi")
     file.seek(0)
     with pictures.opened(file, name) as image:
         return pictures.size(image)
@@ -155,12 +159,12 @@ def _film(medium: Media) -> tuple[tuple[int, int], np.ndarray]:
         return medium.pixels.shape[1:3], np.arange(len(medium.pixels)) / (medium.fps or 1.0)
     if medium.frames:
         with media.existing("frame", medium.frames[0]).open("rb") as file:
-            size = _image(file, str(medium.frames[0]))
+            size = _image(file, str(medium.frames[0]), medium)
         return size, np.arange(len(medium.frames)) / (medium.fps or 1.0)
     assert medium.path is not None
     if prepared.holds_frames(medium.path, medium.member):
         stored = prepared.contents(medium.path, medium.member or "")
-        size = _image(io.BytesIO(stored[0]), f"{medium.path}/{medium.member}")
+        size = _image(io.BytesIO(stored[0]), f"{medium.path}/{medium.member}", medium)
         return size, np.arange(len(stored)) / (medium.fps or 1.0)
     return _packets(medium)
 
@@ -173,7 +177,7 @@ def _packets(medium: Media) -> tuple[tuple[int, int], np.ndarray]:
     inside = None if medium.member is None else media.content(medium)
     with open(name, "rb") if inside is None else io.BytesIO(inside) as file:
         if (kind := media.film_kind(file, name)) is not None:
-            return (dicom if kind == "dicom" else pictures).film(file, name, medium.fps)
+            return media.film(file, name, kind, medium)
     try:
         with av.open(name if inside is None else io.BytesIO(inside), "r") as container:
             if not container.streams.video:

@@ -274,9 +274,9 @@ def _read_frames(media: Media, sample: Sampler) -> Clip:
 
     def read(index: int) -> np.ndarray:
         if stored:
-            return open_image(io.BytesIO(stored[index]), names[index])
+            return open_image(io.BytesIO(stored[index]), names[index], media)
         with existing("frame", media.frames[index]).open("rb") as file:
-            return open_image(file, names[index])
+            return open_image(file, names[index], media)
 
     first = read(0)
     chosen = sample(times, first[..., 0].size)
@@ -340,9 +340,16 @@ def film_kind(file: IO[bytes], name: str) -> Literal["dicom", "pictures"] | None
     return "dicom" if dicom.is_dicom(name, head) else "pictures" if pictures.has_pages(head) else None
 
 
+def film(file: IO[bytes], name: str, kind: str, media: Media) -> tuple[tuple[int, int], np.ndarray]:
+    """Height and width of the frames of such a file, and their times in seconds, from its header."""
+    if kind == "dicom":
+        return dicom.film(file, name, media.fps, window=media.window or "voi")
+    return pictures.film(file, name, media.fps)
+
+
 def _read_film(media: Media, sample: Sampler, file: IO[bytes], name: str, kind: str) -> Clip:
     """Reads the sampled frames of a DICOM file, or pages of an animation or TIFF."""
-    size, times = (dicom if kind == "dicom" else pictures).film(file, name, media.fps)
+    size, times = film(file, name, kind, media)
     chosen = sample(times, size[0] * size[1])
     file.seek(0)
     if kind == "dicom":

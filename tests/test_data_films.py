@@ -147,6 +147,14 @@ def test_a_prepared_film_keeps_its_window_and_its_speed(tmp_path):
     np.testing.assert_allclose(one.times, other.times)
 
 
+def test_frames_in_files_of_their_own_have_the_window_of_the_video(tmp_path):
+    paths = [saved(tmp_path / f"{i}.dcm", dataset(stored, **WINDOW)) for i, stored in enumerate(FRAMES)]
+    for window in ("voi", "minmax"):
+        frames = media.decode(Media("video", frames=tuple(paths), fps=1.0, window=window))
+        for path, picture in zip(paths, frames, strict=True):
+            np.testing.assert_array_equal(picture, dicom.pixels(path.read_bytes(), path.name, window=window))
+
+
 # ---- pages -----------------------------------------------------------------------------------------------------------
 
 

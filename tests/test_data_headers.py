@@ -89,6 +89,15 @@ def test_dicom(tmp_path):
     assert_as_decoded(Media("image", path=tmp_path / "x.dcm"))
 
 
+def test_a_window_that_is_none_is_refused_by_the_header_too(tmp_path):
+    file = test_data_dicom.dataset(WindowCenter=10, WindowWidth=-3)
+    (tmp_path / "x.dcm").write_bytes(test_data_dicom.written(file))
+    for kind in ("image", "video"):
+        with pytest.raises(ValueError, match="width -3.0, .*; pass window='minmax'"):
+            headers.sizes(record(Media(kind, path=tmp_path / "x.dcm")))
+        assert_as_decoded(Media(kind, path=tmp_path / "x.dcm", window="minmax"))
+
+
 def test_files_that_are_no_media_are_named(tmp_path):
     for name in ("noise.mp4", "noise.png"):
         (tmp_path / name).write_bytes(b"nothing of the kind" * 40)
