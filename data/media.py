@@ -44,10 +44,11 @@ class Decoded:
 def decode(media: Media, *, num_frames: int | None = None) -> np.ndarray:
     """Decodes one image or video.
 
-    An image is rotated upright by its EXIF data; a DICOM file is windowed by ``dicom.pixels``. A video of N frames is
-    sampled at ``linspace(0, N - 1, F)``, rounded to the nearest frame (half to even), where N is counted by decoding,
-    not taken from the header. A video shorter than F frames repeats some. If the frame of ``media.box`` is not among
-    the samples, it replaces the nearest one. The box is drawn before any resizing.
+    An image is rotated upright by its EXIF data; a DICOM file is windowed by ``dicom.pixels``; several frames or pages
+    are a video, never an image. A video of N frames is sampled at ``linspace(0, N - 1, F)``, rounded to the nearest
+    frame (half to even), where N is counted by decoding, not taken from the header (but of a DICOM file). A video
+    shorter than F frames repeats some. If the frame of ``media.box`` is not among the samples, it replaces the nearest
+    one. The box is drawn before any resizing.
 
     Args:
         media: what to decode.
@@ -59,6 +60,7 @@ def decode(media: Media, *, num_frames: int | None = None) -> np.ndarray:
     Raises:
         ValueError: if the file is missing, broken, empty or not 8-bit, frames differ in size, the frame of the box does
             not exist, or ``num_frames`` is below 1 or given for an image.
+        ImportError: if a package that reads the file is not installed.
 
     Example:
         >>> from fairgrpo_jax.data import media
@@ -167,6 +169,9 @@ def without_broken(source: Source, *, threads: int = 4) -> RecordList:
     Args:
         source: the records to check.
         threads: number of records decoded at the same time.
+
+    Raises:
+        ImportError: if a decoder is not installed: the files that need it may be sound.
 
     Warns:
         UserWarning: the number of excluded records, the total, and the reasons of the first 20.

@@ -197,8 +197,8 @@ def test_only_the_one_warning_is_silenced():
 
 
 @pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ExplicitVRBigEndian])
-@pytest.mark.parametrize("factor", [1, 257])
-def test_palettes_of_sixteen_bits_that_hold_eight_or_sixteen(factor, syntax):
+@pytest.mark.parametrize("factor,below", [(1, 0), (257, 0), (256, 77)])
+def test_palettes_of_sixteen_bits_that_hold_eight_or_sixteen(factor, below, syntax):
     """Some devices write values of 8 bits into tables that they declare to be of 16: the picture was black."""
     order = "<u2" if syntax == ExplicitVRLittleEndian else ">u2"
     stored = np.random.default_rng(1).integers(0, 256, (10, 12), np.uint16)
@@ -208,7 +208,7 @@ def test_palettes_of_sixteen_bits_that_hold_eight_or_sixteen(factor, syntax):
     file.file_meta.TransferSyntaxUID = syntax
     for name, table in zip(("Red", "Green", "Blue"), tables, strict=True):
         setattr(file, f"{name}PaletteColorLookupTableDescriptor", [256, 0, 16])
-        setattr(file, f"{name}PaletteColorLookupTableData", (table * factor).astype(order).tobytes())
+        setattr(file, f"{name}PaletteColorLookupTableData", (table * factor + below).astype(order).tobytes())
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
