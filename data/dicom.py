@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from fairgrpo_jax.data import dicom_values
-from fairgrpo_jax.data.pictures import Refused
+from fairgrpo_jax.data.pictures import Refused, require_size
 
 
 if TYPE_CHECKING:
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 # De-identified files hold hashes where the standard requires an identifier; the pixels are not affected.
 _QUIET = ("ignore", re.compile("Invalid value for VR UI", re.IGNORECASE), UserWarning, None, 0)
-# Decoders in the order in which they are tried: all give the same values, GDCM decodes in one thread only.
+# Decoders in the order in which they are tried: all give the same values, but GDCM can
+# end the process on a damaged stream.
 _DECODERS = ("pylibjpeg", "pillow", "pyjpegls", "pydicom", "gdcm")
 _PIXELS = {"PixelData": 16, "FloatPixelData": 8, "DoubleFloatPixelData": 9}  # and their numbers in group 7FE0
 _EXPLICIT = (b"OB", b"OW", b"OF", b"OD", b"UN")  # types of pixel data where each element names its type
@@ -202,6 +203,7 @@ def _shown(file: IO[bytes], name: str | Path, window: str) -> "Dataset":
     if absent := [tag for tag in _NEEDED if dataset.get(tag) in (None, "")]:
         raise ValueError(f"it has pixel data but no {', '.join(absent)}")
     _frames(dataset)
+    require_size(int(dataset.Columns), int(dataset.Rows))
     dicom_values.require_shown(dataset, window)
     _decoder(dataset, name)
     if not syntax.is_encapsulated and held < (wanted := get_expected_length(dataset)):
@@ -242,7 +244,7 @@ def _decoder(dataset: "Dataset", name: str | Path) -> str:
         ImportError: if none of its decoders is installed.
     """
     from pydicom.pixels.decoders.base import get_decoder
-    from pydicom.uid import JPEG2000TransferSyntaxes, JPEGExtended12Bit
+    from pydicom.uid import JPEG2000TransferSyntaxes, JPEGExtended12Bit, JPEGLSTransferSyntaxes
 
     syntax = dataset.file_meta.TransferSyntaxUID
     if not syntax.is_encapsulated:
@@ -258,6 +260,8 @@ def _decoder(dataset: "Dataset", name: str | Path) -> str:
     if syntax == JPEGExtended12Bit and dataset.get("BitsStored") != 8:
         able = [plugin for plugin in able if plugin not in ("pillow", "gdcm")]  # which know 8 bits
         package = "pylibjpeg-libjpeg (GPL), or convert it to an uncompressed file"
+    elif syntax in JPEGLSTransferSyntaxes:
+        package = "pyjpegls"
     elif syntax in JPEG2000TransferSyntaxes or "High-Throughput" in syntax.name:
         package = "pylibjpeg pylibjpeg-openjpeg"
     if not able:

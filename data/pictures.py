@@ -132,11 +132,18 @@ def _pages(image: "Image.Image") -> range:
     return range(bool(image.info.get("default_image")), getattr(image, "n_frames", 1))
 
 
+def require_size(width: int, height: int) -> None:
+    """Checks that a picture may be decoded.
+
+    Raises:
+        Refused: if it has more than ``LARGEST_IMAGE`` pixels.
+    """
+    if width * height > LARGEST_IMAGE:
+        raise Refused(f"has {width} x {height} pixels; wanted at most {LARGEST_IMAGE:,}: make a smaller copy")
+
+
 def _require_shown(image: "Image.Image") -> None:
-    if image.width * image.height > LARGEST_IMAGE:
-        raise Refused(
-            f"has {image.width} x {image.height} pixels; wanted at most {LARGEST_IMAGE:,}: make a smaller copy"
-        )
+    require_size(image.width, image.height)
     if image.mode.startswith(("I", "F")):
         raise Refused(f"holds {image.mode} pixels; window it to 8 bits first")
 

@@ -14,7 +14,7 @@ from fairgrpo_jax.data import dicom, headers, media
 from fairgrpo_jax.data.record import Media, Record, RecordList
 
 
-HAS_GDCM = importlib.util.find_spec("gdcm") is not None
+HAS_GDCM, HAS_LS = (importlib.util.find_spec(name) is not None for name in ("gdcm", "jpeg_ls"))
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,8 @@ def test_every_file_is_the_picture_or_refused_with_its_name(corpora):
     wrong = {path.name: told for path, told in found.items() if told[0] not in corpora.RIGHT}
     assert not wrong
     counts = Counter(outcome for outcome, _ in found.values())
-    assert counts["equal"] >= (84 if HAS_GDCM else 78) and counts["no decoder"] == (2 if HAS_GDCM else 8)
+    more = HAS_GDCM + 5 * HAS_LS
+    assert counts["equal"] == 78 + more and counts["no decoder"] == 8 - more
 
 
 @pytest.mark.filterwarnings("ignore:Invalid value")
@@ -67,7 +68,7 @@ def test_what_is_said_of_files_without_a_picture(name, words):
 @pytest.mark.parametrize(
     "name,package",
     [("JPGExtended.dcm", "pylibjpeg-libjpeg .GPL."), ("SC_rgb_jpeg_gdcm.dcm", "python-gdcm")]
-    + [("MR_small_jpeg_ls_lossless.dcm", "python-gdcm"), ("MR_small_jp2klossless.dcm", "pylibjpeg-openjpeg")],
+    + [("MR_small_jpeg_ls_lossless.dcm", "pyjpegls"), ("MR_small_jp2klossless.dcm", "pylibjpeg-openjpeg")],
 )
 def test_a_missing_decoder_is_named_and_no_broken_file(name, package, monkeypatch):
     monkeypatch.setattr(dicom, "_DECODERS", ())
@@ -78,7 +79,7 @@ def test_a_missing_decoder_is_named_and_no_broken_file(name, package, monkeypatc
             read(record)
 
 
-@pytest.mark.skipif(not HAS_GDCM, reason="GDCM is of the extra dicom")
+@pytest.mark.skipif(not (HAS_GDCM and HAS_LS), reason="decoders of the extra dicom")
 @pytest.mark.parametrize(
     "name,plain", [("MR_small_jpeg_ls_lossless.dcm", "MR_small.dcm"), ("SC_rgb_jpeg_gdcm.dcm", "SC_rgb_rle.dcm")]
 )

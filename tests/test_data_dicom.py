@@ -240,6 +240,8 @@ def test_headers_alone_and_films_of_a_camera_say_what_they_are():
     del file.PixelData
     with pytest.raises(ValueError, match="Secondary Capture Image Storage, has the tags of 48 x 64 pixels and ends"):
         dicom.pixels(written(file), "x.dcm")
+    with pytest.raises(ValueError, match="x.dcm has 60000 x 50000 pixels; wanted at most 80,000,000"):
+        dicom.pixels(written(dataset(Rows=50000, Columns=60000)), "x.dcm")
     camera = dataset(np.zeros((4, 4, 3), np.uint8))
     camera.file_meta.TransferSyntaxUID = MPEG4HP41
     camera.PixelData = encapsulate([bytes(64)])
