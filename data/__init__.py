@@ -57,6 +57,7 @@ def load(
         split: one of the splits of the dataset's module.
         on_broken: treatment of records whose media cannot be decoded: ``"raise"``, an error when they are decoded;
             ``"skip"``, all media are decoded once now, and broken ones are excluded, counted and named in a warning.
+            A decoder that is not installed is an ImportError either way.
         options: options of the dataset's ``load``.
 
     Returns:

@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if told.codes:
             options["codes"] = data.codes(told.codes)
         return _check(told, options, of_run) if told.command == "check" else _prepare(told, options)
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -61,7 +61,7 @@ def counts(records: Iterable[Record]) -> Counter[str]:
 
     ``records/<split>``, ``patients/<split>``, ``media``, ``answer/<label>`` (of questions with choices; each label
     counts), ``sex/F``, ``sex/M``, ``sex/unknown``, ``age/<bin>`` and ``age/unknown`` (bins of
-    ``demographics.age_bin``, over records).
+    ``demographics.age_name``, over records).
 
     Example:
         >>> from fairgrpo_jax.data.datasets import synthetic
@@ -76,7 +76,7 @@ def counts(records: Iterable[Record]) -> Counter[str]:
         found[f"records/{record.split}"] += 1
         found["media"] += len(record.media)
         found[f"sex/{record.sex or 'unknown'}"] += 1
-        found[f"age/{demographics.age_bin(record.age) or 'unknown'}"] += 1
+        found[f"age/{demographics.age_name(record.age) or 'unknown'}"] += 1
         patients.add((record.split, f"{record.dataset}/{record.patient}"))
         for label in labels(record):
             found[f"answer/{label}"] += 1

@@ -10,6 +10,7 @@ from typing import Any
 from fairgrpo_jax import data
 from fairgrpo_jax.data import about, archives, demographics, media, splits
 from fairgrpo_jax.data.record import Record, RecordList
+from fairgrpo_jax.demographics import age_names
 
 
 SHOWN = 10  # maximum number of missing files named
@@ -108,8 +109,7 @@ def table(records: Sequence[Record], *, edges: Sequence[float] = (25, 50, 75)) -
         for label in about.labels(record) or ("(open question)",):
             row = cells.setdefault(label, Counter())
             row.update(("all", group["sex"] or "sex unk", group["age"] or "age unk"))
-    bins = list(dict.fromkeys(demographics.age_bin(edge, edges=edges) for edge in (*edges, edges[-1] + 1)))
-    used = [name for name in bins if name and any(row[name] for row in cells.values())]
+    used = [name for name in age_names(edges) if any(row[name] for row in cells.values())]
     columns = ["all", "F", "M", "sex unk", *used, "age unk"]
     order = sorted(cells, key=lambda label: -cells[label]["all"])
     width = max([len("label"), *(min(len(label), 30) for label in order[:LABELS])])

@@ -6,20 +6,15 @@
 from collections.abc import Sequence
 
 from fairgrpo_jax.data.record import Record
-from fairgrpo_jax.demographics import EDGES, UNKNOWN as UNKNOWN, Scheme, age as age, age_name, groups, sex as sex
-
-
-def age_bin(years: float | None, *, edges: Sequence[float] = EDGES) -> str | None:
-    """The name of an age's bin, as ``demographics.age_name``.
-
-    Upper edges are inclusive, and fractions count: 25.5 is in ``"26–50"``.
-
-    Example:
-        >>> from fairgrpo_jax.data import demographics
-        >>> [demographics.age_bin(years) for years in (25, 25.5, 75, 76, None)]
-        ['≤25', '26–50', '51–75', '>75', None]
-    """
-    return age_name(years, edges)
+from fairgrpo_jax.demographics import (
+    EDGES,
+    UNKNOWN as UNKNOWN,
+    Scheme,
+    age as age,
+    age_name as age_name,
+    groups,
+    sex as sex,
+)
 
 
 def attributes(

@@ -1,13 +1,22 @@
-"""Converts DICOM files to 8-bit RGB with a viewer's window; needs ``pip install fairgrpo_jax[dicom]``."""
+"""Reads DICOM files as 8-bit RGB pictures and films; needs ``pip install fairgrpo_jax[dicom]``.
 
+What the tags show is checked before any pixel is decoded, the same for a size and for a picture: an object without a
+picture, one that was cut, a compression without a decoder.
+"""
+
+import contextlib
 import io
+import os
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 import numpy as np
+
+from fairgrpo_jax.data import dicom_values
+from fairgrpo_jax.data.pictures import Refused, require_size
 
 
 if TYPE_CHECKING:
@@ -15,6 +24,14 @@ if TYPE_CHECKING:
 
 # De-identified files hold hashes where the standard requires an identifier; the pixels are not affected.
 _QUIET = ("ignore", re.compile("Invalid value for VR UI", re.IGNORECASE), UserWarning, None, 0)
+# Decoders in the order in which they are tried: all give the same values, but GDCM can
+# end the process on a damaged stream.
+_DECODERS = ("pylibjpeg", "pillow", "pyjpegls", "pydicom", "gdcm")
+_PIXELS = {"PixelData": 16, "FloatPixelData": 8, "DoubleFloatPixelData": 9}  # and their numbers in group 7FE0
+_EXPLICIT = (b"OB", b"OW", b"OF", b"OD", b"UN")  # types of pixel data where each element names its type
+Window = Literal["voi", "minmax"]
+_UNDEFINED = 0xFFFFFFFF  # the length of compressed pixel data
+_NEEDED = ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "PhotometricInterpretation")
 
 
 def is_dicom(name: str | Path, head: bytes) -> bool:
@@ -36,32 +53,60 @@ def header(path: str | Path) -> "Dataset":
         ImportError: if pydicom is not installed.
     """
     try:
-        with open(path, "rb") as file:
-            return _parse(file, path, stop_before_pixels=True)
+        with open(path, "rb") as file, _named(path):
+            return _tags(file, path)
     except OSError as error:
         raise ValueError(f"DICOM file {path}: {error.strerror}; download it again from the dataset's owner") from error
 
 
-def size(file: Any, name: str | Path) -> tuple[int, int]:
+def size(file: IO[bytes], name: str | Path, *, window: Window = "voi") -> tuple[int, int]:
     """Height and width of an open file's picture, without its pixels.
 
     Raises:
-        ValueError: as ``pixels``, for what the tags show.
-        ImportError: if pydicom is not installed.
+        ValueError, ImportError: as ``pixels``, for what the tags show.
     """
-    dataset = _parse(file, name, stop_before_pixels=True)
-    _require_one(dataset, name)
-    if not dataset.get("Rows") or not dataset.get("Columns"):
-        raise ValueError(f"DICOM file {name} has no picture; leave it out")
-    return int(dataset.Rows), int(dataset.Columns)
+    with _named(name):
+        dataset = _shown(file, name, window)
+        _require_one(dataset)
+        return int(dataset.Rows), int(dataset.Columns)
 
 
-def pixels(content: bytes, name: str | Path, *, window: Literal["voi", "minmax"] = "voi") -> np.ndarray:
-    """Converts a DICOM file to an image.
+def film(
+    file: IO[bytes], name: str | Path, fps: float | None = None, *, window: Window = "voi"
+) -> tuple[tuple[int, int], np.ndarray]:
+    """Height and width of the frames of an open file, and the time of each in seconds, without its pixels.
+
+    The file's FrameTimeVector, FrameTime, CineRate or RecommendedDisplayFrameRate gives the times; if it has none of
+    them, ``fps`` does.
+
+    Raises:
+        ValueError: as ``pixels``, for what the tags show; if nothing says how fast the frames follow.
+        ImportError: as ``pixels``.
+    """
+    with _named(name):
+        dataset = _shown(file, name, window)
+        return (int(dataset.Rows), int(dataset.Columns)), _times(dataset, fps)
+
+
+def frames(
+    file: IO[bytes], name: str | Path, indices: Sequence[int], *, window: Window = "voi"
+) -> dict[int, np.ndarray]:
+    """Decodes some frames of an open file, and no others; each is converted as by ``pixels``, by its own window.
+
+    Raises:
+        ValueError, ImportError: as ``pixels``.
+    """
+    with _named(name):
+        return _decoded(file, _shown(file, name, window), sorted(set(indices)), window)
+
+
+def pixels(content: bytes, name: str | Path, *, window: Window = "voi") -> np.ndarray:
+    """Converts a DICOM file of one frame to an image.
 
     Stored values pass the modality transform (rescale slope and intercept, or its table), then the window, then, for
     MONOCHROME1, where low values are bright, 1 - y; y in [0, 1] becomes 255 y, rounded. Padding is black. 8-bit colour
-    is not changed.
+    is not changed. Of enhanced objects the transform and window are those of the frame. A file without the 128 bytes
+    and "DICM" of the standard is read if it names a known class of objects.
 
     Args:
         content: the bytes of the file.
@@ -75,133 +120,199 @@ def pixels(content: bytes, name: str | Path, *, window: Literal["voi", "minmax"]
         uint8 (H, W, 3).
 
     Raises:
-        ValueError: if the file is broken or has no pixels, several frames, or a photometric interpretation that is not
-            an image.
-        ImportError: if pydicom, or the decoder of this compression, is not installed.
+        ValueError: if the file is broken, holds no picture or several frames, or a photometric interpretation that is
+            not an image.
+        ImportError: if pydicom, or a decoder of this compression, is not installed; the file may be sound.
 
     Source: DICOM PS3.3 C.11.1, C.11.2 and C.7.5.1.1.2 (padding). Preparations of VinDr-Mammo elsewhere divide by the
         maximum instead; ``"minmax"`` comes closest.
     """
-    dataset = _parse(io.BytesIO(content), name)
-    _require_one(dataset, name)
-    try:
-        from pydicom.pixels.utils import pixel_array
+    file = io.BytesIO(content)
+    with _named(name):
+        dataset = _shown(file, name, window)
+        _require_one(dataset)
+        return _decoded(file, dataset, [0], window)[0]
 
-        stored = pixel_array(dataset)
-        return _picture(dataset, stored, window)
-    except _Refused as error:
+
+@contextlib.contextmanager
+def _named(name: str | Path) -> Iterator[None]:
+    """Names the file in whatever goes wrong; its tags can fail wherever they are read."""
+    try:
+        yield
+    except Refused as error:
         raise ValueError(f"DICOM file {name} {error}") from error
-    except Exception as error:  # the decoders raise many kinds of errors
+    except (ImportError, MemoryError):
+        raise
+    except Exception as error:
         raise ValueError(
             f"DICOM file {name} is broken ({error}); download it again from the dataset's owner"
         ) from error
 
 
-def _require_one(dataset: "Dataset", name: str | Path) -> None:
-    if int(dataset.get("NumberOfFrames") or 1) != 1:
-        raise ValueError(f"DICOM file {name} has {dataset.NumberOfFrames} frames; wanted one picture: split it first")
-
-
-class _Refused(ValueError):
-    """A valid file without an image that can be shown."""
-
-
-def _parse(file: Any, name: str | Path, **options: Any) -> "Dataset":
+def _tags(file: IO[bytes], name: str | Path) -> "Dataset":
+    """The tags before the pixels, with a transfer syntax; the file then stands at the pixels."""
     try:
         import pydicom
+        from pydicom.errors import InvalidDicomError
+        from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
     except ImportError as error:
         raise ImportError(f"{name} is a DICOM file; to read it: pip install fairgrpo_jax[dicom]") from error
     if _QUIET not in warnings.filters:
         warnings.filterwarnings("ignore", "Invalid value for VR UI", UserWarning)
     try:
-        return pydicom.dcmread(file, **options)
-    except Exception as error:  # a damaged file can fail anywhere in the parser
-        raise ValueError(
-            f"DICOM file {name} is broken ({error}); download it again from the dataset's owner"
-        ) from error
+        dataset = pydicom.dcmread(file, stop_before_pixels=True)
+    except InvalidDicomError:
+        file.seek(0)
+        dataset = pydicom.dcmread(file, stop_before_pixels=True, force=True)
+        if UID(str(dataset.get("SOPClassUID", ""))).type != "SOP Class":
+            raise
+    if not len(dataset):
+        raise ValueError("none of its tags can be read")
+    if not dataset.file_meta.get("TransferSyntaxUID"):
+        implicit, little = dataset.original_encoding
+        explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+        dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
+    return dataset
 
 
-def _picture(dataset: "Dataset", stored: np.ndarray, window: str) -> np.ndarray:
-    kind = dataset.PhotometricInterpretation
-    if kind == "PALETTE COLOR":
-        from pydicom.pixels.processing import apply_color_lut
+def _shown(file: IO[bytes], name: str | Path, window: str) -> "Dataset":
+    """The tags of a file that holds a picture, as far as they show it.
 
-        coloured = apply_color_lut(stored, dataset)
-        wide = coloured.dtype == np.uint16 and _largest_colour(dataset) > 255  # some devices write 8 bits into 16
-        return (coloured >> (8 if wide else 0)).astype(np.uint8)[..., :3]
-    if kind in ("MONOCHROME1", "MONOCHROME2"):
+    The pixels are among them if the file is deflated, or not encoded as its transfer syntax says.
+    """
+    import pydicom
+    from pydicom.pixels.utils import get_expected_length
 
-        def grey(levels: np.ndarray) -> np.ndarray:
-            shown = _windowed(dataset, levels, window)
-            if kind == "MONOCHROME1":
-                shown = 1 - shown
-            shown[_padding(dataset, levels)] = 0
-            return np.rint(255 * shown).astype(np.uint8)
-
-        return np.repeat(_by_level(stored, grey)[..., None], 3, axis=-1)
-    if stored.dtype == np.uint8 and stored.ndim == 3 and stored.shape[-1] == 3:  # the decoder has converted it to RGB
-        return stored
-    raise _Refused(f"holds {kind} as {stored.dtype} {stored.shape}; wanted a grey or an 8-bit colour picture")
-
-
-def _largest_colour(dataset: "Dataset") -> int:
-    """The largest value in a palette of 16 bits."""
-    tables = (dataset.get(f"{name}PaletteColorLookupTableData") for name in ("Red", "Green", "Blue"))
-    order = "<u2" if dataset.file_meta.TransferSyntaxUID.is_little_endian else ">u2"
-    return max((int(np.frombuffer(table, order).max()) for table in tables if table), default=2**16 - 1)
-
-
-def _by_level(stored: np.ndarray, grey: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """The grey level of every pixel, computed once per distinct value, since there are far fewer values than pixels."""
-    low = stored.min()
-    if stored.dtype.kind not in "iu" or int(stored.max()) - int(low) >= 2**16:
-        levels, place = np.unique(stored, return_inverse=True)
-        return grey(levels)[place.reshape(stored.shape)]
-    place = stored.astype(np.int32) - int(low) if stored.dtype.kind == "i" else stored - low
-    seen = np.zeros(2**16, bool)
-    seen[place] = True
-    table = np.zeros(2**16, np.uint8)
-    table[seen] = grey((np.flatnonzero(seen) + int(low)).astype(stored.dtype))
-    return table[place]
+    dataset = _tags(file, name)
+    syntax, start = dataset.file_meta.TransferSyntaxUID, file.tell()
+    head = file.read(12)
+    if syntax.is_deflated or (head and (head[4:6] in _EXPLICIT) == syntax.is_implicit_VR):
+        file.seek(0)
+        dataset = pydicom.dcmread(file, force=True)
+        dataset.file_meta.TransferSyntaxUID = syntax
+        held = next((len(dataset[tag].value) for tag in _PIXELS if tag in dataset), None)
+    else:
+        held = _held(head, syntax)
+        held = (
+            None
+            if held is None
+            else min(held, file.seek(0, os.SEEK_END) - start - (8 if syntax.is_implicit_VR else 12))
+        )
+    if held is None:
+        raise Refused(_without_picture(dataset))
+    if absent := [tag for tag in _NEEDED if dataset.get(tag) in (None, "")]:
+        raise ValueError(f"it has pixel data but no {', '.join(absent)}")
+    _frames(dataset)
+    require_size(int(dataset.Columns), int(dataset.Rows))
+    dicom_values.require_shown(dataset, window)
+    _decoder(dataset, name)
+    if not syntax.is_encapsulated and held < (wanted := get_expected_length(dataset)):
+        raise ValueError(f"{held} of {wanted} bytes of pixel data")
+    return dataset
 
 
-def _windowed(dataset: "Dataset", stored: np.ndarray, window: str) -> np.ndarray:
-    """Windowed values in [0, 1], dark to bright for MONOCHROME2."""
-    from pydicom.pixels.processing import apply_modality_lut, apply_voi
-
-    values = apply_modality_lut(stored, dataset)
-    if window == "voi" and (tables := dataset.get("VOILUTSequence")):
-        return apply_voi(values, dataset, index=0) / (2.0 ** int(tables[0].LUTDescriptor[2]) - 1)
-    values = values.astype(np.float64)
-    centre, width = (_first(dataset.get(name)) for name in ("WindowCenter", "WindowWidth"))
-    if window == "minmax" or centre is None or width is None:
-        seen = values[~_padding(dataset, stored)]
-        low, high = (seen.min(), seen.max()) if seen.size else (0.0, 0.0)
-        return np.clip((values - low) / max(high - low, np.finfo(np.float64).tiny), 0, 1)
-    function = dataset.get("VOILUTFunction") or "LINEAR"
-    if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID") or width <= 0 or (function == "LINEAR" and width < 1):
-        raise _Refused(f"has the window centre {centre}, width {width}, function {function}; pass window='minmax'")
-    if function == "SIGMOID":
-        return 1 / (1 + np.exp(-4 * (values - centre) / width))
-    if function == "LINEAR_EXACT":
-        return np.clip((values - centre) / width + 0.5, 0, 1)
-    if width == 1:
-        return (values > centre - 0.5).astype(np.float64)
-    return np.clip((values - (centre - 0.5)) / (width - 1) + 0.5, 0, 1)
+def _held(head: bytes, syntax: Any) -> int | None:
+    """Bytes of the pixel data that an element announces; None if it is another element."""
+    order = "little" if syntax.is_little_endian else "big"
+    group, element = (int.from_bytes(head[i : i + 2], order) for i in (0, 2))
+    if group != 0x7FE0 or element not in _PIXELS.values():
+        return None
+    length = int.from_bytes(head[4:8] if syntax.is_implicit_VR else head[8:12], order)
+    if length == _UNDEFINED and not syntax.is_encapsulated:
+        raise ValueError("its pixels are compressed and it does not say how")
+    return length
 
 
-def _padding(dataset: "Dataset", stored: np.ndarray) -> np.ndarray:
-    """A mask of the stored values that mark padding: a single value, or a range."""
-    value, limit = dataset.get("PixelPaddingValue"), dataset.get("PixelPaddingRangeLimit")
-    if value is None:
-        return np.zeros(stored.shape, bool)
-    low, high = sorted((int(value), int(value if limit is None else limit)))
-    return (stored >= low) & (stored <= high)
+def _without_picture(dataset: "Dataset") -> str:
+    from pydicom.uid import UID
+
+    told = UID(str(dataset.get("SOPClassUID") or dataset.file_meta.get("MediaStorageSOPClassUID") or ""))
+    kind = f"is of the class {told.name}" if told else "names no class"
+    if dataset.get("Rows"):
+        return (
+            f"{kind}, has the tags of {dataset.Rows} x {dataset.get('Columns')} pixels and ends before them; download "
+            "it again from the dataset's owner, or leave it out if the owner gives headers alone"
+        )
+    return f"{kind} and holds no picture; leave it out"
 
 
-def _first(value: Any) -> float | None:
-    """The first of one or several values; None if there is none."""
-    from pydicom.multival import MultiValue
+def _decoder(dataset: "Dataset", name: str | Path) -> str:
+    """The plugin of pydicom that decodes the pixels; ``""`` if they are not compressed.
 
-    value = (value[0] if len(value) else None) if isinstance(value, MultiValue) else value
-    return None if value is None or value == "" else float(value)
+    Raises:
+        Refused: if nothing decodes this compression.
+        ImportError: if none of its decoders is installed.
+    """
+    from pydicom.pixels.decoders.base import get_decoder
+    from pydicom.uid import JPEG2000TransferSyntaxes, JPEGExtended12Bit, JPEGLSTransferSyntaxes
+
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if not syntax.is_encapsulated:
+        return ""
+    try:
+        able = [plugin for plugin in _DECODERS if plugin in get_decoder(syntax).available_plugins]
+    except NotImplementedError:
+        raise Refused(
+            f"is compressed as {syntax.name}, which is not read; convert it to an uncompressed file, or save the "
+            "stream of a film as a video file"
+        ) from None
+    package = "python-gdcm"
+    if syntax == JPEGExtended12Bit and dataset.get("BitsStored") != 8:
+        able = [plugin for plugin in able if plugin not in ("pillow", "gdcm")]  # which know 8 bits
+        package = "pylibjpeg-libjpeg (GPL), or convert it to an uncompressed file"
+    elif syntax in JPEGLSTransferSyntaxes:
+        package = "pyjpegls"
+    elif syntax in JPEG2000TransferSyntaxes or "High-Throughput" in syntax.name:
+        package = "pylibjpeg pylibjpeg-openjpeg"
+    if not able:
+        raise ImportError(
+            f"DICOM file {name} is compressed as {syntax.name}, of which no decoder is installed: pip install {package}"
+        )
+    return able[0]
+
+
+def _frames(dataset: "Dataset") -> int:
+    told = dataset.get("NumberOfFrames") or 1
+    try:
+        return int(told)
+    except (TypeError, ValueError):
+        raise ValueError(f"NumberOfFrames is {told!r}") from None
+
+
+def _require_one(dataset: "Dataset") -> None:
+    if (count := _frames(dataset)) != 1:
+        raise Refused(f"has {count} frames; wanted one picture: give it as a video, or split it first")
+
+
+def _times(dataset: "Dataset", fps: float | None) -> np.ndarray:
+    count = _frames(dataset)
+    steps = np.atleast_1d(np.array(dataset.get("FrameTimeVector") or 0.0, np.float64))  # ms since the frame before
+    if len(steps) == count > 1 and (steps[1:] > 0).all():
+        return np.cumsum([0.0, *steps[1:]]) / 1000
+    seconds = float(dataset.get("FrameTime") or 0) / 1000
+    rate = next((float(told) for tag in ("CineRate", "RecommendedDisplayFrameRate") if (told := dataset.get(tag))), fps)
+    if seconds <= 0 and count > 1:
+        if not rate or rate <= 0:
+            raise Refused(
+                f"has {count} frames and does not say how fast they follow (FrameTime, CineRate, "
+                "RecommendedDisplayFrameRate); give fps, the frames per second, for a video"
+            )
+        seconds = 1 / rate
+    return np.arange(count) * seconds
+
+
+def _decoded(file: IO[bytes], dataset: "Dataset", indices: Sequence[int], window: str) -> dict[int, np.ndarray]:
+    from pydicom.pixels.utils import iter_pixels
+
+    syntax, decoder = dataset.file_meta.TransferSyntaxUID, _decoder(dataset, "")
+    source: Any = dataset if any(tag in dataset for tag in _PIXELS) else file
+    options = {"indices": indices, "decoding_plugin": decoder, "transfer_syntax_uid": syntax}
+    stored, found = iter_pixels(source, **options), {}
+    for index in indices:
+        try:
+            values = next(stored)
+        except Exception as error:
+            how = f", or {decoder} does not know this form of {syntax.name}" if decoder else ""
+            raise Refused(f"is broken{how} ({error}); download it again from the dataset's owner") from error
+        found[index] = dicom_values.picture(dicom_values.of_frame(dataset, index), values, window)
+    return found

@@ -1,5 +1,7 @@
 """Sizes of images and videos from their headers: no pixel is decoded, and files that were read once are remembered.
 
+Only the pages of a GIF, PNG or WebP that is given as a video are decoded, since they tell their durations then.
+
 The result is in the form of ``media.decode_record``. Every picture is a view of a single byte: it has the shape of the
 real one and takes no memory.
 """
@@ -15,8 +17,11 @@ from typing import IO, Any
 
 import numpy as np
 
-from fairgrpo_jax.data import dicom, media, prepared
+from fairgrpo_jax.data import dicom, media, pictures, prepared
 from fairgrpo_jax.data.record import Media, Record
+
+
+FORM = 2  # of what is kept in ``Known``; raised when files are read in another way
 
 
 def sizes(record: Record, known: "Known | None" = None) -> media.Decoded:
@@ -113,7 +118,8 @@ def _key(medium: Media) -> str:
     except OSError:
         raise ValueError(f"{medium.kind} {path} does not exist; download it again from the dataset's owner") from None
     sampled = [medium.num_frames, medium.fps, medium.box and medium.box[0], len(medium.frames)]
-    return json.dumps([str(path.absolute()), medium.member, state.st_size, state.st_mtime_ns, medium.kind, *sampled])
+    file = [str(path.absolute()), medium.member, state.st_size, state.st_mtime_ns]
+    return json.dumps([FORM, *file, medium.kind, medium.window, *sampled])
 
 
 def _read(medium: Media) -> dict[str, Any]:
@@ -122,11 +128,11 @@ def _read(medium: Media) -> dict[str, Any]:
         if medium.pixels is not None:
             size = medium.pixels.shape[:2]
         elif medium.member is not None:
-            size = _image(io.BytesIO(media.content(medium)), f"{medium.path}!{medium.member}")
+            size = _image(io.BytesIO(media.content(medium)), f"{medium.path}!{medium.member}", medium)
         else:
             path = media.existing("image", medium.path)
             with path.open("rb") as file:
-                size = _image(file, str(path))
+                size = _image(file, str(path), medium)
         return {"size": [*map(int, size)]}
     size, times = _film(medium)
     chosen = media.frame_indices(len(times), medium.num_frames, medium)
@@ -137,18 +143,14 @@ def _read(medium: Media) -> dict[str, Any]:
     }
 
 
-def _image(file: IO[bytes], name: str) -> tuple[int, int]:
+def _image(file: IO[bytes], name: str, medium: Media) -> tuple[int, int]:
     """Height and width of an open image or DICOM file."""
-    from PIL import ImageOps
-
     if dicom.is_dicom(name, file.read(132)):
         file.seek(0)
-        return dicom.size(file, name)
+        return dicom.size(file, name, window=medium.window or "voi")
     file.seek(0)
-    with media.opened(file, name) as image:
-        late = image.format == "PNG" and "exif" not in image.info  # to look for it would decode the pixels
-        turned = not late and image.getexif().get(ImageOps.ExifTags.Base.Orientation, 1) >= 5
-        return (image.width, image.height) if turned else (image.height, image.width)
+    with pictures.opened(file, name) as image:
+        return pictures.size(image)
 
 
 def _film(medium: Media) -> tuple[tuple[int, int], np.ndarray]:
@@ -157,12 +159,13 @@ def _film(medium: Media) -> tuple[tuple[int, int], np.ndarray]:
         return medium.pixels.shape[1:3], np.arange(len(medium.pixels)) / (medium.fps or 1.0)
     if medium.frames:
         with media.existing("frame", medium.frames[0]).open("rb") as file:
-            size = _image(file, str(medium.frames[0]))
+            size = _image(file, str(medium.frames[0]), medium)
         return size, np.arange(len(medium.frames)) / (medium.fps or 1.0)
     assert medium.path is not None
-    if medium.fps and medium.path.is_dir():
+    if prepared.holds_frames(medium.path, medium.member):
         stored = prepared.contents(medium.path, medium.member or "")
-        return _image(io.BytesIO(stored[0]), f"{medium.path}/{medium.member}"), np.arange(len(stored)) / medium.fps
+        size = _image(io.BytesIO(stored[0]), f"{medium.path}/{medium.member}", medium)
+        return size, np.arange(len(stored)) / (medium.fps or 1.0)
     return _packets(medium)
 
 
@@ -170,10 +173,13 @@ def _packets(medium: Media) -> tuple[tuple[int, int], np.ndarray]:
     import av
     import av.error
 
-    name = f"{medium.path}!{medium.member}" if medium.member is not None else media.existing("video", medium.path)
-    file = str(name) if medium.member is None else io.BytesIO(media.content(medium))
+    name = f"{medium.path}!{medium.member}" if medium.member is not None else str(media.existing("video", medium.path))
+    inside = None if medium.member is None else media.content(medium)
+    with open(name, "rb") if inside is None else io.BytesIO(inside) as file:
+        if (kind := media.film_kind(file, name)) is not None:
+            return media.film(file, name, kind, medium)
     try:
-        with av.open(file, "r") as container:
+        with av.open(name if inside is None else io.BytesIO(inside), "r") as container:
             if not container.streams.video:
                 raise ValueError(f"{name} has no video stream; download it again from the dataset's owner")
             stream = container.streams.video[0]
@@ -181,7 +187,7 @@ def _packets(medium: Media) -> tuple[tuple[int, int], np.ndarray]:
             stamps = [packet.pts for packet in container.demux(stream) if packet.size and packet.pts is not None]
             base = float(stream.time_base or 1)
             if stamps and container.seek(0) is None and (frame := next(container.decode(stream), None)) is not None:
-                turned = media.quarter_turns(frame, str(name)) % 2
+                turned = media.quarter_turns(frame, name) % 2
                 size = (size[1], size[0]) if turned else size
     except av.error.FFmpegError as error:
         raise ValueError(f"video {name} is broken ({error}); download it again from the dataset's owner") from error

@@ -1,27 +1,20 @@
 """Decodes images, DICOM files and videos to uint8 RGB, one at a time, only on request."""
 
-import contextlib
 import io
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any, Literal
 
 import numpy as np
 
-from fairgrpo_jax.data import archives, dicom, prepared
+from fairgrpo_jax.data import archives, dicom, pictures, prepared
 from fairgrpo_jax.data.record import Media, Record, RecordList, Source
 
 
-if TYPE_CHECKING:
-    from PIL import Image
-
-
 BOX_COLOUR, BOX_WIDTH = (0, 255, 0), 8  # as in the reference code of MedVidBench; pixels of the file
-FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF", "JPEG2000")  # others would run more of Pillow than needed
-LARGEST_IMAGE = 80_000_000  # pixels; more is refused before anything is decoded
 HELD_PIXELS = 2**28  # maximum pixels of a video held while its frames are counted: about 400 MB
 
 
@@ -51,10 +44,11 @@ class Decoded:
 def decode(media: Media, *, num_frames: int | None = None) -> np.ndarray:
     """Decodes one image or video.
 
-    An image is rotated upright by its EXIF data; a DICOM file is windowed by ``dicom.pixels``. A video of N frames is
-    sampled at ``linspace(0, N - 1, F)``, rounded to the nearest frame (half to even), where N is counted by decoding,
-    not taken from the header. A video shorter than F frames repeats some. If the frame of ``media.box`` is not among
-    the samples, it replaces the nearest one. The box is drawn before any resizing.
+    An image is rotated upright by its EXIF data; a DICOM file is windowed by ``dicom.pixels``; several frames or pages
+    are a video, never an image. A video of N frames is sampled at ``linspace(0, N - 1, F)``, rounded to the nearest
+    frame (half to even), where N is counted by decoding, not taken from the header (but of a DICOM file). A video
+    shorter than F frames repeats some. If the frame of ``media.box`` is not among the samples, it replaces the nearest
+    one. The box is drawn before any resizing.
 
     Args:
         media: what to decode.
@@ -66,6 +60,7 @@ def decode(media: Media, *, num_frames: int | None = None) -> np.ndarray:
     Raises:
         ValueError: if the file is missing, broken, empty or not 8-bit, frames differ in size, the frame of the box does
             not exist, or ``num_frames`` is below 1 or given for an image.
+        ImportError: if a package that reads the file is not installed.
 
     Example:
         >>> from fairgrpo_jax.data import media
@@ -103,7 +98,7 @@ def decode_clip(media: Media, *, num_frames: int | None = None, max_pixels: int 
             count = min(len(times), adaptive_frames(seconds, pixels, max_pixels=max_pixels))
         return frame_indices(len(times), count, media)
 
-    if media.path is not None and not (media.fps and media.path.is_dir()):  # for frames in a prepared folder
+    if media.path is not None and not prepared.holds_frames(media.path, media.member):
         return _read_video(media, sample)
     if media.pixels is not None:
         times = np.arange(len(media.pixels)) / (media.fps or 1.0)
@@ -174,6 +169,9 @@ def without_broken(source: Source, *, threads: int = 4) -> RecordList:
     Args:
         source: the records to check.
         threads: number of records decoded at the same time.
+
+    Raises:
+        ImportError: if a decoder is not installed: the files that need it may be sound.
 
     Warns:
         UserWarning: the number of excluded records, the total, and the reasons of the first 20.
@@ -252,50 +250,12 @@ def _read_image(media: Media) -> np.ndarray:
 
 def open_image(file: IO[bytes], name: str, media: Media | None = None) -> np.ndarray:
     """Decodes an open image or DICOM file to uint8 RGB (H, W, 3); ``name`` is for error messages."""
-    from PIL import ImageOps
-
     if dicom.is_dicom(name, file.read(132)):
         file.seek(0)
         return dicom.pixels(file.read(), name, window=(media and media.window) or "voi")
     file.seek(0)
-    with opened(file, name) as image:
-        return np.array(_on_white(ImageOps.exif_transpose(image)).convert("RGB"))
-
-
-def _on_white(image: "Image.Image") -> "Image.Image":
-    """The image as a viewer shows it on white paper; what is transparent would else have any colour."""
-    from PIL import Image
-
-    if "A" not in image.getbands() and "transparency" not in image.info:
-        return image
-    shown = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", shown.size, "white"), shown)
-
-
-@contextlib.contextmanager
-def opened(file: IO[bytes], name: str) -> Iterator["Image.Image"]:
-    """Opens an image of 8 bits and bounded size; reads its header alone.
-
-    Raises:
-        ValueError: if it is another file, or broken, then or while its pixels are decoded in the block.
-    """
-    from PIL import Image
-
-    try:
-        with Image.open(file, formats=FORMATS) as image:
-            if image.width * image.height > LARGEST_IMAGE:
-                raise ValueError(
-                    f"image {name} has {image.width} x {image.height} pixels; wanted at most {LARGEST_IMAGE:,}: make a "
-                    "smaller copy"
-                )
-            if image.mode.startswith(("I", "F")):
-                raise ValueError(f"image {name} holds {image.mode} pixels; window it to 8 bits first")
-            # A photograph in MPO has previews behind it, which nobody asks for.
-            if (pages := getattr(image, "n_frames", 1)) > 1 and image.format != "MPO":
-                raise ValueError(f"image {name} has {pages} pages; wanted one picture: split it first")
-            yield image
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"image {name} is broken ({error}); download it again from the dataset's owner") from error
+    with pictures.opened(file, name) as image:
+        return pictures.upright(image)
 
 
 def _boxed(image: np.ndarray, box: Sequence[float]) -> np.ndarray:
@@ -319,9 +279,9 @@ def _read_frames(media: Media, sample: Sampler) -> Clip:
 
     def read(index: int) -> np.ndarray:
         if stored:
-            return open_image(io.BytesIO(stored[index]), names[index])
+            return open_image(io.BytesIO(stored[index]), names[index], media)
         with existing("frame", media.frames[index]).open("rb") as file:
-            return open_image(file, names[index])
+            return open_image(file, names[index], media)
 
     first = read(0)
     chosen = sample(times, first[..., 0].size)
@@ -342,6 +302,9 @@ def _read_video(media: Media, sample: Sampler) -> Clip:
 
     name = f"{media.path}!{media.member}" if media.member is not None else str(existing("video", media.path))
     inside = content(media) if media.member is not None else None
+    with open(name, "rb") if inside is None else io.BytesIO(inside) as file:
+        if (kind := film_kind(file, name)) is not None:
+            return _read_film(media, sample, file, name, kind)
     stamps, held, pixels = [], {}, 0
     try:
         with av.open(name if inside is None else io.BytesIO(inside), "r") as container:
@@ -373,6 +336,32 @@ def _read_video(media: Media, sample: Sampler) -> Clip:
     except av.error.FFmpegError as error:
         raise ValueError(f"video {name} is broken ({error}); download it again from the dataset's owner") from error
     return _clip(media, np.stack([pictures[index] for index in chosen.tolist()]), times, chosen)
+
+
+def film_kind(file: IO[bytes], name: str) -> Literal["dicom", "pictures"] | None:
+    """Which module reads an open file that is given as a video; None is PyAV. The file then stands at its beginning."""
+    head = file.read(132)
+    file.seek(0)
+    return "dicom" if dicom.is_dicom(name, head) else "pictures" if pictures.has_pages(head) else None
+
+
+def film(file: IO[bytes], name: str, kind: str, media: Media) -> tuple[tuple[int, int], np.ndarray]:
+    """Height and width of the frames of such a file, and their times in seconds, from its header."""
+    if kind == "dicom":
+        return dicom.film(file, name, media.fps, window=media.window or "voi")
+    return pictures.film(file, name, media.fps)
+
+
+def _read_film(media: Media, sample: Sampler, file: IO[bytes], name: str, kind: str) -> Clip:
+    """Reads the sampled frames of a DICOM file, or pages of an animation or TIFF."""
+    size, times = film(file, name, kind, media)
+    chosen = sample(times, size[0] * size[1])
+    file.seek(0)
+    if kind == "dicom":
+        found = dicom.frames(file, name, chosen.tolist(), window=media.window or "voi")
+    else:
+        found = pictures.frames(file, name, chosen.tolist())
+    return _clip(media, np.stack([found[index] for index in chosen.tolist()]), times, chosen)
 
 
 def _upright(frame: Any, name: str) -> np.ndarray:

@@ -135,6 +135,18 @@ def _part(folder: str, split: str) -> Sequence[Mapping[str, Any]]:
     return builder.as_data_source(split, decoders={name: as_bytes() for name in images})
 
 
+def holds_frames(path: Path, member: str | None) -> bool:
+    """Whether a video is stored as its frames in a prepared folder, and not as one file.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from fairgrpo_jax.data.prepared import holds_frames
+        >>> holds_frames(Path("."), "train/7/0-3"), holds_frames(Path("."), "train/7/0")
+        (True, False)
+    """
+    return path.is_dir() and "-" in (member or "").rpartition("/")[2]
+
+
 def line(record: Record, media: list[dict[str, Any]]) -> str:
     """A record as a line of ``<split>.jsonl``."""
     told = {
@@ -156,7 +168,8 @@ def stored_media(media: Sequence[Media]) -> list[dict[str, Any]]:
         member = f"{place}-{place + count - 1}" if count else f"{place}"
         place += count or 1
         item = {"kind": medium.kind, "member": member, "num_frames": medium.num_frames, "fps": medium.fps}
-        told.append(item | {"box": medium.box and list(medium.box)})
+        window = {"window": medium.window} if medium.window and medium.kind == "video" else {}
+        told.append(item | {"box": medium.box and list(medium.box)} | window)
     return told
 
 
@@ -168,6 +181,7 @@ def _record(told: dict[str, Any], root: Path, split: str, row: int, num_frames: 
             member=f"{split}/{row}/{item['member']}",
             num_frames=(num_frames or item["num_frames"]) if item["kind"] == "video" else None,
             fps=item["fps"],
+            window=item.get("window"),
             box=item["box"] and tuple(item["box"]),
         )
         for item in told.pop("media")

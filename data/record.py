@@ -21,13 +21,14 @@ class Media:
 
     Attributes:
         kind: ``"image"`` or ``"video"``.
-        path: an image, a DICOM file (kind ``"image"``), a video, or with ``member`` a zip archive or prepared folder.
+        path: an image, a video, a DICOM file (of several frames: a video), a GIF, PNG, WebP or TIFF of several pages
+            (a video), or with ``member`` a zip archive or prepared folder.
         member: name inside the archive; ``"!"`` between nested archives, as in
             ``"images/imgs_part_1.zip!imgs_part_1/PAT_1.png"``. For a prepared folder see ``prepared.contents``.
         frames: image files of a video stored as frames, in order; they may repeat.
         num_frames: number of frames of a video that the model sees; None means all.
-        fps: frames per second of ``frames``, of a video in ``pixels``, or of frames in a prepared folder (a video file
-            has its own).
+        fps: frames per second of ``frames``, of a video in ``pixels``, of frames in a prepared folder, or of a DICOM
+            file or pages that do not say how fast they follow (other files have their own).
         window: conversion of a DICOM file to 8 bits: ``"voi"`` (the default, the viewer's window) or ``"minmax"``.
         box: (frame, x1, y1, x2, y2), drawn before any resizing: index of the frame in the whole video (0 for an image),
             corners in pixels of the file.

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from numpy.typing import ArrayLike
 
 from fairgrpo_jax import grouping
 
@@ -99,7 +100,32 @@ def init(
     )
 
 
-def check_rollouts(r: jax.Array, state: FairnessState, shift: float) -> None:
+def read(
+    rewards: ArrayLike,
+    domains: ArrayLike,
+    groups: ArrayLike,
+    state: FairnessState,
+    *,
+    shift: float,
+    highest: float,
+    wanted: str,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Checks the arguments; returns rewards, float32 or wider, and int32 ids."""
+    r, d, g = jnp.asarray(rewards), jnp.asarray(domains), jnp.asarray(groups)
+    if r.ndim != 2 or d.shape != r.shape[:1] or g.shape != r.shape[:1]:
+        raise ValueError(f"got rewards {r.shape}, domains {d.shape}, groups {g.shape}; wanted (P, G), (P,) and (P,)")
+    if not (jnp.issubdtype(d.dtype, jnp.integer) and jnp.issubdtype(g.dtype, jnp.integer)):
+        raise ValueError(f"got domains of {d.dtype} and groups of {g.dtype}; wanted integers")
+    _check_rollouts(r, state, shift)
+    if not any(isinstance(x, Tracer) for x in (r, d, g, shift)):
+        values = np.asarray(r)
+        if np.any((values < 0 - shift) | (values > highest) | np.isinf(values)):
+            raise ValueError(f"got rewards from {np.nanmin(values)} to {np.nanmax(values)}; wanted {wanted}")
+        _check_values(values, np.asarray(d), np.asarray(g), state)
+    return r.astype(jnp.promote_types(r.dtype, jnp.float32)), d.astype(jnp.int32), g.astype(jnp.int32)
+
+
+def _check_rollouts(r: jax.Array, state: FairnessState, shift: float) -> None:
     """Checks, from their shape alone, that the history of a state can hold rewards (P, G)."""
     history = state.history
     if history is None:
@@ -115,7 +141,7 @@ def check_rollouts(r: jax.Array, state: FairnessState, shift: float) -> None:
         raise ValueError(f"got {r.shape[0]} prompts with a ring of {history.shape[1]}; wanted capacity >= prompts")
 
 
-def check_values(r: np.ndarray, d: np.ndarray, g: np.ndarray, state: FairnessState) -> None:
+def _check_values(r: np.ndarray, d: np.ndarray, g: np.ndarray, state: FairnessState) -> None:
     """Checks that ids are in range, and that a binary history can hold the rewards."""
     check_ids(d, g, state.group_count.shape)
     binary = state.history is not None and is_table(state.history)

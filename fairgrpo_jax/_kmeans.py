@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fairgrpo_jax._division import or_one
+
 
 MIN_STARTS, MAX_STARTS = 32, 64  # number of k-means++ starts: as many as keep
 STARTED_POINTS = 2**15  # starts x points below this
@@ -24,7 +26,7 @@ def fit(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Labels (n,), k and inertias (k_max,) as ``grouping.cluster``, of n >= 1 points (n, d) with weights (n,)."""
     x = jnp.where(w[:, None] > 0, x, 0)  # an absent point may hold any value
-    mean = jnp.matmul(w, x, precision="highest") / _or_one(jnp.sum(w))
+    mean = jnp.matmul(w, x, precision="highest") / or_one(jnp.sum(w))
     x -= jax.lax.stop_gradient(mean)[None, :]  # smaller numbers round less
     labels, num_distinct = _search(jax.lax.stop_gradient(x), jax.lax.stop_gradient(w), key, k_max)
     return _choose(labels, jax.vmap(lambda own: inertia(x, w, own, k_max))(labels), num_distinct, w, threshold)
@@ -43,7 +45,7 @@ def fit_successes(counts: jax.Array, threshold: float, *, k_max: int) -> tuple[j
     pairs = counts[:, None] * counts[None, :] * jnp.maximum(upwards, 0)
     pairs = jnp.cumsum(jnp.cumsum(pairs[::-1], axis=0)[::-1], axis=1)  # [s, t]: summed over the run from s to t
     weight = jnp.cumsum(jnp.where(upwards >= 0, counts[None, :], 0), axis=1)
-    run = jnp.where(weight > 0, pairs / _or_one(weight), jnp.inf)
+    run = jnp.where(weight > 0, pairs / or_one(weight), jnp.inf)
 
     def add_run(carry: tuple[jax.Array, jax.Array], k: jax.Array) -> tuple[tuple, tuple]:
         best, labels = carry  # [t]: of the points up to t
@@ -73,7 +75,7 @@ def elbow(inertias: jax.Array, num_distinct: jax.Array, threshold: float) -> jax
 def inertia(x: jax.Array, w: jax.Array, own: jax.Array, k: int) -> jax.Array:
     """Weighted sum of the squared distances of points (n, d) to the means of their clusters (n,) in 0 .. k - 1."""
     member = jnp.where(own[None, :] == jnp.arange(k)[:, None], w[None, :], 0)
-    means = jnp.matmul(member, x, precision="highest") / _or_one(jnp.sum(member, axis=1))[:, None]
+    means = jnp.matmul(member, x, precision="highest") / or_one(jnp.sum(member, axis=1))[:, None]
     return jnp.sum(w * jnp.sum((x - means[own]) ** 2, axis=1))
 
 
@@ -178,7 +180,7 @@ def _descend(x: jax.Array, mass: jax.Array, centres: jax.Array, used: jax.Array)
         own, totals, _, i = carry
         sizes = totals[:, -1:]
         mine = own[None, :] == clusters[:, None]
-        cost = _distances(x, _means(totals)) * sizes / _or_one(sizes + jnp.where(mine, -w[None, :], w[None, :]))
+        cost = _distances(x, _means(totals)) * sizes / or_one(sizes + jnp.where(mine, -w[None, :], w[None, :]))
         cost = jnp.where(used[:, None], cost, jnp.inf)
         to = jnp.argmin(cost, axis=0)
         saved = jnp.sum(jnp.where(mine, cost, 0), axis=0)
@@ -209,13 +211,9 @@ def _tally(mass: jax.Array, own: jax.Array, k: int) -> jax.Array:
 
 
 def _means(totals: jax.Array) -> jax.Array:
-    return totals[:, :-1] / _or_one(totals[:, -1:])
+    return totals[:, :-1] / or_one(totals[:, -1:])
 
 
 def _explained(totals: jax.Array) -> jax.Array:
     """Inertia of a single cluster minus that of these clusters, for points around 0."""
-    return jnp.sum(jnp.sum(totals[:, :-1] ** 2, axis=1) / _or_one(totals[:, -1]))
-
-
-def _or_one(x: jax.Array) -> jax.Array:
-    return jnp.where(x > 0, x, 1)
+    return jnp.sum(jnp.sum(totals[:, :-1] ** 2, axis=1) / or_one(totals[:, -1]))

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from fairgrpo_jax import _fairness_state as memory
+from fairgrpo_jax._division import or_one
 from fairgrpo_jax._fairness_state import FairnessState
 
 
@@ -83,8 +84,3 @@ def _invert(t_domain: jax.Array, t_group: jax.Array, epsilon: float, *, clamp: C
         return 1 / (jnp.maximum(t_domain, epsilon) * jnp.maximum(t_group, epsilon))
     product = jnp.maximum(t_domain, epsilon) * t_group
     return jnp.where(product > 0, 1 / or_one(product), 1)
-
-
-def or_one(x: jax.Array) -> jax.Array:
-    """``x`` where it is positive, else 1: a safe denominator."""
-    return jnp.where(x > 0, x, 1)

@@ -140,4 +140,5 @@ def _line(error: Exception) -> str | None:
         return " ".join(str(error).split())
     frames = traceback.extract_tb(error.__traceback__)
     known = isinstance(error, ValueError) and not (frames and _INSIDE.search(frames[-1].filename))
+    known = known or isinstance(error, ImportError) and "pip install" in str(error)
     return str(error) if known or isinstance(error, FloatingPointError) else None

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from numpy.typing import ArrayLike
 
+from fairgrpo_jax._division import or_one
 from fairgrpo_jax.advantages import has_signal
 
 
@@ -38,8 +39,8 @@ def effective_sample_size(weights: ArrayLike) -> jax.Array:
     2.0
     """
     w = jnp.asarray(weights)
-    w = w / _or_one(jnp.max(jnp.abs(w), initial=0))
-    return jnp.sum(w) ** 2 / _or_one(jnp.sum(w**2))
+    w = w / or_one(jnp.max(jnp.abs(w), initial=0))
+    return jnp.sum(w) ** 2 / or_one(jnp.sum(w**2))
 
 
 def group_share(advantages: ArrayLike, groups: ArrayLike, num_groups: int) -> jax.Array:
@@ -64,7 +65,7 @@ def group_share(advantages: ArrayLike, groups: ArrayLike, num_groups: int) -> ja
     if g.shape != mass.shape:
         raise ValueError(f"got groups of shape {g.shape} for {mass.shape[0]} prompts; wanted one id a prompt")
     member = g[:, None] == jnp.arange(num_groups)[None, :]
-    return jnp.sum(jnp.where(member, mass[:, None], 0), axis=0) / _or_one(jnp.sum(mass))
+    return jnp.sum(jnp.where(member, mass[:, None], 0), axis=0) / or_one(jnp.sum(mass))
 
 
 def top_prompt_share(advantages: ArrayLike) -> jax.Array:
@@ -77,7 +78,7 @@ def top_prompt_share(advantages: ArrayLike) -> jax.Array:
     0.75
     """
     mass = _mass(advantages)
-    return jnp.max(mass, initial=0) / _or_one(jnp.sum(mass))
+    return jnp.max(mass, initial=0) / or_one(jnp.sum(mass))
 
 
 def ceiling(num_prompts: int, num_rollouts: int) -> float:
@@ -106,8 +107,3 @@ def _mass(advantages: ArrayLike) -> jax.Array:
     if a.ndim != 2:
         raise ValueError(f"got an array of shape {a.shape}; wanted (prompts, rollouts)")
     return jnp.sum(jnp.abs(a.astype(jnp.promote_types(a.dtype, jnp.float32))), axis=1)
-
-
-def _or_one(x: jax.Array) -> jax.Array:
-    """``x`` where it is positive, else 1: a safe denominator."""
-    return jnp.where(x > 0, x, 1)

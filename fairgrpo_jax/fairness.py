@@ -25,9 +25,10 @@ from jax.core import Tracer
 from numpy.typing import ArrayLike
 
 from fairgrpo_jax import _fairness_state as memory, _temperatures as formula, advantages as adv
+from fairgrpo_jax._division import or_one
 from fairgrpo_jax._fairness_state import Clustering, FairnessState, init
 from fairgrpo_jax._hardness import HardnessState, Measure, hardness, init_hardness, observe_hardness, residual_weights
-from fairgrpo_jax._temperatures import Clamp, DomainMean, Levels, or_one
+from fairgrpo_jax._temperatures import Clamp, DomainMean, Levels
 
 
 __all__ = [
@@ -116,7 +117,18 @@ def fair_grpo(
         domains: (P,) int in 0 .. D - 1.
         groups: (P,) int in 0 .. Gr - 1, or -1 = unlabelled.
         state: from ``init`` or the step before.
-        statistics: how statistics are kept; this and the following options are those of ``temperatures``.
+        statistics: how statistics are kept; ``temperatures`` says more of this and all that follow.
+        decay: per step, of ``"ema"``.
+        clamp: how small temperatures are kept away from 0.
+        max_weight: limits w to [1/m, m] times its median; None sets no limit.
+        epsilon: bound of the clamps; also added to both deviations.
+        k_max: maximum number of clusters per domain.
+        clustering: ``"jax"``, or the authors' ``"sklearn"``.
+        size_exponent: of the number of prompts.
+        mean_exponent: of the mean reward.
+        levels: domain and group, or one of them.
+        sort_vectors: sort the reward vectors before clustering.
+        shift: added to all rewards before means and vectors.
 
     Returns:
         (P, G) advantages, each prompt's sum to 0, with standard deviation 1 over the batch; and the next state.
@@ -182,7 +194,10 @@ def weigh(
 
     Args:
         name: a key of ``FAMILY``.
-        rewards, domains, groups, state: see ``temperatures``; members without demographics ignore ``groups``.
+        rewards: (P, G), as for ``temperatures``.
+        domains: (P,) int.
+        groups: (P,) int; ignored by members without demographics.
+        state: from ``init`` or the step before.
         **options: options of ``temperatures``; those that the member fixes are ignored.
 
     Raises:
@@ -292,7 +307,7 @@ def temperatures(
         shift=shift,
     )  # fmt: skip
     wanted = f"finite rewards >= -shift = {0.0 - shift}; raise shift, or clip them"
-    r, d, g = _read(rewards, domains, groups, state, shift=shift, highest=np.inf, wanted=wanted)
+    r, d, g = memory.read(rewards, domains, groups, state, shift=shift, highest=np.inf, wanted=wanted)
     if clustering == "sklearn" and isinstance(r, Tracer):
         raise ValueError("got clustering='sklearn' under jit, vmap or grad; wanted 'jax' there")
     if statistics == "batch":
@@ -407,7 +422,9 @@ def dro_weights(
     ['0.755', '0.755', '1.245', '1.245']
     """
     _check_ranges(step_size=step_size)
-    r, d, g = _read(rewards, domains, groups, state, shift=0.0, highest=1.0, wanted="0 <= rewards <= 1; scale them")
+    r, d, g = memory.read(
+        rewards, domains, groups, state, shift=0.0, highest=1.0, wanted="0 <= rewards <= 1; scale them"
+    )
     share, state = _ascend(r, d, g, memory.observe(r, d, g, state, decay=1.0), step_size)
     ratio = (group_weights(state) / or_one(share))[d, memory.column(g, state)]
     return ratio.astype(r.dtype), state
@@ -450,31 +467,6 @@ def _ascend(
     count, reward = memory.tally(state.group_count, state.group_mean, cell, mean, counted)
     risen = state.dro_log_weight + jnp.where(count > 0, step_size * (1 - reward), 0).astype(reward.dtype)
     return count.astype(reward.dtype) / jnp.maximum(jnp.sum(count), 1), dataclasses.replace(state, dro_log_weight=risen)
-
-
-def _read(
-    rewards: ArrayLike,
-    domains: ArrayLike,
-    groups: ArrayLike,
-    state: FairnessState,
-    *,
-    shift: float,
-    highest: float,
-    wanted: str,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Checks the arguments; returns rewards, float32 or wider, and int32 ids."""
-    r, d, g = jnp.asarray(rewards), jnp.asarray(domains), jnp.asarray(groups)
-    if r.ndim != 2 or d.shape != r.shape[:1] or g.shape != r.shape[:1]:
-        raise ValueError(f"got rewards {r.shape}, domains {d.shape}, groups {g.shape}; wanted (P, G), (P,) and (P,)")
-    if not (jnp.issubdtype(d.dtype, jnp.integer) and jnp.issubdtype(g.dtype, jnp.integer)):
-        raise ValueError(f"got domains of {d.dtype} and groups of {g.dtype}; wanted integers")
-    memory.check_rollouts(r, state, shift)
-    if not any(isinstance(x, Tracer) for x in (r, d, g, shift)):
-        values = np.asarray(r)
-        if np.any((values < 0 - shift) | (values > highest) | np.isinf(values)):
-            raise ValueError(f"got rewards from {np.nanmin(values)} to {np.nanmax(values)}; wanted {wanted}")
-        memory.check_values(values, np.asarray(d), np.asarray(g), state)
-    return r.astype(jnp.promote_types(r.dtype, jnp.float32)), d.astype(jnp.int32), g.astype(jnp.int32)
 
 
 def _check_choices(**options: str) -> None:

@@ -79,16 +79,20 @@ def optimizer(optim: options.Optim, steps: int) -> optax.GradientTransformation:
     Moments and updates are float32, whatever the dtype of the parameters: in bfloat16 the second moment would stop
     growing far below the square of the gradient.
     """
+    adam = optax.adamw(schedule(optim, steps), b1=optim.b1, b2=optim.b2, weight_decay=optim.weight_decay, mask=_decayed)
+
+    update: Any = lambda grads, moments, params: adam.update(_full(grads), moments, _full(params))
+    return optax.GradientTransformation(lambda params: adam.init(_full(params)), update)
+
+
+def schedule(optim: options.Optim, steps: int) -> optax.Schedule:
+    """The learning rate of each of ``steps`` updates; a warm-up that is not shorter ends with the last of them."""
     rise = min(optim.warmup_steps, max(steps - 1, 0))
     if optim.schedule == "cosine":
         after = optax.cosine_decay_schedule(optim.lr, max(steps - rise, 1))
     else:
         after = optax.constant_schedule(optim.lr)
-    schedule = optax.join_schedules([optax.linear_schedule(0.0, optim.lr, max(rise, 1)), after], [rise])
-    adam = optax.adamw(schedule, b1=optim.b1, b2=optim.b2, weight_decay=optim.weight_decay, mask=_decayed)
-
-    update: Any = lambda grads, moments, params: adam.update(_full(grads), moments, _full(params))
-    return optax.GradientTransformation(lambda params: adam.init(_full(params)), update)
+    return optax.join_schedules([optax.linear_schedule(0.0, optim.lr, max(rise, 1)), after], [rise])
 
 
 def _full(params: Any) -> Any:

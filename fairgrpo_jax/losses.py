@@ -52,7 +52,9 @@ def policy_loss(
         dual_clip: > 1, or None for no bound on the loss where A < 0. Not for ``"cispo"``, whose weight is bounded.
         weights: (..., T) or (...) constant factors >= 0, from ``importance_weights``; no gradient. They do not change
             N, so tokens of weight 0 still count.
-        aggregation, max_length, normalizer: see ``aggregate``.
+        aggregation: see ``aggregate``, as for the two that follow.
+        max_length: of ``"constant"``, in tokens.
+        normalizer: N of the whole optimizer batch; None counts only this batch.
 
     Returns:
         The scalar loss, and metrics over the tokens of this batch: ``clip_low`` and ``clip_high``, the shares of tokens

@@ -108,7 +108,11 @@ def figures(
     group ``"all"``; the last ones have attribute ``"joint"``.
 
     Args:
-        predictions, labels, demographics, datasets, scheme: as for ``fairness_report``.
+        predictions: N answers, in the form of ``fairness_report``; so are the other arguments.
+        labels: N reference answers.
+        demographics: N mappings attribute -> value.
+        datasets: N dataset names.
+        scheme: the attributes to compare and the edges of the age groups.
 
     Raises:
         ValueError: as ``fairness_report``.
@@ -167,7 +171,10 @@ def intervals(
     bootstrap interval with fewer than about ten patients.
 
     Args:
-        predictions, labels, demographics, datasets: as for ``fairness_report``.
+        predictions: N answers, in the form of ``fairness_report``; so are the next three arguments.
+        labels: N reference answers.
+        demographics: N mappings attribute -> value.
+        datasets: N dataset names.
         patients: N patient ids, unique within a dataset; None = every record is a separate patient.
         level: coverage, in (0, 1).
         num_resamples: number of bootstrap resamples.
@@ -211,7 +218,8 @@ def bootstrap(
     of one dataset are paired.
 
     Args:
-        predictions, labels: of N records, as for ``fairness_report``.
+        predictions: N answers, in the form of ``fairness_report``.
+        labels: N reference answers.
         patients: (N,) the patient of each record, in 0 .. num_patients - 1.
         num_patients: number of patients to draw from, including those without a record here.
         num_resamples: number of draws.

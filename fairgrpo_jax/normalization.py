@@ -47,8 +47,10 @@ def logistic(
 
     Args:
         rewards: any shape, any real unit; NaN = not scored, stays NaN.
-        p25, p50, p75: percentiles in the unit of the rewards; scalars, or arrays with as many dimensions as the rewards
+        p25: lower quartile in the unit of the rewards: a scalar, or an array with as many dimensions as the rewards
             and broadcastable to them, (P, 1) for (P, G).
+        p50: median, in the same form.
+        p75: upper quartile, in the same form.
         k: steepness, > 0.
         min_iqr: smallest interquartile range, > 0, in the unit of the rewards. Below it the gradient with respect to
             p25 and p75 is 0.

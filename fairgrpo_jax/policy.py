@@ -15,6 +15,9 @@ from fairgrpo_jax.models.checkpoints import store
 from fairgrpo_jax.models.tiny.tokenizer import tiny_tokenizer
 
 
+ADAPTERS = 1 << 20  # folded into the key for adapters; the parts of the architecture count from 0
+
+
 def describe(model: options.Model, settings: options.Data) -> tuple[Any, Any]:
     """Returns the architecture, including the scale of its adapters, and the processor; reads no weights.
 
@@ -120,7 +123,8 @@ def supervised(folder: Path, model: options.Model, architecture: Any, key: jax.A
 def _adapted(params: dict, model: options.Model, key: jax.Array) -> dict:
     if not model.lora_rank:
         return params
-    return lora.add_to(params, lora.LoRA(model.lora_rank, model.lora_alpha, model.lora_targets), key)
+    settings = lora.LoRA(model.lora_rank, model.lora_alpha, model.lora_targets)
+    return lora.add_to(params, settings, jax.random.fold_in(key, ADAPTERS))
 
 
 @functools.partial(jax.jit, static_argnames=("architecture", "dtype"))

@@ -331,7 +331,7 @@ def log_probs(
         (..., T) float32.
     """
 
-    def score(hidden, targets):
+    def logprobs_of(hidden, targets):
         logits = policy_logits(params, config, hidden, temperature)
         # A comparison instead of take_along_axis, whose gradient is a scatter into all logits.
         picked = jnp.where(jax.nn.one_hot(targets, logits.shape[-1], dtype=bool), logits, 0.0).sum(-1)
@@ -343,15 +343,15 @@ def log_probs(
         chunk = logit_steps(-(-math.prod(targets.shape[:-1]) // split), config.vocab_size)
     steps = targets.shape[-1]
     if steps <= chunk:
-        return jax.checkpoint(score)(hidden, targets)
+        return jax.checkpoint(logprobs_of)(hidden, targets)
     count = -(-steps // chunk)
     spare = count * chunk - steps
     lead = [(0, 0)] * (targets.ndim - 1)
     hidden = jnp.pad(hidden, [*lead, (0, spare), (0, 0)]).reshape(*targets.shape[:-1], count, chunk, -1)
     targets = jnp.pad(targets, [*lead, (0, spare)]).reshape(*targets.shape[:-1], count, chunk)
     parts = jnp.moveaxis(hidden, -3, 0), jnp.moveaxis(targets, -2, 0)
-    scores = jax.lax.map(lambda part: jax.checkpoint(score)(*part), parts)
-    return jnp.moveaxis(scores, 0, -2).reshape(*targets.shape[:-2], -1)[..., :steps]
+    found = jax.lax.map(lambda part: jax.checkpoint(logprobs_of)(*part), parts)
+    return jnp.moveaxis(found, 0, -2).reshape(*targets.shape[:-2], -1)[..., :steps]
 
 
 def _embed(params: dict, config: TextConfig, tokens: jax.Array) -> jax.Array:

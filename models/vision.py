@@ -138,8 +138,7 @@ class DeepStackMerger(Merger):
 
 def init(config: VisionConfig, key: jax.Array) -> dict:
     """Initial weights of a tower: ``vision``, and ``projector`` if it is pooled."""
-    patch, blocks, merger = jax.random.split(key, 3)
-    position, deepstack = jax.random.split(jax.random.fold_in(key, 1))
+    patch, blocks, merger, position, deepstack = jax.random.split(key, 5)
     size, scale = config.hidden_size, config.initializer_range
     tower: dict[str, Any] = {"patch": {"kernel": scale * jax.random.normal(patch, (config.patch_dim, size))}}
     if config.patch_bias:

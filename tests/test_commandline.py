@@ -137,6 +137,7 @@ def fails_with(error):
         (OSError(28, "No space left on device", "evals"), "No space left on device: .*; make room, and the same"),
         (RuntimeError("RESOURCE_EXHAUSTED: [a\nb] No space left on device [source]"), "No space left on device: RES"),
         (FloatingPointError("loss is nan"), "loss is nan"),
+        (ImportError("x.dcm needs a decoder: pip install python-gdcm"), "x.dcm needs a decoder"),
     ],
 )
 def test_errors_of_the_machine_are_one_line(monkeypatch, capsys, error, line):

@@ -11,7 +11,7 @@ import pytest
 from fairgrpo_jax import data
 from fairgrpo_jax.data import about, check
 from fairgrpo_jax.data.__main__ import main
-from fairgrpo_jax.data.datasets import covid_blues
+from fairgrpo_jax.data.datasets import covid_blues, synthetic
 from fairgrpo_jax.data.record import Media, Record
 from tests import covid_fixture
 
@@ -152,3 +152,12 @@ def test_prepare_and_options_from_the_command_line(root, tmp_path, capsys):
         main(["check"])
     with pytest.raises(SystemExit):
         main(["check", "covid_blues", "--all"])
+
+
+def test_the_table_has_the_bins_of_the_edges():
+    records = synthetic.load("test", domains=("us",)).records
+    head, *rows = (line.split() for line in check.table(records, edges=(40, 65)))
+    assert head == ["label", "all", "F", "M", "sex", "unk", "≤40", "41–65", ">65", "age", "unk"]
+    ages = [record.age for record in records if record.age is not None]
+    wanted = [sum(low < age <= high for age in ages) for low, high in ((0, 40), (40, 65), (65, 200))]
+    assert [sum(int(row[column]) for row in rows) for column in (5, 6, 7)] == wanted and min(wanted) > 0

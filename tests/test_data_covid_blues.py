@@ -205,7 +205,7 @@ def test_the_real_dataset_has_its_published_numbers():
     assert Counter(r.answer for r in people.values()) == {"Has COVID": 33, "No COVID": 30}
     assert Counter(r.answer for r in records) == {"Has COVID": 197, "No COVID": 165}
     assert Counter(r.sex for r in people.values()) == {"M": 41, "F": 22}
-    bins = Counter(demographics.age_bin(r.age) for r in people.values())
+    bins = Counter(demographics.age_name(r.age) for r in people.values())
     assert bins == {"26–50": 12, "51–75": 32, ">75": 19}
     assert Counter(r.extra["severity"] for r in records) == {"0.0": 120, "1.0": 111, "2.0": 83, "3.0": 48}
     assert {r.extra["a_lines"] for r in records} | {r.extra["b_lines"] for r in records} == {"yes", "no"}

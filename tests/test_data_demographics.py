@@ -86,8 +86,8 @@ def test_codes_for_sex_are_read_only_where_the_dataset_explains_them():
 def test_age_bins_include_their_upper_edge():
     ages = [0, 25, 25.5, 26, 50, 50.1, 75, 75.5, 76, 90, None]
     bins = ["≤25", "≤25", "26–50", "26–50", "26–50", "51–75", "51–75", ">75", ">75", ">75", None]
-    assert [demographics.age_bin(age) for age in ages] == bins
-    assert [demographics.age_bin(age, edges=(60.0,)) for age in (60, 61)] == ["≤60", ">60"]
+    assert [demographics.age_name(age) for age in ages] == bins
+    assert [demographics.age_name(age, edges=(60.0,)) for age in (60, 61)] == ["≤60", ">60"]
 
 
 @pytest.mark.parametrize("edges", [(25, 50, 75), (40, 65), (18,), (0.5, 17.5, 60.0)])
@@ -98,7 +98,7 @@ def test_every_age_has_the_name_of_its_bin(edges):
     for years in np.concatenate([np.random.default_rng(0).uniform(0, 120, 200), beside]):
         place = sum(years > edge for edge in edges)  # an edge belongs to the bin below it
         assert people.age_name(years, edges) == names[place] == names[people.age_bins([years], edges)[0]]
-        assert demographics.age_bin(years, edges=edges) == names[place]
+        assert demographics.age_name(years, edges=edges) == names[place]
 
 
 @pytest.mark.parametrize("word", sorted(people.UNKNOWN))

@@ -8,8 +8,17 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.encaps import encapsulate
 from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
-from pydicom.uid import UID, ExplicitVRLittleEndian, JPEG2000Lossless, RLELossless
+from pydicom.uid import (
+    MPEG4HP41,
+    UID,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    JPEG2000Lossless,
+    RLELossless,
+    SecondaryCaptureImageStorage,
+)
 
 from fairgrpo_jax.data import dicom, media
 from fairgrpo_jax.data.record import Media, Record
@@ -187,15 +196,54 @@ def test_only_the_one_warning_is_silenced():
     assert [str(warning.message) for warning in seen] == ["another"]
 
 
-@pytest.mark.parametrize("factor", [1, 257])
-def test_palettes_of_sixteen_bits_that_hold_eight_or_sixteen(factor):
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ExplicitVRBigEndian])
+@pytest.mark.parametrize("factor,below", [(1, 0), (257, 0), (256, 77)])
+def test_palettes_of_sixteen_bits_that_hold_eight_or_sixteen(factor, below, syntax):
     """Some devices write values of 8 bits into tables that they declare to be of 16: the picture was black."""
-    stored = np.random.default_rng(1).integers(0, 256, (10, 12), np.uint8)
+    order = "<u2" if syntax == ExplicitVRLittleEndian else ">u2"
+    stored = np.random.default_rng(1).integers(0, 256, (10, 12), np.uint16)
     tables = np.random.default_rng(2).integers(0, 256, (3, 256))
     tables[:, 0] = 255
-    file = dataset(stored, kind="PALETTE COLOR")
+    file = dataset(stored.astype(order), kind="PALETTE COLOR")
+    file.file_meta.TransferSyntaxUID = syntax
     for name, table in zip(("Red", "Green", "Blue"), tables, strict=True):
         setattr(file, f"{name}PaletteColorLookupTableDescriptor", [256, 0, 16])
-        setattr(file, f"{name}PaletteColorLookupTableData", (table * factor).astype("<u2").tobytes())
-    picture = dicom.pixels(written(file), "x.dcm")
+        setattr(file, f"{name}PaletteColorLookupTableData", (table * factor + below).astype(order).tobytes())
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pydicom.dcmwrite(buffer, file)
+    picture = dicom.pixels(buffer.getvalue(), "x.dcm")
     np.testing.assert_array_equal(picture, np.moveaxis(tables[:, stored], 0, -1))
+
+
+def without_preamble(file):
+    """The data alone, without the 128 bytes, the name of the format and the group that tells the transfer syntax."""
+    content = written(file)
+    return content[content.index(b"\x08\0\x16\0" if "SOPClassUID" in file else b"\x08\0\x18\0") :]
+
+
+def test_files_without_a_preamble():
+    file = dataset(WindowCenter=1500, WindowWidth=1800, SOPClassUID=SecondaryCaptureImageStorage)
+    np.testing.assert_array_equal(dicom.pixels(without_preamble(file), "x.dcm"), dicom.pixels(written(file), "x.dcm"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        file.compress(RLELossless, generate_instance_uid=False)
+    with pytest.raises(ValueError, match="its pixels are compressed and it does not say how"):
+        dicom.pixels(without_preamble(file), "x.dcm")
+    with pytest.raises(ValueError, match="x.dcm is broken .*DICM"):
+        dicom.pixels(without_preamble(dataset()), "x.dcm")
+
+
+def test_headers_alone_and_films_of_a_camera_say_what_they_are():
+    file = dataset(SOPClassUID=SecondaryCaptureImageStorage)
+    del file.PixelData
+    with pytest.raises(ValueError, match="Secondary Capture Image Storage, has the tags of 48 x 64 pixels and ends"):
+        dicom.pixels(written(file), "x.dcm")
+    with pytest.raises(ValueError, match="x.dcm has 60000 x 50000 pixels; wanted at most 80,000,000"):
+        dicom.pixels(written(dataset(Rows=50000, Columns=60000)), "x.dcm")
+    camera = dataset(np.zeros((4, 4, 3), np.uint8))
+    camera.file_meta.TransferSyntaxUID = MPEG4HP41
+    camera.PixelData = encapsulate([bytes(64)])
+    with pytest.raises(ValueError, match="compressed as MPEG-4 .* not read; convert it .* save the stream"):
+        dicom.pixels(written(camera), "x.dcm")

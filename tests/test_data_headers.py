@@ -38,7 +38,7 @@ def test_images_of_all_formats(tmp_path, name):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("name", ["phone.jpg", "phone.png", "phone.webp"])
+@pytest.mark.parametrize("name", ["phone.jpg", "phone.png", "phone.webp", "phone.tiff"])
 def test_photographs_that_are_shown_upright(tmp_path, name, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -87,6 +87,15 @@ def test_every_record_of_the_clinic():
 def test_dicom(tmp_path):
     (tmp_path / "x.dcm").write_bytes(test_data_dicom.written(test_data_dicom.dataset()))
     assert_as_decoded(Media("image", path=tmp_path / "x.dcm"))
+
+
+def test_a_window_that_is_none_is_refused_by_the_header_too(tmp_path):
+    file = test_data_dicom.dataset(WindowCenter=10, WindowWidth=-3)
+    (tmp_path / "x.dcm").write_bytes(test_data_dicom.written(file))
+    for kind in ("image", "video"):
+        with pytest.raises(ValueError, match="width -3.0, .*; pass window='minmax'"):
+            headers.sizes(record(Media(kind, path=tmp_path / "x.dcm")))
+        assert_as_decoded(Media(kind, path=tmp_path / "x.dcm", window="minmax"))
 
 
 def test_files_that_are_no_media_are_named(tmp_path):

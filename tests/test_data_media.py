@@ -133,7 +133,7 @@ def test_what_is_transparent_is_white(tmp_path):
 def test_images_of_several_pages_are_refused(tmp_path, name):
     pages = [Image.new("RGB", (8, 8), (60 * i, 0, 0)) for i in range(3)]
     pages[0].save(tmp_path / name, save_all=True, append_images=pages[1:])
-    with pytest.raises(ValueError, match=f"image .*{name} has 3 pages; wanted one picture: split it first"):
+    with pytest.raises(ValueError, match=f"image .*{name} has 3 pages; wanted one picture: give it as a video"):
         media.decode(Media("image", path=tmp_path / name))
 
 
@@ -371,5 +371,14 @@ def test_pictures_too_large_are_refused_before_they_are_decoded(tmp_path):
 
 def test_formats_that_start_other_programs_are_not_opened(tmp_path):
     (tmp_path / "x.eps").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n")
-    with pytest.raises(ValueError, match="x.eps is broken .cannot identify image file"):
+    with pytest.raises(ValueError, match="x.eps is broken or of a form that is not read .cannot identify image file"):
         media.decode(Media("image", path=tmp_path / "x.eps"))
+
+
+def test_every_error_of_pillow_names_the_file(tmp_path):
+    """A palette of more colours than its 8 bits can tell makes Pillow raise a ValueError of few words."""
+    head = struct.pack("<2sIHHI", b"BM", 2000, 0, 0, 14 + 40 + 4 * 300)
+    head += struct.pack("<IiiHHIIiiII", 40, 8, 8, 1, 8, 0, 64, 0, 0, 300, 0)
+    (tmp_path / "x.bmp").write_bytes(head + bytes(4 * 300 + 64))
+    with pytest.raises(ValueError, match="image .*x.bmp is broken or of a form that is not read .invalid palette size"):
+        media.decode(Media("image", path=tmp_path / "x.bmp"))

@@ -77,7 +77,7 @@ def test_sizes(clinic):
 
 
 def cells(records):
-    return Counter((demographics.age_bin(r.age), r.sex) for r in records)
+    return Counter((demographics.age_name(r.age), r.sex) for r in records)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_ultrasound_has_ages_but_no_sex(clinic):
 
 def test_classes_are_equally_frequent_in_every_group(clinic):
     for domain in DRAWN:
-        counts = Counter((demographics.age_bin(r.age), r.sex, r.answer) for r in of(clinic["test"], domain))
+        counts = Counter((demographics.age_name(r.age), r.sex, r.answer) for r in of(clinic["test"], domain))
         assert set(counts.values()) == {60 // len(synthetic.DOMAINS[domain].findings)}
 
 
@@ -210,7 +210,7 @@ def accuracy_by_age(domain, **options):
         return (
             pixels,
             np.array([r.answer for r in records]),
-            np.array([str(demographics.age_bin(r.age)) for r in records]),
+            np.array([str(demographics.age_name(r.age)) for r in records]),
         )
 
     (x, y, _), (x_test, y_test, ages) = arrays("train"), arrays("test")
@@ -262,7 +262,7 @@ def test_contact_sheet_shows_the_class_and_age_it_says():
     assert sheet.shape == (4 * 34, 10 * 34, 3)
     tile = sheet[2 * 34 + 1 : 3 * 34 - 1, 34 + 1 : 2 * 34 - 1]  # third row, second column
     owners = [r for r in synthetic.load("test", domains=("ct",)) if (r.media[0].pixels == tile).all()]
-    assert [(demographics.age_bin(r.age), r.answer) for r in owners] == [(">75", "Intraparenchymal")]
+    assert [(demographics.age_name(r.age), r.answer) for r in owners] == [(">75", "Intraparenchymal")]
 
 
 @pytest.mark.parametrize(

@@ -261,3 +261,17 @@ def test_schedules():
             rates.append(-float(updates["w"][0, 0]))  # Adam of a constant gradient moves by the learning rate
         np.testing.assert_allclose(rates[:3], [0.0, 0.5, 1.0], atol=1e-4)
         np.testing.assert_allclose(rates[-1], last, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "steps, warmup, wanted",
+    [
+        (8, 4, [0, 1 / 4, 2 / 4, 3 / 4, *(0.5 * (1 + np.cos(np.pi * t / 4)) for t in range(4))]),
+        (20, 30, [t / 19 for t in range(20)]),  # a warm-up of more than all updates ends with the last one
+        (1, 30, [1.0]),  # and the only update of a run is not lost
+    ],
+)
+def test_rates_by_the_formula_of_transformers(steps, warmup, wanted):
+    """get_cosine_schedule_with_warmup: t / warmup, then half a cosine; the first update has rate 0."""
+    schedule = learner.schedule(options.Optim(lr=1.0, warmup_steps=warmup), steps)
+    np.testing.assert_allclose([schedule(t) for t in range(steps)], wanted, atol=1e-6)

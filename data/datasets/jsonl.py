@@ -407,16 +407,29 @@ def _image(value: Any, folder: Path) -> Media:
 
 
 def _video(value: Any, folder: Path, fps: Any, num_frames: int) -> Media:
+    speed = _speed(fps)
     if isinstance(value, list):
-        if isinstance(fps, bool) or not isinstance(fps, int | float) or not fps > 0:
+        if speed is None:
             raise ValueError(f"fps is {_short(fps)}; wanted the frames a second of a video given as frames")
         if not value:
             raise ValueError("videos has a video without frames")
         frames = tuple(_path(frame, folder) for frame in value)
-        return Media("video", frames=frames, fps=float(fps), num_frames=num_frames)
+        return Media("video", frames=frames, fps=speed, num_frames=num_frames)
     if isinstance(value, dict):
         value = value.get("path") or value.get("video")
-    return Media("video", path=_path(value, folder), num_frames=num_frames)
+    return Media("video", path=_path(value, folder), num_frames=num_frames, fps=speed)
+
+
+def _speed(fps: Any) -> float | None:
+    """Frames per second, for videos that have none themselves."""
+    if fps is None or fps == "":
+        return None
+    try:
+        if not isinstance(fps, bool) and 0 < float(fps) < math.inf:
+            return float(fps)
+    except (TypeError, ValueError):
+        pass
+    raise ValueError(f"fps is {_short(fps)}; wanted frames a second, above 0")
 
 
 def _path(value: Any, folder: Path) -> Path:
