@@ -197,7 +197,8 @@ def _abstract(tree: Any) -> Any:
 
 # ---- digests ---------------------------------------------------------------------------------------------------------
 
-_MAY_BE_INFINITE = "training/fairness"  # statistics of rewards, not numbers that a pass computes with
+# Statistics of rewards, not numbers that a pass computes with; an empty slot is NaN.
+_MAY_BE_INFINITE = ("training/fairness", "training/quantiles")
 
 
 class _Seen(NamedTuple):
