@@ -6,7 +6,19 @@
 from collections.abc import Sequence
 
 from fairgrpo_jax.data.record import Record
-from fairgrpo_jax.demographics import EDGES, UNKNOWN as UNKNOWN, Scheme, age as age, age_name, groups, sex as sex
+from fairgrpo_jax.demographics import (
+    AGE_TOLD as AGE_TOLD,
+    EDGES,
+    UNKNOWN as UNKNOWN,
+    Scheme,
+    age as age,
+    age_band as age_band,
+    age_name,
+    groups,
+    is_cut,
+    sex as sex,
+    within as within,
+)
 
 
 def age_bin(years: float | None, *, edges: Sequence[float] = EDGES) -> str | None:
@@ -29,7 +41,8 @@ def attributes(
 
     Args:
         record: a record of the patient.
-        edges: increasing upper edges of the age bins in years, inclusive.
+        edges: increasing upper edges of the age bins in years, inclusive. An age that is known as a band alone
+            (``extra["age_told"]``) is unknown where an edge cuts the band.
         names: ``"sex"``, ``"age"``, and keys of ``record.extra`` such as ``"race"``, in the desired order. Attributes
             that a dataset does not have are unknown.
 
@@ -39,5 +52,7 @@ def attributes(
         >>> demographics.attributes(synthetic.load("test", domains=("digits",))[0], names=("sex", "age", "race"))
         {'sex': None, 'age': None, 'race': None}
     """
-    person = {**record.extra, "sex": record.sex, "age": record.age}
+    band = age_band(record.extra.get(AGE_TOLD))
+    known = None if band is not None and is_cut(band, edges) else record.age
+    person = {**record.extra, "sex": record.sex, "age": known}
     return groups(person, Scheme(tuple(names), tuple(edges)))

@@ -14,20 +14,21 @@ each.
 
 import collections
 import dataclasses
+import functools
 import io
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fairgrpo_jax.data import demographics
+from fairgrpo_jax.data import demographics, forms
 from fairgrpo_jax.data.about import About
+from fairgrpo_jax.data.cells import Address
 from fairgrpo_jax.data.media import open_image
 from fairgrpo_jax.data.record import Media, Record, RecordList
 from fairgrpo_jax.data.splits import by_patient
-from fairgrpo_jax.data.tables import Problems
 
 
 SPLITS = ("train", "test")
@@ -39,7 +40,6 @@ ABOUT = About(
     licence="yours",
     download="train.jsonl and test.jsonl (or .parquet) in one folder, or one such file",
 )
-SUFFIXES = (".jsonl", ".json", ".parquet")
 
 _NAMES = {
     "prompt": ("prompt", "problem", "question"),
@@ -102,14 +102,16 @@ def load(
     """
     if num_frames < 1:
         raise ValueError(f"num_frames is {num_frames}; wanted at least 1")
-    path = _file(Path(root), split)
-    alone = path == Path(root)
-    problems = Problems(path, unit="row" if path.suffix == ".parquet" else "line")
+    rows = forms.find(Path(root), split)
+    path, alone, problems = rows.path, rows.alone, rows.problems()
     records, column, seen = [], False, dict[str, int]()
     found = _Columns(columns or {}, codes or {})
-    for line, row in _rows(path, problems, found):
+    choices = next((names for name, names in rows.classes.items() if found.name(name) in _NAMES["answer"]), None)
+    for line, row in rows.read(problems):
         try:
-            row = found.named(row)
+            if choices and "choices" not in row:
+                row["choices"] = [*choices]
+            row = _banded(found.named(row))
             column = column or "split" in row
             record = _record(row, path, line, alone, num_frames)
             if (first := seen.setdefault(record.uid, line)) != line:
@@ -123,7 +125,9 @@ def load(
             problems.add(line, str(error))
     found.require_given()
     problems.raise_if_any()
-    notes = found.notes(len(records), problems.unit)
+    notes = (*rows.notes, *found.notes(len(records), problems.unit), *_bands(records))
+    if others := [name for name in forms.splits(Path(root)) if name not in (split, *SPLITS)]:
+        notes += (f"other splits that are there: {', '.join(others)}",)
     if not alone or column:
         return RecordList(tuple(r for r in records if not alone or r.split == split), notes=notes)
     if split not in SPLITS:
@@ -131,18 +135,6 @@ def load(
     held_out = by_patient([r.patient for r in records], fraction=HELD_OUT, seed=0)
     kept = [r for r, out in zip(records, held_out, strict=True) if out == (split == "test")]
     return RecordList(tuple(dataclasses.replace(r, split=split) for r in kept), notes=notes)
-
-
-def _file(root: Path, split: str) -> Path:
-    if root.is_file():
-        if root.suffix not in SUFFIXES:
-            raise ValueError(f"{root} is no {', '.join(SUFFIXES)}; wanted a file of rows, or a folder of them")
-        return root
-    found = [root / f"{split}{suffix}" for suffix in SUFFIXES if (root / f"{split}{suffix}").is_file()]
-    if len(found) != 1:
-        there = ", ".join(path.name for path in found) or "none"
-        raise ValueError(f"{root} has {there} of {', '.join(split + suffix for suffix in SUFFIXES)}; wanted one")
-    return found[0]
 
 
 class _Columns:
@@ -160,12 +152,18 @@ class _Columns:
             raise ValueError(f"got columns for {', '.join(unknown)}; wanted some of {', '.join(sorted(known))}")
         self._given = {column: name for name, column in given.items()}
         self._codes, self._coded = codes, collections.Counter[tuple[str, str]]()
-        self._read: dict[str, str] = {}  # by the column's own name
+        self._names: dict[str, str] = {}  # by the column's own name, as the next two
+        self._read: dict[str, str] = {}
         self._kept: dict[str, list[str]] = {}  # some values of columns that became attributes
         self.without_media: list[int] = []
 
     def name(self, column: str) -> str:
         """The name of a column in this module; its own if it is none of them."""
+        if column not in self._names:
+            self._names[column] = self._named(column)
+        return self._names[column]
+
+    def _named(self, column: str) -> str:
         if column in self._given:
             return self._given[column]
         plain = column.strip().lower()
@@ -181,16 +179,17 @@ class _Columns:
         """
         found: dict[str, Any] = {}
         info = row.get("extra_info")
-        nested = info if isinstance(info, dict) else {}
-        told = [pair for pair in row.items() if pair[0] != "extra_info" or not nested]
-        told += [(key, value) for key, value in nested.items() if key not in row and self.name(key) not in _OWN]
+        told = [*row.items()]
+        if isinstance(info, dict):
+            told = [pair for pair in told if pair[0] != "extra_info" or not info]
+            told += [(key, value) for key, value in info.items() if key not in row and self.name(key) not in _OWN]
         for column, value in told:
             name = self.name(column)
-            value = self._meant(name, value)
-            if found.get(name) is not None and value is not None and found[name] != value:
-                raise ValueError(f"two columns {name} differ; keep one")
+            value = self._meant(name, value) if name in self._codes else value
             if found.get(name) is None:
                 found[name] = value
+            elif value is not None and found[name] != value:
+                raise ValueError(f"two columns {name} differ; keep one")
             if name in _KNOWN:
                 self._read[column] = name
             else:
@@ -202,7 +201,7 @@ class _Columns:
     def _meant(self, name: str, value: Any) -> Any:
         """The value that a code stands for."""
         code = _plain(value)
-        if code not in self._codes.get(name, {}):
+        if code not in self._codes[name]:
             return value
         self._coded[name, code] += 1
         return self._codes[name][code] or None
@@ -260,71 +259,28 @@ def _others(name: str) -> tuple[str, ...]:
     return next((names for names in _NAMES.values() if name in names), ())
 
 
-def _rows(path: Path, problems: Problems, columns: _Columns) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Number and columns of each row; invalid rows are added to ``problems``."""
-    if path.suffix == ".parquet":
-        yield from enumerate(_parquet(path, columns), start=1)
-        return
-    with path.open("rb") as file:
-        for line, raw in enumerate(file, start=1):
-            try:
-                text = raw.decode("utf-8-sig" if line == 1 else "utf-8").strip()
-                if not text:
-                    continue
-                row = json.loads(text, object_pairs_hook=_once)
-                json.dumps(row, ensure_ascii=False).encode()  # an unpaired surrogate is not text
-            except (ValueError, RecursionError) as error:
-                problems.add(line, f"no JSON ({error})")
-                continue
-            if isinstance(row, dict):
-                yield line, row
-            else:
-                problems.add(line, f"{text[:40]} is no object")
+def _banded(row: dict[str, Any]) -> dict[str, Any]:
+    """A row with a band of ages: the age is one inside it, the band is kept as it is told."""
+    band = _remembered(demographics.age_band, row.get("age"))
+    if band is None:
+        return row
+    told = str(row["age"]).strip()
+    if row.get(demographics.AGE_TOLD) not in (None, told):
+        raise ValueError(f"the column {demographics.AGE_TOLD} differs from the age {told}; rename it")
+    return row | {"age": demographics.within(band), demographics.AGE_TOLD: told}
 
 
-def _parquet(path: Path, columns: _Columns) -> Iterator[dict[str, Any]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            labels = _class_labels(file.schema_arrow.metadata or {})
-            answers = [names for column, names in labels.items() if columns.name(column) in _NAMES["answer"]]
-            for batch in file.iter_batches(batch_size=256):
-                for row in batch.to_pylist():
-                    for column, names in labels.items():
-                        row[column] = _label(row.get(column), names)
-                    if answers and "choices" not in row:
-                        row["choices"] = answers[0]
-                    yield row
-    except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"{path} is no Parquet ({error}); write it again") from error
-
-
-def _class_labels(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
-    """The names of the classes of columns that Hugging Face's ``datasets`` wrote as ClassLabel."""
-    try:
-        features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-    except ValueError:
-        return {}
-    kinds = {name: kind for name, kind in features.items() if isinstance(kind, dict)}
-    return {name: kind["names"] for name, kind in kinds.items() if kind.get("_type") == "ClassLabel"}
-
-
-def _label(value: Any, names: list[str]) -> Any:
-    """The name of a class; -1 is none, as Hugging Face has it."""
-    if not isinstance(value, int) or value < 0:
-        return None
-    return names[value] if value < len(names) else value
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; raises if a key is repeated."""
-    row = dict(pairs)
-    if len(row) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"keys {', '.join(sorted({n for n in names if names.count(n) > 1}))} are there twice")
-    return row
+def _bands(records: Sequence[Record]) -> tuple[str, ...]:
+    """What became of ages that are told as bands, in a sentence."""
+    counts = collections.Counter(told for r in records if (told := r.extra.get(demographics.AGE_TOLD)))
+    if not counts:
+        return ()
+    told = ", ".join(f"{band} ({count})" for band, count in sorted(counts.items())[:20])
+    more = f" and {len(counts) - 20} more" if len(counts) > 20 else ""
+    return (
+        f"ages that are bands: {told}{more}; kept as the attribute {demographics.AGE_TOLD}, a group of data.age_edges "
+        "where they lie within one",
+    )
 
 
 def _record(row: Mapping[str, Any], path: Path, line: int, alone: bool, num_frames: int) -> Record:
@@ -332,7 +288,7 @@ def _record(row: Mapping[str, Any], path: Path, line: int, alone: bool, num_fram
     media = _media(row, path.parent, num_frames)
     if tags and sorted(tags) != sorted(medium.kind for medium in media):
         raise ValueError(f"the prompt has {len(tags)} tags of media, the row {len(media)} media")
-    dataset = _text(row, "data_source") or (path.stem if alone else path.resolve().parent.name)
+    dataset = _text(row, "data_source") or (path.stem if alone else _folder_name(path))
     answer, choices = _answer(row), _choices(row)
     if choices and answer not in choices and not set(answer.split(", ")) <= set(choices):
         raise ValueError(f"answer is {answer!r}; wanted one of the choices, or several joined by ', '")
@@ -346,21 +302,53 @@ def _record(row: Mapping[str, Any], path: Path, line: int, alone: bool, num_fram
         answer=answer,
         choices=choices,
         patient=_scalar("patient", _one(row, "patient")) or name,
-        sex=demographics.sex(_one(row, "sex")),
-        age=demographics.age(row.get("age")),
-        extra={key: _plain(value) for key, value in row.items() if key not in _KNOWN},
-        split=_text(row, "split") if alone else path.stem,
+        sex=_remembered(demographics.sex, _one(row, "sex")),
+        age=_remembered(demographics.age, row.get("age")),
+        extra=_attributes(tuple((key, _plain(value)) for key, value in row.items() if key not in _KNOWN)),
+        split=_text(row, "split") if alone else _same(path.stem),
         finding=_text(row, "finding"),
     )
 
 
+# A million rows say few things: equal values are one object, and are read once.
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def _same(value: Any) -> Any:
+    """A value, or one that is equal to it and came before."""
+    return value
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def _attributes(pairs: tuple[tuple[str, str], ...]) -> Mapping[str, str]:
+    return dict(pairs)
+
+
+def _remembered(read: Callable[[Any], Any], raw: Any) -> Any:
+    """What ``read`` makes of a value."""
+    return _read(read, raw) if isinstance(raw, str | int | float | None) else read(raw)
+
+
+@functools.lru_cache(maxsize=1 << 14, typed=True)
+def _read(read: Callable[[Any], Any], raw: Any) -> Any:
+    return read(raw)
+
+
+@functools.lru_cache(maxsize=64)
+def _folder_name(path: Path) -> str:
+    return path.resolve().parent.name
+
+
 def _one(row: Mapping[str, Any], name: str) -> Any:
     """The value of a column with several names; if a row has two of them, they must agree."""
-    found = {key: row[key] for key in _NAMES[name] if row.get(key) is not None}
-    values = list(found.values())
-    if any(value != values[0] for value in values[1:]):
-        raise ValueError(f"{' and '.join(found)} differ; keep one")
-    return values[0] if values else None
+    first, value = "", None
+    for key in _NAMES[name]:
+        if (other := row.get(key)) is None:
+            continue
+        if value is not None and other != value:
+            raise ValueError(f"{first} and {key} differ; keep one")
+        first, value = first or key, other
+    return value
 
 
 def _question(prompt: Any) -> tuple[str, list[str]]:
@@ -413,6 +401,9 @@ def _media(row: Mapping[str, Any], folder: Path, num_frames: int) -> tuple[Media
 
 
 def _image(value: Any, folder: Path) -> Media:
+    held = value.get("bytes") if isinstance(value, dict) else value
+    if isinstance(held, Address):
+        return Media("image", path=held.path, member=held.member)
     if isinstance(value, dict) and isinstance(value.get("bytes"), bytes):
         return Media("image", pixels=open_image(io.BytesIO(value["bytes"]), str(value.get("path") or "its bytes")))
     if isinstance(value, dict):
@@ -428,6 +419,9 @@ def _video(value: Any, folder: Path, fps: Any, num_frames: int) -> Media:
             raise ValueError("videos has a video without frames")
         frames = tuple(_path(frame, folder) for frame in value)
         return Media("video", frames=frames, fps=float(fps), num_frames=num_frames)
+    held = value.get("bytes") if isinstance(value, dict) else value
+    if isinstance(held, Address):
+        return Media("video", path=held.path, member=held.member, num_frames=num_frames)
     if isinstance(value, dict):
         value = value.get("path") or value.get("video")
     return Media("video", path=_path(value, folder), num_frames=num_frames)
@@ -452,7 +446,7 @@ def _choices(row: Mapping[str, Any]) -> tuple[str, ...]:
     choices = tuple(_scalar("choices", choice) for choice in _list(row, "choices"))
     if len(set(choices)) < len(choices) or "" in choices:
         raise ValueError(f"choices are {_short(list(choices))}; wanted different ones, none empty")
-    return choices
+    return _same(choices)
 
 
 def _list(row: Mapping[str, Any], name: str) -> list[Any]:
@@ -472,7 +466,7 @@ def _scalar(name: str, value: Any) -> str:
         return ""
     if not isinstance(value, str | int | float):
         raise ValueError(f"{name} is {_short(value)}; wanted text or a number")
-    return str(value).strip()
+    return _same(str(value).strip())
 
 
 def _plain(value: Any) -> str:
