@@ -2,7 +2,7 @@
 
 In a folder the rows of a split, here ``train``, are one of:
 
-- a table, ``train.jsonl``, ``.json`` (a list or lines), ``.csv``, ``.tsv``, ``.parquet``, ``.arrow``, also in ``data/``;
+- a table, ``train.jsonl``, ``.json`` (list or lines), ``.csv``, ``.tsv``, ``.parquet``, ``.arrow``, also in ``data/``;
 - Parquet in parts, ``train-00000-of-00002.parquet``, in the folder, in ``data/`` (as on the Hugging Face Hub) or in one
   other folder (a configuration), or any names in ``train/``;
 - what ``datasets`` saved to disk: ``train/state.json`` with Arrow files, or ``state.json`` alone;
