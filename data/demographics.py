@@ -52,7 +52,24 @@ def attributes(
         >>> demographics.attributes(synthetic.load("test", domains=("digits",))[0], names=("sex", "age", "race"))
         {'sex': None, 'age': None, 'race': None}
     """
-    band = age_band(record.extra.get(AGE_TOLD))
-    known = None if band is not None and is_cut(band, edges) else record.age
+    told = band(record)
+    known = None if told is not None and is_cut(told, edges) else record.age
     person = {**record.extra, "sex": record.sex, "age": known}
     return groups(person, Scheme(tuple(names), tuple(edges)))
+
+
+def band(record: Record) -> tuple[float, float] | None:
+    """The band of years that is all that is known of the patient's age, kept in ``extra["age_told"]``; else None.
+
+    Example:
+        >>> from fairgrpo_jax.data import demographics
+        >>> from fairgrpo_jax.data.record import Record
+        >>> record = Record("demo/1", "demo", "", (), "?", "a", (), "p", "F", 64.5, {"age_told": "60–69"}, "train")
+        >>> demographics.band(record), demographics.attributes(record, edges=(50, 65))["age"]
+        ((60.0, 69.0), None)
+    """
+    try:
+        told = age_band(record.extra.get(AGE_TOLD))
+    except ValueError:
+        return None
+    return told if told is not None and record.age == within(told) else None

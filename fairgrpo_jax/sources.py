@@ -98,11 +98,12 @@ def require_whole_bands(records: Sequence[Record], edges: Sequence[float]) -> No
     Raises:
         ValueError: with the bands that are cut, records that have them, and edges that cut none.
     """
+    bands: dict[str, tuple[float, float]] = {}
     told: dict[str, list[str]] = {}
     for record in records:
-        if band := record.extra.get(demographics.AGE_TOLD):
-            told.setdefault(band, []).append(record.uid)
-    bands = {text: band for text in told if (band := demographics.age_band(text))}
+        if (band := demographics.band(record)) is not None:
+            bands[record.extra[demographics.AGE_TOLD]] = band
+            told.setdefault(record.extra[demographics.AGE_TOLD], []).append(record.uid)
     cut = [text for text, band in bands.items() if demographics.is_cut(band, edges)]
     if not cut:
         return

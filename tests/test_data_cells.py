@@ -168,7 +168,9 @@ def test_check_and_prepare_know_cells(tmp_path):
     root = tmp_path / "mine"
     root.mkdir()
     for split, first in (("train", 0), ("test", 3)):
-        rows = [{"prompt": "?", "answer": "a", "image": {"bytes": png(i), "path": None}} for i in range(first, first + 3)]
+        rows = [
+            {"prompt": "?", "answer": "a", "image": {"bytes": png(i), "path": None}} for i in range(first, first + 3)
+        ]
         pq.write_table(pa.Table.from_pylist(rows), root / f"{split}-00000-of-00001.parquet")
     report = check("jsonl", root)
     assert report.wrong == [] and "6 media files, 0 missing" in report.lines

@@ -272,7 +272,7 @@ def _banded(row: dict[str, Any]) -> dict[str, Any]:
 
 def _bands(records: Sequence[Record]) -> tuple[str, ...]:
     """What became of ages that are told as bands, in a sentence."""
-    counts = collections.Counter(told for r in records if (told := r.extra.get(demographics.AGE_TOLD)))
+    counts = collections.Counter(r.extra[demographics.AGE_TOLD] for r in records if demographics.band(r))
     if not counts:
         return ()
     told = ", ".join(f"{band} ({count})" for band, count in sorted(counts.items())[:20])
