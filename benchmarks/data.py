@@ -1,9 +1,9 @@
 """The data layer at true size: ``python benchmarks/data.py``.
 
 First the index: tables of the size of the real ones (CheXpert's 223,414 rows; the 227,000 questions of PMC-VQA with an
-archive of 149,000 figures; one's own million rows as Parquet, JSON lines and CSV; 100,000 JPEG images inside Parquet) are
-written with invented content and loaded, each in a process of its own; the memory is that of the records, the process
-with its imports taken off. Then the media: records a second from each kind of source,
+archive of 149,000 figures; one's own million rows as Parquet, JSON lines and CSV; 100,000 JPEG images inside Parquet)
+are written with invented content and loaded, each in a process of its own; the memory is that of the records, the
+process with its imports taken off. Then the media: records a second from each kind of source,
 decoded by one thread and by two, on noise of the usual sizes (noise compresses badly: real images decode faster).
 """
 
@@ -136,7 +136,7 @@ before = resident()
 start, used = time.perf_counter(), time.process_time()
 source = data.load(sys.argv[1], sys.argv[2], split="train")
 seconds, used = time.perf_counter() - start, time.process_time() - used
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+peak = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) / 1e3
 print(json.dumps([len(source), seconds, used, resident() - before, peak - before]))
 """
 

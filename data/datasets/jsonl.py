@@ -1,15 +1,16 @@
-"""Your own data: JSON lines or Parquet with the columns of TRL and verl.
+"""Your own data in any form that ``data.forms`` finds, with the columns of TRL and verl.
 
 One row per question. ``prompt`` (or ``problem``, ``question``): text, or messages with ``role`` and ``content``, where
 the content is text or parts; ``<image>`` and ``<video>`` in it stand for the media in order. ``images`` (a list),
 ``image``, ``file_name``, ``video``, ``videos`` (a list of files, or of lists of frames with ``fps`` per second): paths
-relative to the file or absolute; in Parquet also ``{"bytes": ..., "path": ...}``. ``answer``, ``solution`` or
-``reward_model.ground_truth``; in Parquet also a ClassLabel of Hugging Face, whose names are the choices. ``sex`` (or
-``gender``) and ``age`` in any known form. Optional: ``id``, ``data_source`` (the dataset's name), ``modality``,
-``choices``, ``patient`` (or ``patient_id``, ``subject_id``; the unit of the split), ``split``, ``finding``; sex, age,
-patient and attributes also in verl's ``extra_info``. Names are taken in any case, and others by ``columns``. Every
-other column becomes an entry of ``Record.extra``, which can define groups; ``RecordList.notes`` says what became of
-each.
+relative to the file or folder that is given, or absolute; in Parquet and Arrow also bytes or ``{"bytes": ..., "path":
+...}``, which stay there until they are decoded. ``answer``, ``solution`` or ``reward_model.ground_truth``; in Parquet
+and Arrow also a ClassLabel of Hugging Face, whose names are the choices. ``sex`` (or ``gender``) and ``age`` in any
+known form; a band such as ``60-69`` is kept as the attribute ``age_told``. Optional: ``id``, ``data_source`` (the
+dataset's name), ``modality``, ``choices``, ``patient`` (or ``patient_id``, ``subject_id``; the unit of the split),
+``split``, ``finding``; sex, age, patient and attributes also in verl's ``extra_info``. Names are taken in any case, and
+others by ``columns``. Every other column becomes an entry of ``Record.extra``, which can define groups;
+``RecordList.notes`` says what became of each.
 """
 
 import collections
@@ -38,7 +39,7 @@ ABOUT = About(
     title="Your own data",
     where="your own files",
     licence="yours",
-    download="train.jsonl and test.jsonl (or .parquet) in one folder, or one such file",
+    download="train and test as JSON, CSV, Parquet, saved datasets or image folders, or one such file",
 )
 
 _NAMES = {
@@ -72,9 +73,10 @@ def load(
     """One record per row.
 
     Args:
-        root: a folder with ``<split>.jsonl``, ``.json`` (also lines) or ``.parquet``; or one such file.
-        split: the name of a file in a folder. In a single file: the rows of this ``split``; without such a column,
-            ``"train"`` or ``"test"``, with a fifth of the patients held out by the hash of their names.
+        root: a folder or file in one of the forms of ``data.forms``.
+        split: the name of a split in a folder. In a single file, or a split saved alone: the rows of this ``split``;
+            without such a column, ``"train"`` or ``"test"``, with a fifth of the patients held out by the hash of their
+            names.
         num_frames: number of frames of a video file that the model sees.
         columns: names of the file's columns by those above, as ``{"answer": "label", "patient": "mrn"}``.
         codes: what values mean, by column, as ``{"sex": {"1": "M", "2": "F"}, "age": {"999": ""}}``; ``""`` is unknown.
@@ -82,13 +84,14 @@ def load(
     Returns:
         A ``Source`` in the order of the rows. Without ``data_source`` the dataset is named after the folder or file;
         without ``patient`` every row is a separate patient. Its ``notes`` tell what each column was read as, that there
-        is no patient, and which rows have no media where others have some.
+        is no patient, which rows have no media where others have some, and which other splits there are.
 
     Raises:
-        ValueError: if the file does not exist, is not UTF-8 or not Parquet; if ``columns`` names an unknown one, or no
-            row has media and a column looks like files of them; for all bad rows in one error, with their lines (rows
-            for Parquet): no JSON object, a repeated key, no prompt or answer, an answer that is not one of the choices,
-            media that do not match the tags, an invalid sex or age, a repeated id.
+        ValueError: if there are no files, several forms or missing parts, or a file is not what its name says; if
+            ``columns`` names an unknown one, or no row has media and a column looks like files of them; for all bad
+            rows in one error, with their lines (rows, where there are none): no JSON object, a repeated key, no prompt
+            or answer, an answer that is not one of the choices, media that do not match the tags, an invalid sex or
+            age, a repeated id.
 
     Example:
         >>> import pathlib, tempfile
