@@ -58,7 +58,9 @@ KINDS = {
 tables = st.lists(st.fixed_dictionaries({name: values for name, (_, values) in KINDS.items()}), max_size=9)
 
 
-@settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None, max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(tables, st.integers(1, 4), st.booleans(), st.booleans())
 def test_cells_are_what_pyarrow_reads(tmp_path, rows, size, told, whole):
     """With statistics and without, in row groups and batches of any size, with and without missing values."""

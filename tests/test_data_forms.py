@@ -377,7 +377,9 @@ answered = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(st.lists(answered, min_size=1, max_size=4))
 def test_any_rows_are_the_same_in_every_form(tmp_path, some):
     """But for what looks like JSON in a cell of a table."""
@@ -404,7 +406,9 @@ def test_any_rows_are_the_same_in_every_form(tmp_path, some):
 
 
 @pytest.mark.parametrize("form", [json_lines, json_list, comma, parquet_with_bytes, saved_to_disk, image_folder])
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(draw=st.data())
 def test_damaged_files_are_refused_or_read(form, draw, tmp_path):
     """A byte that is part of a word gives another word; nothing else than a ValueError is ever raised."""
