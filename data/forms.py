@@ -80,7 +80,7 @@ def find(root: Path, split: str) -> Rows:
         >>> import pathlib, tempfile
         >>> from fairgrpo_jax.data import forms
         >>> root = pathlib.Path(tempfile.mkdtemp())
-        >>> _ = (root / "train.csv").write_text('prompt,answer,choices\\nSide?,left,"[""left"", ""right""]"\\n')
+        >>> _ = (root / "train.csv").write_text('prompt,answer,choices\nSide?,left,"[""left"", ""right""]"\n')
         >>> rows = forms.find(root, "train")
         >>> list(rows.read(rows.problems()))
         [(2, {'prompt': 'Side?', 'answer': 'left', 'choices': ['left', 'right']})]

@@ -79,8 +79,13 @@ def test_a_run_refuses_edges_that_cut_a_band(tmp_path):
     name = f"{tmp_path.name}/train-2"
     assert "data.age_edges 25, 50, 75, which cut 50-59: 2 records" in text and name in text and "40-49" not in text
     assert "wanted edges from 49, 59, or the bands as groups: --data.attributes age_told" in text
-    for more in ({"age_edges": (49, 59)}, {"attributes": ("sex", "age_told")}, {"age_edges": (89,)}):
-        found = sources.load(options.Config(data=options.Data(name="jsonl", root=root, **more)))
+    mended = (
+        options.Data(name="jsonl", root=root, age_edges=(49, 59)),
+        options.Data(name="jsonl", root=root, attributes=("sex", "age_told")),
+        options.Data(name="jsonl", root=root, age_edges=(89,)),
+    )
+    for config in mended:
+        found = sources.load(options.Config(data=config))
         assert len(found["train"]) == 4
     with pytest.raises(ValueError, match="data.age_edges 95, which cut 90\\+"):
         sources.load(options.Config(data=options.Data(name="jsonl", root=root, age_edges=(95,))))

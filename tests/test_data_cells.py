@@ -179,3 +179,13 @@ def test_check_and_prepare_know_cells(tmp_path):
     prepare("jsonl", root, tmp_path / "out")
     one, other = (jsonl.load(root, split="test"), check("jsonl", tmp_path / "out"))
     assert other.wrong == [] and media.decode(one[2].media[0]).shape == (8, 5, 3)
+
+
+def test_a_wrong_offset_of_an_arrow_file_is_refused(tmp_path):
+    """pyarrow itself would read memory that is not the file's."""
+    path = stream(tmp_path / "train.arrow", pa.table({"prompt": ["abcd", "efgh"], "answer": ["x", "y"]}), 2)
+    content, offsets = path.read_bytes(), np.array([0, 4, 8], np.int32).tobytes()
+    assert content.count(offsets) == 1
+    path.write_bytes(content.replace(offsets, np.array([0, 1 << 30, 8], np.int32).tobytes()))
+    with pytest.raises(ValueError, match="train.arrow is no Arrow .*write it again"):
+        jsonl.load(tmp_path, split="train")

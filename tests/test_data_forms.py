@@ -64,7 +64,7 @@ def with_bytes(split, label=False):
     table = pa.Table.from_pylist(rows(split))
     pictures = [{"bytes": png(i), "path": f"{i}.png"} for i in range(len(table))]
     table = table.append_column("image", pa.array(pictures, PICTURE))
-    features = {"image": {"_type": "Image"}}
+    features: dict[str, dict] = {"image": {"_type": "Image"}}
     if label:
         place = table.schema.get_field_index("answer")
         numbers = pa.array([CLASSES.index(answer) for answer in table["answer"].to_pylist()])
