@@ -1,13 +1,15 @@
 """The data layer at true size: ``python benchmarks/data.py``.
 
 First the index: tables of the size of the real ones (CheXpert's 223,414 rows; the 227,000 questions of PMC-VQA with an
-archive of 149,000 figures) are written with invented content and loaded, each in a process of its own; the memory is
-that of the records, the process with its imports taken off. Then the media: records a second from each kind of source,
+archive of 149,000 figures; one's own million rows as Parquet, JSON lines and CSV; 100,000 JPEG images inside Parquet)
+are written with invented content and loaded, each in a process of its own; the memory is that of the records, the
+process with its imports taken off. Then the media: records a second from each kind of source,
 decoded by one thread and by two, on noise of the usual sizes (noise compresses badly: real images decode faster).
 """
 
 import argparse
 import csv
+import functools
 import io
 import json
 import os
@@ -20,9 +22,12 @@ import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pydicom.uid
 from PIL import Image
 from pydicom.dataset import FileDataset, FileMetaDataset
@@ -35,6 +40,7 @@ from fairgrpo_jax.data.record import Media, Record
 
 
 CHEXPERT, PMC_VQA, FIGURES = 223_414, 227_000, 149_000
+OWN, PICTURES = 1_000_000, 100_000
 RNG = np.random.default_rng(0)
 
 
@@ -72,18 +78,65 @@ def pmc_vqa(root: Path, rows: int) -> None:
                 writer.writerow([figures[i % FIGURES], question, answer, *choices, "ABCD"[i % 4]])
 
 
+def own_rows(rows: range) -> dict[str, Any]:
+    """Columns of one's own data, with files of images."""
+    return {
+        "id": [f"study-{i}" for i in rows],
+        "prompt": [f"<image>What does the arrow number {i} in the left panel of the figure point at?" for i in rows],
+        "answer": [("Nodule", "Normal", "Edema", "Effusion")[i % 4] for i in rows],
+        "choices": [["Nodule", "Normal", "Edema", "Effusion"]] * len(rows),
+        "image": [f"images/{i}.jpg" for i in rows],
+        "patient_id": [f"P{i // 3}" for i in rows],
+        "sex": [("F", "M")[i % 2] for i in rows],
+        "age": [18 + i % 73 for i in rows],
+        "race": [("Asian", "Black", "White")[i % 3] for i in rows],
+    }
+
+
+def parquet(root: Path, rows: int) -> None:
+    """One Parquet file."""
+    with pq.ParquetWriter(root / "train.parquet", pa.table(own_rows(range(1))).schema) as file:
+        for start in range(0, rows, 100_000):
+            file.write_table(pa.table(own_rows(range(start, min(rows, start + 100_000)))))
+
+
+def lines(root: Path, rows: int, suffix: str = ".jsonl") -> None:
+    """The same as JSON lines or CSV."""
+    with (root / f"train{suffix}").open("w", newline="") as file:
+        writer = csv.writer(file)
+        for start in range(0, rows, 10_000):
+            columns = own_rows(range(start, min(rows, start + 10_000)))
+            if suffix == ".csv":
+                columns["choices"] = list(map(json.dumps, columns["choices"]))
+                writer.writerows([*([columns] if not start else ()), *zip(*columns.values(), strict=True)])
+            else:
+                told = zip(*columns.values(), strict=True)
+                file.writelines(json.dumps(dict(zip(columns, row, strict=True))) + "\n" for row in told)
+
+
+def pictures(root: Path, rows: int) -> None:
+    """JPEG images inside Parquet, as on the Hugging Face Hub: parts of 10,000 rows, row groups of 100."""
+    jpegs = [encoded(image(320, 392), "jpeg") for _ in range(100)]
+    parts = -(-rows // 10_000)
+    for part in range(parts):
+        table = pa.table(own_rows(range(part * 10_000, min(rows, (part + 1) * 10_000))))
+        held = [{"bytes": jpegs[i % 100], "path": f"{i}.jpg"} for i in range(len(table))]
+        table = table.set_column(table.schema.get_field_index("image"), "image", pa.array(held))
+        pq.write_table(table, root / f"train-{part:05d}-of-{parts:05d}.parquet", row_group_size=100)
+
+
 LOAD = """
 import gc, json, resource, sys, time
 from fairgrpo_jax import data
 module = data.module(sys.argv[1])
-import csv, fairgrpo_jax.data.tables, fairgrpo_jax.data.archives
+import csv, pyarrow.parquet, fairgrpo_jax.data.tables, fairgrpo_jax.data.archives
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize() / 1e6
 before = resident()
 start, used = time.perf_counter(), time.process_time()
 source = data.load(sys.argv[1], sys.argv[2], split="train")
 seconds, used = time.perf_counter() - start, time.process_time() - used
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+peak = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) / 1e3
 print(json.dumps([len(source), seconds, used, resident() - before, peak - before]))
 """
 
@@ -153,9 +206,15 @@ def sources(root: Path, count: int) -> dict[str, list[Record]]:
     (root / "large.jpg").write_bytes(encoded(image(3000, 4000), "jpeg"))
     video(root / "v.mp4")
     few = range(max(2, count // 20))
+    held = pa.table({"image": [{"bytes": content, "path": f"{i}.jpg"} for i, content in enumerate(jpegs)]})
+    for name, size in (("small", 10), ("large", 1000)):
+        pq.write_table(held, root / f"{name}.parquet", row_group_size=size)
+    random = RNG.permutation(count).tolist()
     kinds = {
         "JPEG 392 x 320, loose": [Media("image", path=root / f"{i}.jpg") for i in range(count)],
         "the same in a zip": [Media("image", path=root / "all.zip", member=f"images/{i}.jpg") for i in range(count)],
+        "the same in Parquet, row groups of 10, in any order": [cell(root / "small.parquet", i) for i in random],
+        "one row group of all, in any order": [cell(root / "large.parquet", i) for i in random],
         "JPEG 4000 x 3000": [Media("image", path=root / "large.jpg")] * len(few),
         "DICOM 1912 x 2288": [Media("image", path=root / f"{i}.dicom") for i in few],
         "the same, JPEG 2000": [Media("image", path=root / f"{i}.j2k.dicom") for i in few],
@@ -164,6 +223,11 @@ def sources(root: Path, count: int) -> dict[str, list[Record]]:
     }
     records = {kind: [of(medium, i) for i, medium in enumerate(items)] for kind, items in kinds.items()}
     return records | {"the first, prepared (ArrayRecord)": written(root / "prepared", records["JPEG 392 x 320, loose"])}
+
+
+def cell(path: Path, row: int) -> Media:
+    """An image inside Parquet."""
+    return Media("image", path=path, member=f"{row}/image")
 
 
 def of(medium: Media, i: int) -> Record:
@@ -197,19 +261,26 @@ def rate(records: list[Record], threads: int) -> float:
 def main() -> None:
     """Writes what is measured to a folder that goes away, and prints two tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rows", type=int, help="of both tables, instead of the true sizes")
+    parser.add_argument("--rows", type=int, help="of each table, instead of the true sizes")
     parser.add_argument("--media", type=int, default=100, help="small images; of large media a twentieth")
     told = parser.parse_args()
     console = Console()
     console.print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
     table = Table("index of", "records", "seconds", "of the processor", "MB kept", "MB at the peak")
     with tempfile.TemporaryDirectory() as folder:
-        for name, write, rows in (("chexpert", chexpert, CHEXPERT), ("pmc_vqa", pmc_vqa, PMC_VQA)):
-            root = Path(folder) / name
-            root.mkdir()
-            write(root, told.rows or rows)
-            records, *figures = index(name, root)
-            table.add_row(name, f"{records:,}", *(f"{value:.1f}" for value in figures))
+        sets = (
+            ("chexpert", "chexpert", chexpert, CHEXPERT),
+            ("pmc_vqa", "pmc_vqa", pmc_vqa, PMC_VQA),
+            ("one's own, Parquet", "jsonl", parquet, OWN),
+            ("one's own, JSON lines", "jsonl", lines, OWN),
+            ("one's own, CSV", "jsonl", functools.partial(lines, suffix=".csv"), OWN),
+            ("one's own, images in Parquet", "jsonl", pictures, PICTURES),
+        )
+        for title, name, write, rows in sets:
+            with tempfile.TemporaryDirectory(dir=folder) as root:
+                write(Path(root), told.rows or rows)
+                records, *figures = index(name, Path(root))
+            table.add_row(title, f"{records:,}", *(f"{value:.1f}" for value in figures))
         console.print(table)
         table = Table("media", "records/s, 1 thread", "2 threads")
         for kind, items in sources(Path(folder) / "media", told.media).items():

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fairgrpo_jax import data
-from fairgrpo_jax.data import about, archives, demographics, media, splits
+from fairgrpo_jax.data import about, archives, cells, demographics, media, splits
 from fairgrpo_jax.data.record import Record, RecordList
 from fairgrpo_jax.demographics import age_names
 
@@ -132,8 +132,9 @@ def _missing(report: Report, records: Sequence[Record]) -> None:
     for (path, member), uid in wanted.items():
         if not there[path]:
             absent.append(f"{path} of {uid}")
-        elif member is not None and not os.path.isdir(path) and member not in _held(held, path, member):
-            absent.append(f"{path}!{member} of {uid}")
+        elif member is not None and not os.path.isdir(path) and not cells.is_table(path):
+            if member not in _held(held, path, member):
+                absent.append(f"{path}!{member} of {uid}")
     report.lines.append(f"{len(wanted)} media files, {len(absent)} missing")
     if absent:
         more = f" and {len(absent) - SHOWN} more" if len(absent) > SHOWN else ""

@@ -7,13 +7,17 @@ from collections.abc import Sequence
 
 from fairgrpo_jax.data.record import Record
 from fairgrpo_jax.demographics import (
+    AGE_TOLD as AGE_TOLD,
     EDGES,
     UNKNOWN as UNKNOWN,
     Scheme,
     age as age,
+    age_band as age_band,
     age_name as age_name,
     groups,
+    is_cut,
     sex as sex,
+    within as within,
 )
 
 
@@ -24,7 +28,8 @@ def attributes(
 
     Args:
         record: a record of the patient.
-        edges: increasing upper edges of the age bins in years, inclusive.
+        edges: increasing upper edges of the age bins in years, inclusive. An age that is known as a band alone
+            (``extra["age_told"]``) is unknown where an edge cuts the band.
         names: ``"sex"``, ``"age"``, and keys of ``record.extra`` such as ``"race"``, in the desired order. Attributes
             that a dataset does not have are unknown.
 
@@ -34,5 +39,24 @@ def attributes(
         >>> demographics.attributes(synthetic.load("test", domains=("digits",))[0], names=("sex", "age", "race"))
         {'sex': None, 'age': None, 'race': None}
     """
-    person = {**record.extra, "sex": record.sex, "age": record.age}
+    told = band(record)
+    known = None if told is not None and is_cut(told, edges) else record.age
+    person = {**record.extra, "sex": record.sex, "age": known}
     return groups(person, Scheme(tuple(names), tuple(edges)))
+
+
+def band(record: Record) -> tuple[float, float] | None:
+    """The band of years that is all that is known of the patient's age, kept in ``extra["age_told"]``; else None.
+
+    Example:
+        >>> from fairgrpo_jax.data import demographics
+        >>> from fairgrpo_jax.data.record import Record
+        >>> record = Record("demo/1", "demo", "", (), "?", "a", (), "p", "F", 64.5, {"age_told": "60–69"}, "train")
+        >>> demographics.band(record), demographics.attributes(record, edges=(50, 65))["age"]
+        ((60.0, 69.0), None)
+    """
+    try:
+        told = age_band(record.extra.get(AGE_TOLD))
+    except ValueError:
+        return None
+    return told if told is not None and record.age == within(told) else None

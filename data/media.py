@@ -10,7 +10,7 @@ from typing import IO, Any, Literal
 
 import numpy as np
 
-from fairgrpo_jax.data import archives, dicom, pictures, prepared
+from fairgrpo_jax.data import archives, cells, dicom, pictures, prepared
 from fairgrpo_jax.data.record import Media, Record, RecordList, Source
 
 
@@ -212,7 +212,7 @@ def files(media: Media) -> tuple[Path, ...]:
 
 
 def content(media: Media) -> bytes:
-    """Reads the bytes of a medium's file or archive member.
+    """Reads the bytes of a medium's file, archive member or cell of a table.
 
     Raises:
         ValueError: if it is missing, or the archive is broken.
@@ -220,6 +220,8 @@ def content(media: Media) -> bytes:
     if media.path is not None and media.member is not None:
         if media.path.is_dir():
             return prepared.contents(media.path, media.member)[0]
+        if cells.is_table(media.path):
+            return cells.read(existing(media.kind, media.path), media.member)
         return archives.read(media.path, media.member)
     return existing(media.kind, media.path).read_bytes()
 

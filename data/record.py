@@ -22,9 +22,10 @@ class Media:
     Attributes:
         kind: ``"image"`` or ``"video"``.
         path: an image, a video, a DICOM file (of several frames: a video), a GIF, PNG, WebP or TIFF of several pages
-            (a video), or with ``member`` a zip archive or prepared folder.
+            (a video), or with ``member`` a zip archive, a Parquet or Arrow file, or a prepared folder.
         member: name inside the archive; ``"!"`` between nested archives, as in
-            ``"images/imgs_part_1.zip!imgs_part_1/PAT_1.png"``. For a prepared folder see ``prepared.contents``.
+            ``"images/imgs_part_1.zip!imgs_part_1/PAT_1.png"``. For a table see ``cells.Address``, for a prepared folder
+            ``prepared.contents``.
         frames: image files of a video stored as frames, in order; they may repeat.
         num_frames: number of frames of a video that the model sees; None means all.
         fps: frames per second of ``frames``, of a video in ``pixels``, of frames in a prepared folder, or of a DICOM

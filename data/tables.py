@@ -154,6 +154,50 @@ def read_csv(
     return Table(path, tuple(name for name in places if places[name] is not None), problems, places, len(header))
 
 
+def read_all(path: Path, problems: Problems) -> Iterator[tuple[int, dict[str, str]]]:
+    r"""Reads a CSV file with all of its columns, by their names as they are written.
+
+    The form is that of ``read_csv``. A column without a name, as pandas writes it for the numbers of rows, is called
+    ``Unnamed: 0`` (its place), as pandas reads it.
+
+    Args:
+        path: the file.
+        problems: to which damaged rows are added.
+
+    Yields:
+        Line and stripped values of each row that is whole.
+
+    Raises:
+        ValueError: if the file is empty, two columns have one name, or its columns are separated by semicolons.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> from fairgrpo_jax.data.tables import Problems, read_all
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "people.csv"
+        >>> _ = path.write_text(",id,Age\n0,a, 61\n1,b\n")
+        >>> problems = Problems(path)
+        >>> list(read_all(path, problems)), problems.found
+        ([(2, {'Unnamed: 0': '0', 'id': 'a', 'Age': '61'})], [(3, '2 fields, the header has 3')])
+    """
+    rows = _rows(path, problems)
+    _, header = next(rows, (1, []))
+    if not header:
+        problems.raise_if_any()
+        raise ValueError(f"{path} is empty; wanted a table with a header")
+    if len(header) == 1 and ";" in header[0]:
+        raise ValueError(
+            f"{path} is separated by semicolons; wanted commas: write it again as such, or with tabs as .tsv"
+        )
+    names = [" ".join(name.split()) or f"Unnamed: {place}" for place, name in enumerate(header)]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"{path}: columns {', '.join(twice)} are there more than once; keep one of each")
+    for line, fields in rows:
+        if len(fields) == len(names):
+            yield line, dict(zip(names, map(str.strip, fields), strict=True))
+        else:
+            problems.add(line, f"{len(fields)} fields, the header has {len(names)}")
+
+
 def _rows(path: Path | zipfile.Path, problems: Problems) -> Iterator[tuple[int, list[str]]]:
     """First line and fields of each row that is not blank; invalid rows are added to ``problems``."""
     delimiter = "\t" if path.suffix.lower() in (".tab", ".tsv") else ","

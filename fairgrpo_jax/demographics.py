@@ -20,6 +20,7 @@ EDGES: tuple[float, ...] = (25, 50, 75)  # upper edges of the age bins in years,
 MISSING = "?"  # stands for an unknown attribute inside a cell
 SEPARATOR = ", "  # between the attributes of a cell
 JOINT = "joint"  # name of the combination of all attributes
+AGE_TOLD = "age_told"  # attribute that keeps an age that is told as a band, such as "60–69" or "90+"
 UNKNOWN = frozenset(
     {"", "?", "unknown", "unk", "u", "none", "null", "nan", "na", "n/a", "not reported", "prefer not to say"}
 )
@@ -32,6 +33,9 @@ _SEX_KEYS = {"F": "female", "M": "male"}
 _MISSING_AGE = -99.0
 _DATE = re.compile(r"\d{4}-\d{1,2}-\d{1,2}.*|\d{1,2}[./]\d{1,2}[./]\d{2,4}")
 _UNIT = re.compile(r"(\d+(?:\.\d+)?)\s*(years?|yrs?|y/?o|months?|weeks?|days?)\.?(?: old)?")
+_BAND = re.compile(r"(\d+)\s*(?:-|–|—|\bto\b)\s*(\d+)(?:\s*(?:years?|yrs?|y/?o?)\.?(?: old)?)?")
+_INTERVAL = re.compile(r"([\[(])\s*(\d+(?:\.\d*)?)\s*,\s*(\d+(?:\.\d*)?)\s*([\])])")
+_BELOW = re.compile(r"(<=|≤|<)\s*(\d+)")
 _PER_YEAR = {"Y": 1.0, "M": 12.0, "W": 365.25 / 7, "D": 365.25}
 
 
@@ -113,6 +117,57 @@ def age(raw: object) -> float | None:
             f"age is {raw!r}; wanted years from 0 to 130, a DICOM age such as '053Y', '90+', or -99 for unknown"
         )
     return years
+
+
+def age_band(raw: object) -> tuple[float, float] | None:
+    """Parses an age that is told as a band; returns its first and last year of life, or None for anything else.
+
+    Accepts ``"60-69"`` with any dash or ``to``, ``"<18"``, ``"<=25"``, ``"90+"``, ``">=90"``, ``">89"`` (without an
+    upper end), and intervals as pandas writes them, ``"(60, 70]"``, where a round bracket leaves its end out.
+
+    Raises:
+        ValueError: if it ends before it begins, or after 130 years.
+
+    Example:
+        >>> [age_band(raw) for raw in ("60–69", "<18", ">89", "(60, 70]", "61")]
+        [(60.0, 69.0), (0.0, 17.0), (90.0, inf), (61.0, 70.0), None]
+    """
+    text = _only(raw).lower()
+    if (least := _top_coded(text)) is not None:
+        low, high = least, math.inf
+    elif found := _BELOW.fullmatch(text):
+        low, high = 0.0, float(found[2]) - (found[1] == "<")
+    elif found := _BAND.fullmatch(text):
+        low, high = float(found[1]), float(found[2])
+    elif found := _INTERVAL.fullmatch(text):
+        low = math.ceil(float(found[2])) if found[1] == "[" else math.floor(float(found[2])) + 1.0
+        high = math.floor(float(found[3])) if found[4] == "]" else math.ceil(float(found[3])) - 1.0
+    else:
+        return None
+    if not low <= high or max(low, 0 if math.isinf(high) else high) > 130:
+        raise ValueError(f"age is {raw!r}; wanted a band of years from 0 to 130, the younger end first")
+    return float(low), float(high)
+
+
+def within(band: tuple[float, float]) -> float:
+    """An age inside a band: its middle, or its first year where it has no upper end.
+
+    Example:
+        >>> within((60.0, 69.0)), within((90.0, math.inf))
+        (64.5, 90.0)
+    """
+    return band[0] if math.isinf(band[1]) else (band[0] + band[1]) / 2
+
+
+def is_cut(band: tuple[float, float], edges: Sequence[float] = EDGES) -> bool:
+    """Whether a band lies in several age bins.
+
+    Example:
+        >>> is_cut((60, 69)), is_cut((40, 59)), is_cut((40, 59), (39, 59))
+        (False, True, False)
+    """
+    first, last = age_bins(band, edges)
+    return bool(first != last)
 
 
 def age_bins(age: ArrayLike | Sequence[float | None], edges: Sequence[float] = EDGES) -> np.ndarray:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fairgrpo_jax import config as options, data
-from fairgrpo_jax.data import splits
+from fairgrpo_jax.data import demographics, splits
 from fairgrpo_jax.data.record import Record, RecordList, Source
 
 
@@ -57,6 +57,8 @@ def load(config: options.Config) -> dict[str, Source]:
                 print(f"{name}, {split}: {note}")
             for use in [use for use, its in by_use.items() if its == split]:
                 records[use] += answered
+    if "age" in settings.attributes:
+        require_whole_bands([*records["train"], *records["test"]], settings.age_edges)
     return {use: RecordList(tuple(found)) for use, found in records.items()}
 
 
@@ -88,6 +90,31 @@ def require_attributes(records: Sequence[Record], names: Sequence[str]) -> None:
             raise ValueError(
                 f"got data.attributes {name!r}, which no record has; wanted some of {', '.join(sorted(known))}{hint}"
             )
+
+
+def require_whole_bands(records: Sequence[Record], edges: Sequence[float]) -> None:
+    """Checks that no edge of the age bins cuts a band that stands for the age of a patient.
+
+    Raises:
+        ValueError: with the bands that are cut, records that have them, and edges that cut none.
+    """
+    bands: dict[str, tuple[float, float]] = {}
+    told: dict[str, list[str]] = {}
+    for record in records:
+        if (band := demographics.band(record)) is not None:
+            bands[record.extra[demographics.AGE_TOLD]] = band
+            told.setdefault(record.extra[demographics.AGE_TOLD], []).append(record.uid)
+    cut = [text for text, band in bands.items() if demographics.is_cut(band, edges)]
+    if not cut:
+        return
+    named = "; ".join(f"{text}: {len(told[text])} records, {', '.join(told[text][:3])}" for text in sorted(cut)[:10])
+    ends = sorted({high for _, high in bands.values() if high < 130})
+    whole = [f"{end:g}" for end in ends if not any(demographics.is_cut(band, [end]) for band in bands.values())]
+    raise ValueError(
+        f"got ages that are bands and data.age_edges {', '.join(f'{edge:g}' for edge in edges)}, which cut {named}; "
+        + (f"wanted edges from {', '.join(whole)}, or " if whole else "wanted ")
+        + f"the bands as groups: --data.attributes {demographics.AGE_TOLD} in place of age"
+    )
 
 
 def check_leakage(one: Source, other: Source, settings: options.Data) -> None:

@@ -1,34 +1,36 @@
-"""Your own data: JSON lines or Parquet with the columns of TRL and verl.
+"""Your own data in any form that ``data.forms`` finds, with the columns of TRL and verl.
 
 One row per question. ``prompt`` (or ``problem``, ``question``, ``messages``, ``conversations``): text, or messages in
 the forms of ``data.messages``, several turns and a system turn too. Media stand where ``<image>``, ``<video>`` or their
 parts stand; without any of these, before the text. ``images`` (a list or one), ``image``, ``file_name``, ``video``,
-``videos`` (files, or lists of frames with ``fps`` per second): paths relative to the file or absolute; in Parquet also
-``{"bytes": ..., "path": ...}``. ``answer``, ``solution`` or ``reward_model.ground_truth``: text, a number, or a list of
-labels; in Parquet also a ClassLabel of Hugging Face, whose names are the choices; without any, what the assistant says
-last. ``sex`` (or ``gender``) and ``age`` in any known form. Optional: ``id``, ``data_source`` (the dataset's name),
-``modality``, ``choices``, ``patient`` (or ``patient_id``, ``subject_id``; the unit of the split), ``split``,
-``finding``; sex, age, patient and attributes also in verl's ``extra_info``. Names are taken in any case, and others by
-``columns``. Every other column becomes an entry of ``Record.extra``, which can define groups; ``RecordList.notes`` says
-what became of each.
+``videos`` (files, or lists of frames with ``fps`` per second): paths relative to the file or folder that is given, or
+absolute; in Parquet and Arrow also bytes or ``{"bytes": ..., "path": ...}``, which stay there until they are decoded.
+``answer``, ``solution`` or ``reward_model.ground_truth``: text, a number, or a list of labels; in Parquet and Arrow
+also a ClassLabel of Hugging Face, whose names are the choices; without any, what the assistant says last. ``sex`` (or
+``gender``) and ``age`` in any known form; a band such as ``60-69`` is kept as the attribute ``age_told``. Optional:
+``id``, ``data_source`` (the dataset's name), ``modality``, ``choices``, ``patient`` (or ``patient_id``,
+``subject_id``; the unit of the split), ``split``, ``finding``; sex, age, patient and attributes also in verl's
+``extra_info``. Names are taken in any case, and others by ``columns``. Every other column becomes an entry of
+``Record.extra``, which can define groups; ``RecordList.notes`` says what became of each.
 """
 
 import collections
 import dataclasses
+import functools
 import io
-import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fairgrpo_jax.data import demographics, messages
+from fairgrpo_jax.data import demographics, forms, messages
 from fairgrpo_jax.data.about import About
+from fairgrpo_jax.data.cells import Address
+from fairgrpo_jax.data.columns import FILMS, KNOWN, NAMES, Columns, plain
 from fairgrpo_jax.data.media import open_image
 from fairgrpo_jax.data.record import Media, Record, RecordList, spoken
 from fairgrpo_jax.data.splits import by_patient
-from fairgrpo_jax.data.tables import Problems
 
 
 SPLITS = ("train", "test")
@@ -38,27 +40,9 @@ ABOUT = About(
     title="Your own data",
     where="your own files",
     licence="yours",
-    download="train.jsonl and test.jsonl (or .parquet) in one folder, or one such file",
+    download="train and test as JSON, CSV, Parquet, saved datasets or image folders, or one such file",
 )
-SUFFIXES = (".jsonl", ".json", ".parquet")
 
-_NAMES = {
-    "prompt": ("prompt", "problem", "question", "messages", "conversations"),
-    "answer": ("answer", "solution"),
-    "sex": ("sex", "gender"),
-    "id": ("id", "uid"),
-    "patient": ("patient", "patient_id", "patientid", "subject", "subject_id", "subjectid"),
-    "image": ("image", "file_name"),
-}
-_KNOWN = {name for names in _NAMES.values() for name in names} | {
-    *("images", "video", "videos", "fps", "age", "data_source", "modality", "choices"),
-    *("split", "finding", "reward_model"),
-}
-# What verl's `extra_info` may not say: what a row has itself.
-_OWN = {*_NAMES["prompt"], *_NAMES["answer"], *_NAMES["id"], *_NAMES["image"]}
-_OWN |= {"images", "video", "videos", "fps", "choices", "split", "reward_model"}
-_FILMS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv")
-_MEDIA = (*_FILMS, ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".dcm", ".dicom")
 _BOXED = re.compile(r"\\boxed\{|<think>|<answer>")
 
 
@@ -73,9 +57,10 @@ def load(
     """One record per row.
 
     Args:
-        root: a folder with ``<split>.jsonl``, ``.json`` (also lines) or ``.parquet``; or one such file.
-        split: the name of a file in a folder. In a single file: the rows of this ``split``; without such a column,
-            ``"train"`` or ``"test"``, with a fifth of the patients held out by the hash of their names.
+        root: a folder or file in one of the forms of ``data.forms``.
+        split: the name of a split in a folder. In a single file, or a split saved alone: the rows of this ``split``;
+            without such a column, ``"train"`` or ``"test"``, with a fifth of the patients held out by the hash of their
+            names.
         num_frames: number of frames of a video file that the model sees.
         columns: names of the file's columns by those above, as ``{"answer": "label", "patient": "mrn"}``.
         codes: what values mean, by column, as ``{"sex": {"1": "M", "2": "F"}, "age": {"999": ""}}``; ``""`` is unknown.
@@ -83,13 +68,14 @@ def load(
     Returns:
         A ``Source`` in the order of the rows. Without ``data_source`` the dataset is named after the folder or file;
         without ``patient`` every row is a separate patient. Its ``notes`` tell what each column was read as, that there
-        is no patient, and which rows have no media where others have some.
+        is no patient, which rows have no media where others have some, and which other splits there are.
 
     Raises:
-        ValueError: if the file does not exist, is not UTF-8 or not Parquet; if ``columns`` names an unknown one, or no
-            row has media and a column looks like files of them; for all bad rows in one error, with their lines (rows
-            for Parquet): no JSON object, a repeated key, no prompt or answer, an answer that is not one of the choices,
-            media that do not match the tags, an invalid sex or age, a repeated id.
+        ValueError: if there are no files, several forms or missing parts, or a file is not what its name says; if
+            ``columns`` names an unknown one, or no row has media and a column looks like files of them; for all bad
+            rows in one error, with their lines (rows, where there are none): no JSON object, a repeated key, no prompt
+            or answer, an answer that is not one of the choices, media that do not match the tags, an invalid sex or
+            age, a repeated id.
 
     Example:
         >>> import pathlib, tempfile
@@ -103,14 +89,16 @@ def load(
     """
     if num_frames < 1:
         raise ValueError(f"num_frames is {num_frames}; wanted at least 1")
-    path = _file(Path(root), split)
-    alone = path == Path(root)
-    problems = Problems(path, unit="row" if path.suffix == ".parquet" else "line")
+    rows = forms.find(Path(root), split)
+    path, alone, problems = rows.path, rows.alone, rows.problems()
     records, column, seen = [], False, dict[str, int]()
-    found = _Columns(columns or {}, codes or {})
-    for line, row in _rows(path, problems, found):
+    found = Columns(columns or {}, codes or {})
+    choices = next((names for name, names in rows.classes.items() if found.name(name) in NAMES["answer"]), None)
+    for line, row in rows.read(problems):
         try:
-            row = found.named(row)
+            if choices and "choices" not in row:
+                row["choices"] = [*choices]
+            row = _banded(found.named(row))
             column = column or "split" in row
             record = _record(row, path, line, alone, num_frames)
             if (first := seen.setdefault(record.uid, line)) != line:
@@ -125,7 +113,9 @@ def load(
             problems.add(line, str(error))
     found.require_given()
     problems.raise_if_any()
-    notes = found.notes(len(records), problems.unit)
+    notes = (*rows.notes, *found.notes(len(records), problems.unit), *_bands(records))
+    if others := [name for name in forms.splits(Path(root)) if name not in (split, *SPLITS)]:
+        notes += (f"other splits that are there: {', '.join(others)}",)
     if not alone or column:
         return RecordList(tuple(r for r in records if not alone or r.split == split), notes=notes)
     if split not in SPLITS:
@@ -135,201 +125,28 @@ def load(
     return RecordList(tuple(dataclasses.replace(r, split=split) for r in kept), notes=notes)
 
 
-def _file(root: Path, split: str) -> Path:
-    if root.is_file():
-        if root.suffix not in SUFFIXES:
-            raise ValueError(f"{root} is no {', '.join(SUFFIXES)}; wanted a file of rows, or a folder of them")
-        return root
-    found = [root / f"{split}{suffix}" for suffix in SUFFIXES if (root / f"{split}{suffix}").is_file()]
-    if len(found) != 1:
-        there = ", ".join(path.name for path in found) or "none"
-        raise ValueError(f"{root} has {there} of {', '.join(split + suffix for suffix in SUFFIXES)}; wanted one")
-    return found[0]
+def _banded(row: dict[str, Any]) -> dict[str, Any]:
+    """A row with a band of ages: the age is one inside it, the band is kept as it is told."""
+    band = _remembered(demographics.age_band, row.get("age"))
+    if band is None:
+        return row
+    told = str(row["age"]).strip()
+    if row.get(demographics.AGE_TOLD) not in (None, told):
+        raise ValueError(f"the column {demographics.AGE_TOLD} differs from the age {told}; rename it")
+    return row | {"age": demographics.within(band), demographics.AGE_TOLD: told}
 
 
-class _Columns:
-    """Gives columns their names in this module, and remembers what became of each.
-
-    Args:
-        given: names of the file's columns by those of this module.
-        codes: what values mean, by column.
-    """
-
-    def __init__(self, given: Mapping[str, str], codes: Mapping[str, Mapping[str, str]]):
-        known = {"prompt", "answer", "sex", "age", "id", "patient", "image", "images", "video", "videos", "fps"}
-        known |= {"data_source", "modality", "choices", "split", "finding"}
-        if unknown := sorted(given.keys() - known):
-            raise ValueError(f"got columns for {', '.join(unknown)}; wanted some of {', '.join(sorted(known))}")
-        self._given = {column: name for name, column in given.items()}
-        self._codes, self._coded = codes, collections.Counter[tuple[str, str]]()
-        self._read: dict[str, str] = {}  # by the column's own name
-        self._kept: dict[str, list[str]] = {}  # some values of columns that became attributes
-        self.without_media: list[int] = []
-        self.said = 0  # answers that the assistant says last
-
-    def name(self, column: str) -> str:
-        """The name of a column in this module; its own if it is none of them."""
-        if column in self._given:
-            return self._given[column]
-        plain = column.strip().lower()
-        if plain not in _KNOWN:
-            return column
-        return f"{column} (not read)" if {plain, *_others(plain)} & set(self._given.values()) else plain
-
-    def named(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """A row under these names, with what verl's ``extra_info`` tells of the patient.
-
-        Raises:
-            ValueError: if two columns of one name differ.
-        """
-        found: dict[str, Any] = {}
-        info = row.get("extra_info")
-        nested = info if isinstance(info, dict) else {}
-        told = [pair for pair in row.items() if pair[0] != "extra_info" or not nested]
-        told += [(key, value) for key, value in nested.items() if key not in row and self.name(key) not in _OWN]
-        for column, value in told:
-            name = self.name(column)
-            value = self._meant(name, value)
-            if found.get(name) is not None and value is not None and found[name] != value:
-                raise ValueError(f"two columns {name} differ; keep one")
-            if found.get(name) is None:
-                found[name] = value
-            if name in _KNOWN:
-                self._read[column] = name
-            else:
-                values = self._kept.setdefault(column, [])
-                if value is not None and len(values) < 100:
-                    values.append(_plain(value))
-        return found
-
-    def _meant(self, name: str, value: Any) -> Any:
-        """The value that a code stands for."""
-        code = _plain(value)
-        if code not in self._codes.get(name, {}):
-            return value
-        self._coded[name, code] += 1
-        return self._codes[name][code] or None
-
-    def require_given(self) -> None:
-        """Checks that the columns that were given by hand are there.
-
-        Raises:
-            ValueError: if no row has one of them.
-        """
-        there = {*self._read, *self._kept}
-        if absent := sorted(set(self._given) - there) if there else []:
-            raise ValueError(
-                f"got columns {', '.join(absent)}, which no row has; wanted some of {', '.join(sorted(there))}"
-            )
-
-    def notes(self, count: int, unit: str) -> tuple[str, ...]:
-        """What became of the columns, in sentences.
-
-        Raises:
-            ValueError: if media were overlooked.
-        """
-        read = [column if column == name else f"{column} as {name}" for column, name in sorted(self._read.items())]
-        lines = [f"columns that are read: {', '.join(read)}"]
-        if self._coded:
-            told = [f"{name} {code!r} as {self._codes[name][code] or 'unknown'}" for name, code in sorted(self._coded)]
-            lines.append(f"codes: {', '.join(told)}")
-        unused = [f"{name}.{code}" for name, own in self._codes.items() for code in own if not self._coded[name, code]]
-        if unused:
-            lines.append(f"codes that no row has: {', '.join(unused)}")
-        if self.said:
-            lines.append(f"the assistant's last message is the answer of {self.said} rows")
-        if self._kept:
-            lines.append(f"columns that are kept as attributes: {', '.join(sorted(self._kept))}")
-        if not set(self._read.values()) & set(_NAMES["patient"]):
-            lines.append("no column patient, patient_id or subject_id: every row counts as its own patient")
-        like_files = sorted(
-            column
-            for column, values in self._kept.items()
-            if any(values) and all(value.lower().endswith(_MEDIA) for value in values if value)
-        )
-        if like_files and len(self.without_media) == count:
-            raise ValueError(
-                f"got no media, but columns {', '.join(like_files)} that look like files; wanted a column image or "
-                f"video: rename it, or columns image={like_files[0]}"
-            )
-        lines += [f"column {column} looks like files of media; it is not read as such" for column in like_files]
-        if 0 < len(self.without_media) < count:
-            first = ", ".join(map(str, self.without_media[:10]))
-            more = ", ..." if len(self.without_media) > 10 else ""
-            lines.append(f"{len(self.without_media)} of {count} rows have no media: {unit} {first}{more}")
-        return tuple(lines)
-
-
-def _others(name: str) -> tuple[str, ...]:
-    """Other names of a column, with the one that stands for all."""
-    return next((names for names in _NAMES.values() if name in names), ())
-
-
-def _rows(path: Path, problems: Problems, columns: _Columns) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Number and columns of each row; invalid rows are added to ``problems``."""
-    if path.suffix == ".parquet":
-        yield from enumerate(_parquet(path, columns), start=1)
-        return
-    with path.open("rb") as file:
-        for line, raw in enumerate(file, start=1):
-            try:
-                text = raw.decode("utf-8-sig" if line == 1 else "utf-8").strip()
-                if not text:
-                    continue
-                row = json.loads(text, object_pairs_hook=_once)
-                json.dumps(row, ensure_ascii=False).encode()  # an unpaired surrogate is not text
-            except (ValueError, RecursionError) as error:
-                problems.add(line, f"no JSON ({error})")
-                continue
-            if isinstance(row, dict):
-                yield line, row
-            else:
-                problems.add(line, f"{text[:40]} is no object")
-
-
-def _parquet(path: Path, columns: _Columns) -> Iterator[dict[str, Any]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            labels = _class_labels(file.schema_arrow.metadata or {})
-            answers = [names for column, names in labels.items() if columns.name(column) in _NAMES["answer"]]
-            for batch in file.iter_batches(batch_size=256):
-                for row in batch.to_pylist():
-                    for column, names in labels.items():
-                        row[column] = _label(row.get(column), names)
-                    if answers and "choices" not in row:
-                        row["choices"] = answers[0]
-                    yield row
-    except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"{path} is no Parquet ({error}); write it again") from error
-
-
-def _class_labels(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
-    """The names of the classes of columns that Hugging Face's ``datasets`` wrote as ClassLabel."""
-    try:
-        features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-    except ValueError:
-        return {}
-    kinds = {name: kind for name, kind in features.items() if isinstance(kind, dict)}
-    return {name: kind["names"] for name, kind in kinds.items() if kind.get("_type") == "ClassLabel"}
-
-
-def _label(value: Any, names: list[str]) -> Any:
-    """The name of a class; -1 is none, as Hugging Face has it."""
-    if not isinstance(value, int) or value < 0:
-        return None
-    return names[value] if value < len(names) else value
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; raises if a key is repeated."""
-    row = dict(pairs)
-    if len(row) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"keys {', '.join(sorted({n for n in names if names.count(n) > 1}))} are there twice")
-    return row
+def _bands(records: Sequence[Record]) -> tuple[str, ...]:
+    """What became of ages that are told as bands, in a sentence."""
+    counts = collections.Counter(r.extra[demographics.AGE_TOLD] for r in records if demographics.band(r))
+    if not counts:
+        return ()
+    told = ", ".join(f"{band} ({count})" for band, count in sorted(counts.items())[:20])
+    more = f" and {len(counts) - 20} more" if len(counts) > 20 else ""
+    return (
+        f"ages that are bands: {told}{more}; kept as the attribute {demographics.AGE_TOLD}, a group of data.age_edges "
+        "where they lie within one",
+    )
 
 
 def _record(row: Mapping[str, Any], path: Path, line: int, alone: bool, num_frames: int) -> Record:
@@ -340,7 +157,7 @@ def _record(row: Mapping[str, Any], path: Path, line: int, alone: bool, num_fram
     if not question:
         raise ValueError("prompt has no text")
     _check_answer(answer, choices)
-    dataset = _text(row, "data_source") or (path.stem if alone else path.resolve().parent.name)
+    dataset = _text(row, "data_source") or (path.stem if alone else _folder_name(path))
     name = _scalar("id", _one(row, "id")) or (str(line) if alone else f"{path.stem}-{line}")
     return Record(
         uid=f"{dataset}/{name}",
@@ -351,22 +168,54 @@ def _record(row: Mapping[str, Any], path: Path, line: int, alone: bool, num_fram
         answer=answer,
         choices=choices,
         patient=_scalar("patient", _one(row, "patient")) or name,
-        sex=demographics.sex(_one(row, "sex")),
-        age=demographics.age(row.get("age")),
-        extra={key: _plain(value) for key, value in row.items() if key not in _KNOWN},
-        split=_text(row, "split") if alone else path.stem,
+        sex=_remembered(demographics.sex, _one(row, "sex")),
+        age=_remembered(demographics.age, row.get("age")),
+        extra=_attributes(tuple((key, plain(value)) for key, value in row.items() if key not in KNOWN)),
+        split=_text(row, "split") if alone else _same(path.stem),
         finding=_text(row, "finding"),
         turns=() if messages.plain(turns, question) else turns,
     )
 
 
+# A million rows say few things: equal values are one object, and are read once.
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def _same(value: Any) -> Any:
+    """A value, or one that is equal to it and came before."""
+    return value
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def _attributes(pairs: tuple[tuple[str, str], ...]) -> Mapping[str, str]:
+    return dict(pairs)
+
+
+def _remembered(read: Callable[[Any], Any], raw: Any) -> Any:
+    """What ``read`` makes of a value."""
+    return _read(read, raw) if isinstance(raw, str | int | float | None) else read(raw)
+
+
+@functools.lru_cache(maxsize=1 << 14, typed=True)
+def _read(read: Callable[[Any], Any], raw: Any) -> Any:
+    return read(raw)
+
+
+@functools.lru_cache(maxsize=64)
+def _folder_name(path: Path) -> str:
+    return path.resolve().parent.name
+
+
 def _one(row: Mapping[str, Any], name: str) -> Any:
     """The value of a column with several names; if a row has two of them, they must agree."""
-    found = {key: row[key] for key in _NAMES[name] if row.get(key) is not None}
-    values = list(found.values())
-    if any(value != values[0] for value in values[1:]):
-        raise ValueError(f"{' and '.join(found)} differ; keep one")
-    return values[0] if values else None
+    first, value = "", None
+    for key in NAMES[name]:
+        if (other := row.get(key)) is None:
+            continue
+        if value is not None and other != value:
+            raise ValueError(f"{first} and {key} differ; keep one")
+        first, value = first or key, other
+    return value
 
 
 def _media(row: Mapping[str, Any], folder: Path, num_frames: int) -> tuple[Media, ...]:
@@ -375,7 +224,7 @@ def _media(row: Mapping[str, Any], folder: Path, num_frames: int) -> tuple[Media
         if one is not None and row.get(several):
             raise ValueError(f"{several[:-1]} and {several} are both there; keep one")
     videos = _several(row, "videos") if video is None else [video]
-    if isinstance(image, str) and image.lower().endswith(_FILMS):
+    if isinstance(image, str) and image.lower().endswith(FILMS):
         image, videos = None, [*videos, image]
     images = _several(row, "images") if image is None else [image]
     places = [*(messages.Place("image", image) for image in images), *(messages.Place("video", one) for one in videos)]
@@ -399,6 +248,9 @@ def _inline(place: messages.Place, folder: Path, fps: Any, num_frames: int) -> M
 
 
 def _image(value: Any, folder: Path) -> Media:
+    held = value.get("bytes") if isinstance(value, dict) else value
+    if isinstance(held, Address):
+        return Media("image", path=held.path, member=held.member)
     if isinstance(value, dict) and isinstance(value.get("bytes"), bytes):
         return Media("image", pixels=open_image(io.BytesIO(value["bytes"]), str(value.get("path") or "its bytes")))
     if isinstance(value, dict):
@@ -415,6 +267,9 @@ def _video(value: Any, folder: Path, fps: Any, num_frames: int) -> Media:
             raise ValueError("videos has a video without frames")
         frames = tuple(_path(frame, folder) for frame in value)
         return Media("video", frames=frames, fps=speed, num_frames=num_frames)
+    held = value.get("bytes") if isinstance(value, dict) else value
+    if isinstance(held, Address):
+        return Media("video", path=held.path, member=held.member, num_frames=num_frames, fps=speed)
     if isinstance(value, dict):
         value = value.get("path") or value.get("video")
     return Media("video", path=_path(value, folder), num_frames=num_frames, fps=speed)
@@ -471,7 +326,7 @@ def _choices(row: Mapping[str, Any]) -> tuple[str, ...]:
     choices = tuple(_scalar("choices", choice) for choice in _list(row, "choices"))
     if len(set(choices)) < len(choices) or "" in choices:
         raise ValueError(f"choices are {_short(list(choices))}; wanted different ones, none empty")
-    return choices
+    return _same(choices)
 
 
 def _list(row: Mapping[str, Any], name: str) -> list[Any]:
@@ -491,14 +346,7 @@ def _scalar(name: str, value: Any) -> str:
         return ""
     if not isinstance(value, str | int | float):
         raise ValueError(f"{name} is {_short(value)}; wanted text or a number")
-    return str(value).strip()
-
-
-def _plain(value: Any) -> str:
-    """A value of another column as text; a list or object as JSON."""
-    if isinstance(value, list | dict):
-        return json.dumps(value, ensure_ascii=False, default=str)
-    return "" if value is None or (isinstance(value, float) and math.isnan(value)) else str(value)
+    return _same(str(value).strip())
 
 
 def _short(value: Any) -> str:

@@ -29,7 +29,8 @@ def normalise(
         components: K of them.
         percentiles: p25, p50, p75, each (P, K), of the dataset and task of each prompt; those of other components are
             not looked at. None if no component is normalised.
-        k, min_iqr: of ``normalization.logistic``.
+        k: steepness, of ``normalization.logistic``.
+        min_iqr: smallest interquartile range, of the same.
 
     Returns:
         (P, G, K) float.
@@ -69,7 +70,8 @@ def compose(
         components: K components.
         percentiles: as for ``normalise``.
         applies: (P, K) bool, whether a component applies to a prompt; default: all do.
-        k, min_iqr: of ``normalization.logistic``.
+        k: steepness, of ``normalization.logistic``.
+        min_iqr: smallest interquartile range, of the same.
 
     Returns:
         (P, G). NaN where a component that applies is not scored, or where none but gates applies: a sum without one of

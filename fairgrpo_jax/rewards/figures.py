@@ -18,7 +18,8 @@ def figures(
     Args:
         scorer: of the run.
         scores: of P prompts.
-        domains, groups: (P,) of each.
+        domains: (P,) of each prompt.
+        groups: (P,), -1 = unlabelled.
         names: printed names of domains, and of groups with that of -1 at the end.
 
     Returns:
