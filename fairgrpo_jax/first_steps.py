@@ -138,4 +138,5 @@ def _shown(example: Example) -> list[str]:
 
 
 def _end(text: str) -> str:
+    text = re.sub(r"(<[^<>]+>)\1+", r"\1...", text)  # the places of an image
     return text if len(text) <= SHOWN else f"...{text[-SHOWN:]}"
