@@ -59,6 +59,16 @@ class FirstSteps:
                 self._seen[kind] += 1
                 self._examples[kind] = Example(getattr(record, "uid", ""), prompt, text, record.answer)
 
+    def after(self, step: int, seen: Sequence[Any], tokenizer: Any) -> list[str]:
+        """Takes in step ``step``, all that was sampled for it (``train.Sampled``), and returns what is ``told``."""
+        for part in seen if self.wants(step) else ():
+            prompt = part.batch.prompt
+            ends = [tokens[valid][-SHOWN:] for tokens, valid in zip(prompt.tokens, prompt.valid, strict=True)]
+            lengths = np.asarray(part.rollouts.mask).sum(-1)
+            given = rewards.Answers(part.texts, part.batch.records, lengths, part.finished)
+            self.see(given, part.rewards, tokenizer.batch_decode(ends))
+        return self.told(step)
+
     def told(self, step: int) -> list[str]:
         """Lines about the first steps after the last of them; empty if they taught something."""
         if step != STEPS or self._silent or not (self._none or self._full) or not self._seen:

@@ -150,9 +150,7 @@ def reinforce(run: runs.Run, state: learner.TrainState, start: int, prompts: Pro
             run.log.append("train", step + 1, values)
             runs.require_finite(step + 1, "training", values)
             progress.update(step + 1, values)
-            if first.wants(step + 1):
-                watch(first, seen, run.encoder)
-            if told := first.told(step + 1):
+            if told := first.after(step + 1, seen, run.tokenizer):
                 run.log.note(run.warmup_steps + step + 1, told)
                 progress.note("\n  ".join([f"warning: {told[0]}", *told[1:]]))
             unscored = values["reward/unscored_share"] > config.reward.max_unscored
@@ -283,16 +281,6 @@ def too_few_scores(step: int, share: float, reward: options.Reward) -> ValueErro
         f"reward.max_unscored={reward.max_unscored:.0%}: the step is saved, see reward/unscored in metrics.jsonl; mend "
         "what scores, and the same command goes on"
     )
-
-
-def watch(first: first_steps.FirstSteps, seen: list[Sampled], encoder: batches.Encoder) -> None:
-    """Shows all completions of a step, with the ends of their prompts, to what watches the first steps."""
-    for part in seen:
-        prompt = part.batch.prompt
-        ends = [tokens[valid][-128:] for tokens, valid in zip(prompt.tokens, prompt.valid, strict=True)]
-        count = np.asarray(part.rollouts.mask).sum(-1)
-        given = rewards.Answers(part.texts, part.batch.records, count, part.finished)
-        first.see(given, part.rewards, encoder.processor.tokenizer.batch_decode(ends))
 
 
 def observe(prompts: Prompts, seen: list[Sampled]) -> None:
