@@ -50,7 +50,7 @@ def longest(checkpoint, root):
     processor, lengths = models.processor(checkpoint), []
     for record in data.load("jsonl", root, split="train").records:
         talk = conversation(record, instruction=settings.instruction, list_choices=True)
-        picture = np.asarray(Image.open(record.media[0].path))
+        picture = np.asarray(Image.open(str(record.media[0].path)))
         lengths.append(processor([talk], images=[[picture]])["input_ids"].shape[1])
     return -(-max(lengths) // 64) * 64
 
