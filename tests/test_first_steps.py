@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
-from fairgrpo_jax import config as options, first_steps, rewards
+from fairgrpo_jax import batches, config as options, first_steps, rewards, rollout, train
 from fairgrpo_jax.data.record import Record
+from fairgrpo_jax.models.tiny.tokenizer import tiny_tokenizer
+from tests import tiny_batch
 
 
 ASKING = options.Config(data=options.Data(instruction=r"Answer in \boxed{}."))
@@ -79,3 +81,18 @@ def test_a_run_that_goes_on_knows_its_log():
 def test_long_texts_are_shown_by_their_end():
     lines = told("word " * 200)
     assert "said: '..." in lines[-2] and len(lines[-2]) < first_steps.SHOWN + 20
+
+
+def test_the_steps_of_a_run_are_taken_as_they_are():
+    """Two batches of a step as the loop has them; the example shows the prompt's own words, without its padding."""
+    records = tiny_batch.records(2)
+    prompt = tiny_batch.prompt(records)
+    prompt = prompt.replace(tokens=np.asarray(prompt.tokens), valid=np.asarray(prompt.valid))
+    batch = batches.PromptBatch(prompt, records, np.zeros(2, np.int32), np.zeros(2, np.int32))
+    mask = np.ones((2, 2, 3), bool)
+    drawn = rollout.RolloutBatch(np.zeros(mask.shape, np.int32), mask, np.zeros(mask.shape), np.full(2, 3))
+    part = train.Sampled(batch, drawn, [["no"] * 2] * 2, np.zeros((2, 2)), np.ones((2, 2), bool), mask)
+    first = first_steps.FirstSteps(ASKING)
+    lines = [first.after(step, [part, part], tiny_tokenizer()) for step in range(1, 8)]
+    assert [bool(each) for each in lines] == [step == first_steps.STEPS for step in range(1, 8)]
+    assert "of the 40:" in lines[4][1] and r"<|im_start|>assistant\n'" in lines[4][3]
