@@ -1,5 +1,7 @@
 """What is said about first steps without a reward, or with nothing else."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -90,7 +92,8 @@ def test_the_steps_of_a_run_are_taken_as_they_are():
     prompt = prompt.replace(tokens=np.asarray(prompt.tokens), valid=np.asarray(prompt.valid))
     batch = batches.PromptBatch(prompt, records, np.zeros(2, np.int32), np.zeros(2, np.int32))
     mask = np.ones((2, 2, 3), bool)
-    drawn = rollout.RolloutBatch(np.zeros(mask.shape, np.int32), mask, np.zeros(mask.shape), np.full(2, 3))
+    arrays: Any = (np.zeros(mask.shape, np.int32), mask, np.zeros(mask.shape), np.full(2, 3))
+    drawn = rollout.RolloutBatch(*arrays)
     part = train.Sampled(batch, drawn, [["no"] * 2] * 2, np.zeros((2, 2)), np.ones((2, 2), bool), mask)
     first = first_steps.FirstSteps(ASKING)
     lines = [first.after(step, [part, part], tiny_tokenizer()) for step in range(1, 8)]
