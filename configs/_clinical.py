@@ -16,6 +16,9 @@ from fairgrpo_jax.configs import _methods
 DATASETS = ("chexpert", "hemorrhage", "vindr_mammo", "isic2020", "ham10000", "pad_ufes_20", "covid_blues")
 
 
+INSTRUCTION = r"Reason first, between <think> and </think>; then give the final answer in \boxed{}."
+
+
 def paper(name: str, method: str, *, model: Model, data: Data, lr: float, rollouts: int) -> Config:
     """A run of the paper with one of the methods of ``_methods``."""
     data = dataclasses.replace(
@@ -23,7 +26,7 @@ def paper(name: str, method: str, *, model: Model, data: Data, lr: float, rollou
         name=",".join(DATASETS),
         num_frames=4,
         list_choices=True,
-        instruction=r"Reason first, between <think> and </think>; then give the final answer in \boxed{}.",
+        instruction=INSTRUCTION,
     )
     config = Config(
         name=name,

@@ -11,11 +11,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fairgrpo_jax import data
+from fairgrpo_jax import data, processes
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit code: 0, or 1 if the dataset has problems."""
+    with processes.until_nobody_reads():
+        return _main(arguments)
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m fairgrpo_jax.data", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -43,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if told.codes:
             options["codes"] = data.codes(told.codes)
         return _check(told, options, of_run) if told.command == "check" else _prepare(told, options)
+    except BrokenPipeError:
+        raise
     except (ValueError, TypeError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -65,22 +72,17 @@ def _check(told: argparse.Namespace, options: dict, of_run: list[str]) -> int:
 
 def _measure(told: argparse.Namespace, of_run: list[str]) -> int:
     """Prints the sizes of the prompts of a run with these options; returns how many records do not fit."""
-    from fairgrpo_jax import commandline, config, lengths, runs
+    from fairgrpo_jax import commandline, config, configs, lengths, policy, runs
 
-    run = config.Config(
-        data=config.Data(
-            name=told.name,
-            root=told.root,
-            options=tuple(told.option),
-            columns=tuple(told.columns),
-            codes=tuple(told.codes),
-        )
-    )
-    run = commandline.apply(run, of_run)
+    usual = configs.get("mine").data if told.name == "jsonl" else config.Data(prompt_length=0, num_patches=0)
+    given = dict(options=tuple(told.option), columns=tuple(told.columns), codes=tuple(told.codes))
+    usual = dataclasses.replace(usual, name=told.name, root=told.root, **given)
+    run = policy.settled(commandline.apply(config.Config(data=usual), of_run))
     everything = dataclasses.replace(
         run.data, prompt_length=1 << 30, num_patches=1 << 30, on_broken="skip", over_length="skip"
     )
-    fitted = lengths.fit(*runs.load(run), dataclasses.replace(run, data=everything, warmup=config.Warmup(steps=0)))
+    sources, encode = runs.load(run)
+    fitted = lengths.fit(sources, encode, dataclasses.replace(run, data=everything, warmup=config.Warmup(steps=0)))
     wrong = [(one.uid, one.why) for one in fitted.unfit]
     for use in ("train", "test"):
         records, sizes = fitted.sources[use].records, fitted.sizes[use]
@@ -90,7 +92,10 @@ def _measure(told: argparse.Namespace, of_run: list[str]) -> int:
         wrong += [(record.uid, why) for record, size in found if (why := lengths.over(size, run.data))]
     for uid, why in wrong:
         print(f"WRONG: {why if uid in why else f'{uid}: {why}'}")
-    print(f"\n{len(wrong)} records do not fit; see options data.over_length and data.on_broken of a run")
+    every = [size for use in ("train", "test") for size in fitted.sizes[use]]
+    left = dataclasses.replace(run.data, prompt_length=0, num_patches=0)
+    print(f"\nroom for all prompts: {lengths.flags(lengths.settle(left, every, encode))}")
+    print(f"{len(wrong)} records do not fit; see options data.over_length and data.on_broken of a run")
     return len(wrong)
 
 

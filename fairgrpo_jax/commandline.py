@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from fairgrpo_jax import config as options, configs, mesh, programs, runs
+from fairgrpo_jax import config as options, configs, mesh, processes, programs, runs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,26 +96,29 @@ def _cli(schema: type, argv: list[str], default: Any, prog: str, description: st
 def one_line_errors() -> Iterator[None]:
     """Prints errors of the user and of the machine, and interruptions, as one line, and exits with a status.
 
-    2 for an error, 128 + signal for an interruption. Anything else is a defect of this library: its traceback stays,
-    with a line that says so.
+    2 for an error, 128 + signal for an interruption; not a word where nobody reads the output any more. Anything else
+    is a defect of this library: its traceback stays, with a line that says so.
     """
     for name in ("absl", "asyncio"):  # Orbax logs a page for every error that it also raises
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    try:
-        yield
-    except runs.Interrupted as stopped:
-        _say(stopped.message)
-        raise
-    except KeyboardInterrupt as error:
-        _say("interrupted; what was saved stays, and the same command goes on from there")
-        raise SystemExit(128 + signal.SIGINT) from error
-    except Exception as error:
-        line = _line(error)
-        if line is None:
-            traceback.print_exc()
-            line = "this is a defect of fairgrpo_jax, not of your input: please report it with the lines above"
-        _say(f"error: {line}")
-        raise SystemExit(2) from error
+    with processes.until_nobody_reads():
+        try:
+            yield
+        except runs.Interrupted as stopped:
+            _say(stopped.message)
+            raise
+        except KeyboardInterrupt as error:
+            _say("interrupted; what was saved stays, and the same command goes on from there")
+            raise SystemExit(128 + signal.SIGINT) from error
+        except Exception as error:
+            if isinstance(error, BrokenPipeError) and processes.nobody_reads():
+                raise
+            line = _line(error)
+            if line is None:
+                traceback.print_exc()
+                line = "this is a defect of fairgrpo_jax, not of your input: please report it with the lines above"
+            _say(f"error: {line}")
+            raise SystemExit(2) from error
 
 
 def _say(line: str) -> None:

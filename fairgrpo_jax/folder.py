@@ -6,6 +6,7 @@ checkpoint, which may still become any run.
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -48,6 +49,30 @@ def create(folder: Path) -> None:
         raise ValueError(
             f"got a run folder {folder} that cannot be written ({error.strerror}); wanted a writable one: --workdir DIR"
         ) from error
+
+
+def recall(folder: Path, config: options.Config) -> options.Config | None:
+    """The config with what the run of the folder found out when it began, in place of options that are left open.
+
+    These are sizes of prompts that are left to the data, the pixel budget, and what ``model.adapter`` decides: a
+    resumed run has the same programs, whatever has become of the data and of the adapter since. None if the folder has
+    no run yet.
+    """
+    path = folder / "config.json"
+    if not path.exists() or not _has_steps(folder):
+        return None
+    begun, _ = options.read(path)
+    data, model = config.data, config.model
+    data = dataclasses.replace(
+        data,
+        prompt_length=data.prompt_length or begun.data.prompt_length,
+        num_patches=data.num_patches or begun.data.num_patches,
+        max_pixels=begun.data.max_pixels if data.max_pixels is None else data.max_pixels,
+    )
+    if model.adapter is not None and model.adapter == begun.model.adapter and not model.lora_rank:
+        decided = {name: getattr(begun.model, name) for name in ("lora_rank", "lora_alpha", "lora_targets")}
+        model = dataclasses.replace(model, **decided)
+    return dataclasses.replace(config, data=data, model=model)
 
 
 def claim(folder: Path, config: options.Config) -> list[str]:

@@ -120,8 +120,8 @@ def fit(sources: Mapping[str, Source], encode: batches.Encoder, config: options.
         sieve = _Sieve(Ruler(encode, known), config)
         for use, source in sources.items():
             taught = use == "warmup" and config.warmup.own_steps > 0
-            found = [sieve.prompt(record) for record in _watched(source.records, use)]
-            kept = [pair for pair in found if pair is not None and (not taught or sieve.target(pair[0]))]
+            found = [sieve(record, taught) for record in _watched(source.records, use)]
+            kept = [pair for pair in found if pair is not None]
             fitted[use] = RecordList(tuple(record for record, _ in kept))
             sizes[use] = [size for _, size in kept]
     if sieve.refused:
@@ -144,13 +144,22 @@ class _Sieve:
         self._ruler, self._config = ruler, config
         self._done: dict[int, tuple[Record, Size] | None] = {}
         self.unfit: list[Unfit] = []
-        self.refused: list[tuple[str, Size | None]] = []
+        self.refused: list[str] = []
+        self._sizes: list[Size] = []  # of the prompts refused as too long
+        self._longest = 0  # tokens of the reference completions refused as too long
+        self._broken = False  # whether media were refused
 
-    def prompt(self, record: Record) -> tuple[Record, Size] | None:
-        """The record that is used in the place of this one, and its size; None if there is none."""
+    def __call__(self, record: Record, taught: bool) -> tuple[Record, Size] | None:
+        """The record that is used in the place of this one, and its size; None if there is none.
+
+        Of a ``taught`` one the reference completion must fit too; it is measured also where the prompt is refused, so
+        that all is refused at once.
+        """
         if id(record) not in self._done:
             self._done[id(record)] = self._prompt(record)
-        return self._done[id(record)]
+        pair = self._done[id(record)]
+        left_out = pair is None and self._config.data.over_length != "refuse"
+        return pair if not taught or left_out or self.target(record) else None
 
     def _prompt(self, record: Record) -> tuple[Record, Size] | None:
         settings = self._config.data
@@ -166,9 +175,10 @@ class _Sieve:
                         self.unfit.append(Unfit(record.split, record.uid, why, outcome))
                         return shorter, own
         except ValueError as error:
-            self._out(record, str(error), settings.on_broken == "skip")
+            self._broken |= self._out(record, str(error), settings.on_broken == "skip")
         else:
-            self._out(record, why, settings.over_length != "refuse", size)
+            if self._out(record, why, settings.over_length != "refuse"):
+                self._sizes.append(size)
         return None
 
     def target(self, record: Record) -> bool:
@@ -176,41 +186,49 @@ class _Sieve:
         tokens, limit = self._ruler.target(record), self._config.sampling.max_new_tokens
         if tokens > limit:
             why = f"its reference completion has {tokens} tokens (sampling.max_new_tokens={limit})"
-            self._out(record, why, self._config.data.over_length != "refuse")
+            if self._out(record, why, self._config.data.over_length != "refuse"):
+                self._longest = max(self._longest, tokens)
         return tokens <= limit
 
-    def _out(self, record: Record, why: str, allowed: bool, size: Size | None = None) -> None:
+    def _out(self, record: Record, why: str, allowed: bool) -> bool:
+        """Notes what does not fit; returns whether it is refused."""
         if allowed:
             self.unfit.append(Unfit(record.split, record.uid, why, "left out"))
         else:
-            self.refused.append((why if record.uid in why else f"{record.uid}: {why}", size))
+            self.refused.append(why if record.uid in why else f"{record.uid}: {why}")
+        return not allowed
 
     def refusal(self) -> ValueError:
-        """The error that names what is refused, and the options with which it would not be."""
-        settings, lines = self._config.data, [line for line, _ in self.refused]
-        sizes = [size for _, size in self.refused if size is not None]
-        hints = []
-        if sizes:
-            tokens, patches = (max(size[axis] for size in sizes) for axis in (0, 1))
-            longer = f"--data.prompt-length {tokens}, " if tokens > settings.prompt_length else ""
-            longer += f"--data.num-patches {patches}, " if patches > settings.num_patches else ""
-            hints.append(f"{longer}a smaller --data.max-pixels, or --data.over-length skip or truncate_media")
-        if any("max_new_tokens" in line for line in lines):
-            hints.append("a larger --sampling.max-new-tokens, or --data.over-length skip")
-        if not hints:
+        """The error that names what is refused, and all options with which it would not be."""
+        settings, lines = self._config.data, self.refused
+        larger: list[str] = []
+        hints: list[str] = []
+        if self._sizes:
+            tokens, patches = (max(column) for column in zip(*self._sizes, strict=True))
+            larger += [f"--data.prompt-length {tokens}"] * (0 < settings.prompt_length < tokens)
+            larger += [f"--data.num-patches {patches}"] * (0 < settings.num_patches < patches)
+        if self._longest:
+            larger.append(f"--sampling.max-new-tokens {self._longest}")
+        if larger:
+            hints.append(" ".join(larger))
+        if self._sizes:
+            hints.append("a smaller --data.max-pixels")
+        if larger:
+            hints.append(f"--data.over-length skip{' or truncate_media' if self._sizes else ''}")
+        if self._broken:
             hints.append("files that can be read and processed, or --data.on-broken skip")
         more = f"; and {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
         return ValueError(
-            f"got {len(lines)} records that do not fit: {'; '.join(lines[:SHOWN])}{more}; wanted {'; '.join(hints)}"
+            f"got {len(lines)} records that do not fit: {'; '.join(lines[:SHOWN])}{more}; wanted {', or '.join(hints)}"
         )
 
 
 def over(size: Size, settings: options.Data) -> str:
     """What is too long about a prompt, as a sentence; empty if nothing is."""
     found = []
-    if size.tokens > settings.prompt_length:
+    if 0 < settings.prompt_length < size.tokens:
         found.append(f"{size.tokens:,} tokens (data.prompt_length={settings.prompt_length})")
-    if size.patches > settings.num_patches:
+    if 0 < settings.num_patches < size.patches:
         found.append(f"{size.patches:,} patches (data.num_patches={settings.num_patches})")
     return " and ".join(found)
 
@@ -239,6 +257,35 @@ def _with_fewer(record: Record, frames: list[int]) -> Iterator[tuple[Record, str
 
 def _sampled(medium: Media, counts: Iterator[int]) -> Media:
     return dataclasses.replace(medium, num_frames=next(counts)) if medium.kind == "video" else medium
+
+
+def settle(settings: options.Data, sizes: Sequence[Size], encode: batches.Encoder) -> options.Data:
+    """The options of the data with the sizes of the prompts in place of those that are left to them (0), rounded up.
+
+    Args:
+        settings: the options of the data.
+        sizes: of all prompts of the run.
+        encode: of the run; its processor has the pixel budget with which they were measured.
+    """
+    if not settings.measured:
+        return settings
+    tokens, patches = (max(column) for column in zip(*sizes, strict=True))
+    return dataclasses.replace(
+        settings,
+        prompt_length=settings.prompt_length or _up(tokens, ALIGNED, 1 << 40),
+        num_patches=settings.num_patches or _up(patches, _aligned(encode.architecture), 1 << 40),
+    )
+
+
+def flags(settings: options.Data) -> str:
+    """The sizes of prompts and the pixel budget as options of a command line.
+
+    >>> flags(options.Data(prompt_length=320, num_patches=256, max_pixels=65536))
+    '--data.prompt-length 320 --data.num-patches 256 --data.max-pixels 65536'
+    """
+    names = ("prompt_length", "num_patches", "min_pixels", "max_pixels")
+    values = {name: getattr(settings, name) for name in names}
+    return " ".join(f"--data.{name.replace('_', '-')} {value}" for name, value in values.items() if value is not None)
 
 
 # ---- sizes to pad to -------------------------------------------------------------------------------------------------
@@ -270,8 +317,7 @@ def ladder(sizes: Sequence[Size], count: int, *, architecture: Any, limit: Size)
         >>> ladder(found, 2, architecture=qwen2_5_vl.tiny(), limit=Size(500, 1024))
         (Size(tokens=128, patches=64), Size(tokens=448, patches=1024))
     """
-    unit = 1 if architecture.vision is None else architecture.vision.unit
-    step = -(-ALIGNED // unit) * unit
+    step = _aligned(architecture)
     round_up = lambda size: Size(_up(size.tokens, ALIGNED, limit.tokens), _up(size.patches, step, limit.patches))
     distinct, counts = np.unique([round_up(size) for size in sizes], axis=0, return_counts=True)
     flops = lambda size: (
@@ -308,6 +354,12 @@ def _cheapest(number: np.ndarray, work: np.ndarray, count: int) -> list[int]:
             ends.append(at)
             at = int(cut[at])
     return [*reversed([*ends, at])]
+
+
+def _aligned(architecture: Any) -> int:
+    """Patches of which sizes are multiples: about ``ALIGNED``, whole merged tokens or windows."""
+    unit = 1 if architecture.vision is None else architecture.vision.unit
+    return -(-ALIGNED // unit) * unit
 
 
 def _up(count: int, step: int, limit: int) -> int:

@@ -11,11 +11,52 @@ import jax.numpy as jnp
 
 from fairgrpo_jax import checkpoint, config as options, mesh as meshes, models
 from fairgrpo_jax.models import lora, qwen2_5_vl
-from fairgrpo_jax.models.checkpoints import store
+from fairgrpo_jax.models.checkpoints import adapters, store
 from fairgrpo_jax.models.tiny.tokenizer import tiny_tokenizer
 
 
 ADAPTERS = 1 << 20  # folded into the key for adapters; the parts of the architecture count from 0
+MOST_PIXELS = 524_288  # of an image where the sizes of prompts are left to the data; the FairGRPO paper's
+
+
+def settled(config: options.Config) -> options.Config:
+    """The config with what the folders of the model decide in place of options that are left open.
+
+    That is rank, alpha and targets of ``model.adapter``, and, where the sizes of prompts are left to the data, a pixel
+    budget: with that of most checkpoints a single photograph makes a prompt of 16,384 tokens.
+
+    Raises:
+        ValueError: if the options contradict the adapter, or from reading the folders.
+    """
+    config = dataclasses.replace(config, model=with_adapter(config.model))
+    data = config.data
+    if not data.measured or data.max_pixels is not None or config.model.path is None:
+        return config
+    usual = getattr(describe(config.model, data)[1], "max_pixels", None)
+    if usual is None:
+        return config
+    most = max(min(usual, MOST_PIXELS), data.min_pixels or 0)
+    return dataclasses.replace(config, data=dataclasses.replace(data, max_pixels=most))
+
+
+def with_adapter(model: options.Model) -> options.Model:
+    """The options with rank, alpha and targets of ``model.adapter``, if there is one.
+
+    Raises:
+        ValueError: if they are given too, and differ; or from ``adapters.describe``.
+    """
+    if model.adapter is None or model.path is None:
+        return model
+    found = adapters.describe(model.adapter, store.describe(model.path)[0])
+    its = {"lora_rank": found.rank, "lora_alpha": found.alpha, "lora_targets": found.targets}
+    plain = options.Model()
+    for name, value in its.items():
+        if getattr(model, name) not in (getattr(plain, name), value):
+            raise ValueError(
+                f"got model.{name}={getattr(model, name)} with model.adapter={model.adapter}, which has {value}; "
+                "wanted one of the two options"
+            )
+    return dataclasses.replace(model, **its)
 
 
 def describe(model: options.Model, settings: options.Data) -> tuple[Any, Any]:
@@ -79,11 +120,13 @@ def shapes(model: options.Model, architecture: Any) -> dict:
 
 
 def initial(model: options.Model, architecture: Any, key: jax.Array, *, mesh: jax.sharding.Mesh) -> dict:
-    """The initial parameters on the mesh: from the checkpoint folder or random, with new adapters if configured."""
+    """The initial parameters on the mesh: from the checkpoint folder or random, with its adapters or new ones."""
     if model.path is None:
         params = _random(key, architecture=architecture, dtype=model.dtype)
     else:
         params = store.load_params(model.path, architecture, mesh=mesh, dtype=model.dtype)
+    if model.adapter is not None:
+        return adapters.load(models.VLM(architecture, params), model.adapter, rank=model.lora_rank).params
     return _adapted(params, model, key)
 
 

@@ -280,6 +280,8 @@ def open_run(config: options.Config, workdir: Path | None) -> Iterator[Run]:
     """
     devices = mesh.make(config.mesh)
     mesh.require_divisible(config.split_sizes, *mesh.parse(config.mesh))
+    path = workdir or folder.default(config)
+    config = folder.recall(path, config) or policy.settled(config)
     records, encoder = load(config)
     for use in ("train", "warmup"):
         sources.check_leakage(records[use], records["test"], config.data)
@@ -288,11 +290,15 @@ def open_run(config: options.Config, workdir: Path | None) -> Iterator[Run]:
     scorer = rewards.build(config.reward, config.sampling, known, count=encoder.tokens, lettered=config.data.letters)
     architecture = encoder.architecture
     tree = policy.shapes(config.model, architecture)
-    path = workdir or folder.default(config)
     folder.create(path)
     fitting = lengths.fit(records, encoder, config)
     used = {use: sizes for use, sizes in fitting.sizes.items() if use != "warmup" or config.warmup.own_steps}
-    encoder = lengths.on_ladder(encoder, [size for sizes in used.values() for size in sizes])
+    every = [size for sizes in used.values() for size in sizes]
+    settings = lengths.settle(config.data, every, encoder)
+    if settings != config.data:
+        print(f"from the data: {lengths.flags(settings)}", flush=True)
+    config = dataclasses.replace(config, data=settings)
+    encoder = lengths.on_ladder(dataclasses.replace(encoder, settings=settings), every)
     for use, sizes in used.items():
         print(f"{use}: {len(sizes)} records; {'; '.join(lengths.told(sizes, encoder.sizes))}", flush=True)
     with contextlib.ExitStack() as open_while_running:

@@ -40,6 +40,7 @@ from fairgrpo_jax import (
     config as options,
     estimators,
     evaluate,
+    first_steps,
     grouping,
     learner,
     lengths,
@@ -101,6 +102,7 @@ def show(run: runs.Run) -> None:
 def reinforce(run: runs.Run, state: learner.TrainState, start: int, prompts: Prompts) -> dict[str, float]:
     """The training loop: runs reinforcement learning from step ``start`` to ``config.steps``."""
     config, phases, architecture = run.config, run.phases, run.encoder.architecture
+    first = first_steps.FirstSteps(config, tracking.read_metrics(run.log.path))
     with tracking.Progress(max(config.steps, 1), config.algorithm, start=start) as progress:
         progress.note("the first evaluation and the first step compile their programs")
         for step in range(start, config.steps + 1):
@@ -150,6 +152,9 @@ def reinforce(run: runs.Run, state: learner.TrainState, start: int, prompts: Pro
             run.log.append("train", step + 1, values)
             runs.require_finite(step + 1, "training", values)
             progress.update(step + 1, values)
+            if told := first.after(step + 1, seen, run.tokenizer):
+                run.log.note(run.warmup_steps + step + 1, told)
+                progress.note("\n  ".join([f"warning: {told[0]}", *told[1:]]))
             unscored = values["reward/unscored_share"] > config.reward.max_unscored
             if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps or unscored:
                 run.save(run.warmup_steps + step + 1, state, prompts)

@@ -160,3 +160,33 @@ def test_a_defect_keeps_its_traceback_and_says_so(monkeypatch, capsys, command):
 def test_ctrl_c_at_any_time_is_one_line(monkeypatch, capsys):
     code, output = call(monkeypatch, capsys, command=fails_with(KeyboardInterrupt()))
     assert code == 130 and output.err.startswith("interrupted; what was saved stays") and "Traceback" not in output.err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "fairgrpo_jax.train --list",
+        "fairgrpo_jax.train --help",
+        "fairgrpo_jax.sft --help",
+        "fairgrpo_jax.study --help",
+        "fairgrpo_jax.export --help",
+        "fairgrpo_jax.plan --list",
+        "fairgrpo_jax.report --help",
+        "fairgrpo_jax.data check --all",
+        "-u -m fairgrpo_jax.train --list",
+    ],
+)
+def test_a_reader_that_leaves_ends_a_command_quietly(command):
+    """The pipe is closed before the command has written anything, as `| true` does."""
+    arguments = command.split() if command.startswith("-u") else ["-m", *command.split()]
+    process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout and process.stderr
+    process.stdout.close()
+    said = process.stderr.read().decode()
+    process.stderr.close()
+    assert process.wait() in (0, 141) and not said
+
+
+def test_a_pipe_that_is_not_the_output_is_no_quiet_end(monkeypatch, capsys):
+    code, output = call(monkeypatch, capsys, command=fails_with(BrokenPipeError(32, "Broken pipe")))
+    assert code == 2 and output.err == "error: [Errno 32] Broken pipe\n"

@@ -152,6 +152,7 @@ def test_a_folder_of_the_version_before_goes_on(tmp_path):
         "data.codes is new in this version: ()",
         "data.processes is new in this version: False",
         "draw is new in this version: its defaults",
+        "model.adapter is new in this version: None",
         "sampling.cache is new in this version: None",
         "sampling.waves is new in this version: 0",
         "reward.percentiles is new in this version: None",

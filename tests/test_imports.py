@@ -44,6 +44,7 @@ FLOORS = (
         "prompts",
         "answers",
         "samples",
+        "first_steps",
         "folder",
         "lock",
         "runs",
@@ -54,6 +55,7 @@ ORDER = {name: (floor, place) for floor, names in enumerate(FLOORS) for place, n
 # On the second floor only these arrows exist; data knows no model, models know no dataset.
 SIDEWAYS = {("configs", "config"), ("models", "mesh"), ("rewards", "config")}
 SIDEWAYS |= {("report", "config"), ("report", "tracking"), ("report", "files"), ("tracking", "files")}
+SIDEWAYS |= {("report", "processes"), ("data", "processes")}
 
 
 def modules():

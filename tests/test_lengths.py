@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import re
 
 import numpy as np
 import pytest
@@ -103,10 +104,14 @@ CONFIG = options.Config(
 )
 
 
-def fit(config, *records, test=None):
+def encoder(config, records):
     architecture, processor = policy.describe(config.model, config.data)
     vocabulary = grouping.vocabulary(batches.groups_of(one, config.data) for one in records)
-    encode = batches.Encoder(config.data, architecture, processor, ("d",), vocabulary)
+    return batches.Encoder(config.data, architecture, processor, ("d",), vocabulary)
+
+
+def fit(config, *records, test=None):
+    encode = encoder(config, records)
     test = records[:1] if test is None else test
     return lengths.fit({"train": RecordList(records), "test": RecordList(tuple(test))}, encode, config)
 
@@ -129,7 +134,7 @@ def test_what_is_too_long_is_refused_by_name_with_what_would_help(folder):
     said = str(caught.value)
     assert said.startswith("got 2 records that do not fit: d/1: 272 tokens (data.prompt_length=100) and 1,024 patches")
     assert "d/2: " in said and "--data.num-patches 1024" in said and "--data.over-length skip or truncate_media" in said
-    longest = int(said.split("--data.prompt-length ")[1].split(",")[0])
+    longest = int(said.split("--data.prompt-length ")[1].split(" ")[0])
     grown = fit(but(prompt_length=longest, num_patches=1024), good, large, wordy)
     assert [one.tokens for one in grown.sizes["train"]][1:] == [272, longest]
     with pytest.raises(ValueError, match="prompt_length"):
@@ -198,8 +203,47 @@ def test_reference_completions_count_where_they_are_taught(folder):
     encode = batches.Encoder(config.data, architecture, processor, ("d",), vocabulary)
     sources = {use: RecordList((good,)) for use in ("train", "warmup", "test")}
     with pytest.raises(
-        ValueError, match=r"completion has \d+ tokens \(sampling.max_new_tokens=2\).*a larger --sampling"
+        ValueError, match=r"completion has (\d+) tokens \(sampling.max_new_tokens=2\).*--sampling.max-new-tokens \1"
     ):
         lengths.fit(sources, encode, config)
     plain = dataclasses.replace(config, warmup=options.Warmup(steps=0))
     assert len(lengths.fit(sources, encode, plain).sources["warmup"]) == 1
+
+
+def test_all_that_is_too_small_is_said_in_one_error(folder):
+    """Prompt, patches, reference completion and a broken file; with what the error proposes, everything fits."""
+    records = (record("d/0", image(folder, "large")), record("d/1", image(folder, "noise")))
+    sources = {use: RecordList(records) for use in ("train", "warmup", "test")}
+    config = dataclasses.replace(
+        CONFIG, warmup=options.Warmup(steps=3, batch=2), sampling=options.Sampling(max_new_tokens=2)
+    )
+    with pytest.raises(ValueError) as caught:
+        lengths.fit(sources, encoder(config, records), config)
+    said = str(caught.value)
+    found = re.search(
+        r"wanted --data.prompt-length (\d+) --data.num-patches (\d+) --sampling.max-new-tokens (\d+), or a smaller "
+        r"--data.max-pixels, or --data.over-length skip or truncate_media, or files that can .* --data.on-broken skip$",
+        said,
+    )
+    assert found and said.startswith("got 4 records")  # two prompts, and the reference completions of both
+    tokens, patches, answer = map(int, found.groups())
+    roomy = dataclasses.replace(
+        config,
+        data=dataclasses.replace(CONFIG.data, prompt_length=tokens, num_patches=patches, on_broken="skip"),
+        sampling=options.Sampling(max_new_tokens=answer),
+    )
+    assert len(lengths.fit(sources, encoder(roomy, records), roomy).sources["warmup"]) == 1
+
+
+def test_sizes_left_to_the_data_hold_its_largest_prompt(folder):
+    good, large = record("d/0", image(folder, "small")), record("d/1", image(folder, "large"))
+    config = but(prompt_length=0, num_patches=0)
+    fitted, encode = fit(config, good, large), encoder(config, (good, large))
+    settled = lengths.settle(config.data, fitted.sizes["train"], encode)
+    assert fitted.sizes["train"] == [Size(32, 64), Size(272, 1024)]
+    assert settled == dataclasses.replace(config.data, prompt_length=320, num_patches=1024)
+    half = lengths.settle(but(num_patches=0).data, fitted.sizes["train"][:1], encode)
+    assert half == but(num_patches=64).data
+    assert lengths.settle(half, fitted.sizes["train"], encode) is half
+    packed = dataclasses.replace(encode, settings=settled)([large])
+    assert packed.prompt.tokens.shape == (1, 320)

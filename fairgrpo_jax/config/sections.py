@@ -32,9 +32,10 @@ class Data:
     letters: bool = False
     """List them as A: ..., B: ...; a letter is then an answer, in reward and evaluation alike."""
     prompt_length: int = 48
-    """Largest length of a prompt in tokens, those of its media included; see over_length."""
+    """Largest length of a prompt in tokens, those of its media included; see over_length. 0: that of the longest prompt
+    of the data, measured before the run."""
     num_patches: int = 64
-    """Largest number of vision patches of a prompt; see over_length."""
+    """Largest number of vision patches of a prompt; see over_length. 0: that of the data, measured before the run."""
     over_length: Literal["refuse", "skip", "truncate_media"] = "refuse"
     """What to do with records whose prompt is larger, before the run starts: stop and name them; leave them out; or
     halve the frames of their videos, then leave out images, until they fit. unfit.jsonl in the run folder names
@@ -45,8 +46,8 @@ class Data:
     min_pixels: int | None = None
     """Smaller images are enlarged to this many pixels; default: the checkpoint's value, or 32 x 32 without one."""
     max_pixels: int | None = None
-    """Larger images are reduced to this many pixels; default: the checkpoint's value, or 32 x 32 without a
-    checkpoint."""
+    """Larger images are reduced to this many pixels; default: the checkpoint's value, but at most 524,288 where
+    prompt_length or num_patches is measured, or 32 x 32 without a checkpoint."""
     attributes: tuple[str, ...] = ("sex", "age")
     """Attributes that define the demographic groups: sex, age, or others of the dataset (race, skin_type, ...)."""
     age_edges: tuple[int, ...] = (25, 50, 75)
@@ -65,6 +66,11 @@ class Data:
     """Number of workers that decode and prepare prompts while the devices compute."""
     processes: bool = False
     """Let the workers be processes instead of threads, for large images on many cores."""
+
+    @property
+    def measured(self) -> bool:
+        """Whether a size of the prompts is left to the data."""
+        return 0 in (self.prompt_length, self.num_patches)
 
     @property
     def scheme(self) -> Scheme:
@@ -89,11 +95,7 @@ class Data:
             "an even number of frames, at least 2",
         )
         require(0 <= self.temperature <= 1, f"data.temperature={self.temperature}", "0 to 1")
-        require(
-            self.prompt_length > 0,
-            f"data.prompt_length={self.prompt_length}",
-            "a positive length",
-        )
+        require(self.prompt_length >= 0, f"data.prompt_length={self.prompt_length}", "a number >= 0")
         least, most = self.min_pixels, self.max_pixels
         require(
             (least is None or least > 0) and (most is None or most >= (least or 1)),
@@ -162,6 +164,9 @@ class Model:
     compute: Literal["float32", "bfloat16"] | None = None
     """Dtype of the forward and backward passes, cast once per pass; default: the dtype of the weights. With dtype
     float32 and compute bfloat16, gradients are summed and updates applied in float32."""
+    adapter: Path | None = None
+    """Folder of low-rank adapters in PEFT's form, made for the checkpoint: the run trains them on. Their rank, alpha
+    and targets are those of the folder."""
     lora_rank: int = 0
     """Rank of the low-rank adapters; only the adapters are then trained. 0 trains the weights themselves."""
     lora_alpha: float = 32.0
@@ -183,6 +188,11 @@ class Model:
 
     def __post_init__(self):
         require_finite("model.", self)
+        require(
+            self.adapter is None or self.path is not None,
+            f"model.adapter={self.adapter} without model.path",
+            "the checkpoint folder that it was made for: --model.path FOLDER",
+        )
         require(self.hidden_size > 0, f"model.hidden_size={self.hidden_size}", "a positive multiple of 16")
         require(self.num_layers > 0, f"model.num_layers={self.num_layers}", "at least one layer")
         require(self.vision_depth > 0, f"model.vision_depth={self.vision_depth}", "at least one block")

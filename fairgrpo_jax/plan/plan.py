@@ -159,6 +159,12 @@ def plan(config: options.Config, device: str, *, memory: float | None = None) ->
         ValueError: if devices or slices do not exist, the mesh does not divide the batch, the model cannot be read, or
             no batch can have the number of patches.
     """
+    if config.data.prompt_length == 0:
+        raise ValueError(
+            "got data.prompt_length=0 for a plan, which reads no data; wanted numbers, as `python -m fairgrpo_jax.data "
+            f"check {config.data.name} --root DIR --model.path MODEL` measures them"
+        )
+    config = dataclasses.replace(config, model=policy.with_adapter(config.model))
     target = devices.parse(device, _count(config))
     limit = target.kind.usable if memory is None else int(memory * devices.GIB)
     meshes.require_divisible(config.split_sizes, *meshes.parse(config.mesh))
@@ -359,6 +365,7 @@ def compiled(config: options.Config, made: Plan, *, timeout: float, cache: Path 
     The memory that a program may use excludes what is ``beside`` it.
     """
     console, outcomes = Console(stderr=True), []
+    config = dataclasses.replace(config, model=policy.with_adapter(config.model))
     architecture = ahead.describe(config.model)
     config = chunking.fit(config, architecture, policy.shapes(config.model, architecture), made.limit)
     beside_each = beside(config, made)

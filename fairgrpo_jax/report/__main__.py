@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from fairgrpo_jax import report
+from fairgrpo_jax import processes, report
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +24,11 @@ class Options:
 
 def main() -> None:
     """Runs the command line."""
+    with processes.until_nobody_reads():
+        _main()
+
+
+def _main() -> None:
     given = tyro.cli(Options, prog="python -m fairgrpo_jax.report")
     names = [path.resolve().name for path in given.runs]
     if len(set(names)) < len(names):

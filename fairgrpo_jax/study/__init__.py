@@ -108,7 +108,9 @@ class Task:
             return False  # killed while it was being saved; the methods start from it
         before, _ = options.read(path)
         return not options.difference(
-            options.to_dict(before), options.to_dict(self.config), ignore=tuple(o for o in folders.FREE if o != "steps")
+            options.to_dict(before),
+            options.to_dict(folders.recall(self.folder, self.config) or self.config),
+            ignore=tuple(o for o in folders.FREE if o != "steps"),
         )
 
     def run(self) -> None:

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fairgrpo_jax.models import lora
+from fairgrpo_jax.models import families, lora
 from fairgrpo_jax.models.checkpoints import names, tensorfile
 from fairgrpo_jax.models.checkpoints.processor import read_json
 from fairgrpo_jax.models.checkpoints.tensorfile import Tensor
@@ -19,6 +20,7 @@ from fairgrpo_jax.models.tree import flatten, unflatten
 
 SETTINGS, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
+Pairs = dict[str, dict[str, Tensor]]  # A (r, in) and B (out, r) by transformers' module name in memory
 # Options of this format that our adapters do not support, with their neutral values.
 COMPUTED: dict[str, tuple] = {
     "peft_type": ("LORA",),
@@ -87,7 +89,29 @@ def _settings(ranks: Mapping[str, int], scale: float) -> dict[str, Any]:
     }
 
 
-def load(vlm: Any, folder: Path | str) -> Any:
+def describe(folder: Path | str, config: Any) -> lora.LoRA:
+    """The options with which ``lora.add`` makes room for the adapters of a folder in PEFT's format; reads no weights.
+
+    Args:
+        folder: as in ``load``.
+        config: the config of the model that they were made for.
+
+    Returns:
+        The largest rank, the scale of the first adapter as alpha, and the linear maps as a regular expression.
+
+    Raises:
+        ValueError: as in ``load``.
+    """
+    tree = jax.eval_shape(lambda key: families.family(config).init(config, key, np.float32), jax.random.key(0))
+    scale, pairs = _read(Path(folder), config, flatten(tree))
+    rank = max(pair["A"].shape[0] for pair in pairs.values())
+    held = {re.sub(r"\.\d+\.", ".*.", name) for name in pairs}
+    found = [path for path, name in names.modules(config).items() if name in held]
+    paths = "|".join(re.escape(path.replace(".", "/")) for path in found)
+    return lora.LoRA(rank, scale * rank, f"^({paths})$")
+
+
+def load(vlm: Any, folder: Path | str, *, rank: int | None = None) -> Any:
     """Loads the adapters of a folder in PEFT's format into a model.
 
     Maps that have an adapter only in some layers, or one of smaller rank there, are filled up with zeros. All adapters
@@ -96,14 +120,39 @@ def load(vlm: Any, folder: Path | str) -> Any:
     Args:
         vlm: a ``models.VLM`` without adapters.
         folder: folder with ``adapter_config.json`` and ``adapter_model.safetensors``.
+        rank: rank to which smaller ones are filled up; default: the largest of each map.
 
     Raises:
         ValueError: if a file is missing or broken, uses unsupported options, or holds tensors that do not fit; all
             misfits are named in one error.
     """
-    folder = Path(folder)
+    folder, leaves = Path(folder), flatten(vlm.params)
     if lora.has(vlm.params):
         raise ValueError("got a model that has adapters already; wanted one without: merge them first")
+    scale, pairs = _read(folder, vlm.config, leaves)
+    settings = read_json(folder / SETTINGS)
+    for path, name in names.modules(vlm.config).items():
+        kernel = leaves.get(f"{path}.kernel")
+        stack = kernel.shape[0] if kernel is not None and "*" in name else None
+        mine = [pairs.get(name.replace("*", str(layer))) for layer in range(stack or 1)]
+        if kernel is None or not any(mine):
+            continue
+        wide = rank or max(pair["A"].shape[0] for pair in mine if pair)
+        a = np.zeros((len(mine), kernel.shape[-2], wide), np.float32)
+        b = np.zeros((len(mine), wide, kernel.shape[-1]), np.float32)
+        for layer, pair in enumerate(mine):
+            if pair:
+                own = pair["A"].shape[0]
+                ratio = _scale(settings, name.replace("*", str(layer)), own) / scale
+                a[layer, :, :own] = pair["A"].read().T
+                b[layer, :own] = ratio * pair["B"].read().astype(np.float32).T
+        a, b = (jnp.asarray(x if stack else x[0]) for x in (a, b))
+        leaves |= lora.beside(path, kernel, a, b)
+    return dataclasses.replace(vlm, params=unflatten(leaves), config=lora.scaled(vlm.config, scale))
+
+
+def _read(folder: Path, config: Any, leaves: Mapping[str, Any]) -> tuple[float, Pairs]:
+    """The scale of the first adapter and the tensors of all, after checking that they can be computed here."""
     settings = read_json(folder / SETTINGS)
     wrong = {name: settings[name] for name, known in COMPUTED.items() if settings.get(name, known[0]) not in known}
     if wrong:
@@ -118,33 +167,14 @@ def load(vlm: Any, folder: Path | str) -> Any:
         )
     if not (folder / TENSORS).exists():
         raise ValueError(f"got {folder} without {TENSORS}; wanted an adapter in safetensors: pickles are never read")
-    pairs = _pairs(folder, vlm)
-    scale = _scale(settings, next(iter(pairs)), next(iter(pairs.values()))["A"].shape[0])
-    leaves = flatten(vlm.params)
-    for path, name in names.modules(vlm.config).items():
-        kernel = leaves.get(f"{path}.kernel")
-        stack = kernel.shape[0] if kernel is not None and "*" in name else None
-        mine = [pairs.get(name.replace("*", str(layer))) for layer in range(stack or 1)]
-        if kernel is None or not any(mine):
-            continue
-        rank = max(pair["A"].shape[0] for pair in mine if pair)
-        a = np.zeros((len(mine), kernel.shape[-2], rank), np.float32)
-        b = np.zeros((len(mine), rank, kernel.shape[-1]), np.float32)
-        for layer, pair in enumerate(mine):
-            if pair:
-                own = pair["A"].shape[0]
-                ratio = _scale(settings, name.replace("*", str(layer)), own) / scale
-                a[layer, :, :own] = pair["A"].read().T
-                b[layer, :own] = ratio * pair["B"].read().astype(np.float32).T
-        a, b = (jnp.asarray(x if stack else x[0]) for x in (a, b))
-        leaves |= lora.beside(path, kernel, a, b)
-    return dataclasses.replace(vlm, params=unflatten(leaves), config=lora.scaled(vlm.config, scale))
+    pairs = _pairs(folder, config, leaves)
+    return _scale(settings, next(iter(pairs)), next(iter(pairs.values()))["A"].shape[0]), pairs
 
 
-def _pairs(folder: Path, vlm: Any) -> dict[str, dict[str, Tensor]]:
+def _pairs(folder: Path, config: Any, leaves: Mapping[str, Any]) -> Pairs:
     """The tensors A (r, in) and B (out, r) by transformers' module name in memory, after checking that they fit."""
-    leaves, known = flatten(vlm.params), {}
-    for path, name in names.modules(vlm.config).items():
+    known = {}
+    for path, name in names.modules(config).items():
         kernel = leaves.get(f"{path}.kernel") if path.startswith(lora.INSIDE) else None
         if kernel is not None:
             for layer in range(kernel.shape[0] if "*" in name else 1):

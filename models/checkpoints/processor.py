@@ -102,6 +102,49 @@ def processor(
     return processing.TextProcessor(**known)
 
 
+def with_budget(folder: pathlib.Path, processor: Any) -> dict[str, dict]:
+    """The settings files of a folder, by name, with the pixel budget of a processor; none where it is the folder's.
+
+    So that whoever serves a model shows it images at the size at which it was trained.
+
+    Args:
+        folder: the checkpoint folder.
+        processor: a processor that was made from it, perhaps with another budget.
+    """
+    family = read_json(folder / "config.json").get("model_type")
+    if family not in QWEN or not isinstance(processor, processing.Processor):
+        return {}
+    names = [f"{kind}{bound}_pixels" for kind in ("", "video_") for bound in ("min", "max")]
+    wanted, now = {name: getattr(processor, name) for name in names}, _qwen_settings(folder, family)
+    wanted = {name: now[name] if value is None else value for name, value in wanted.items()}
+    if all(now[name] == value for name, value in wanted.items()):
+        return {}
+    images, videos = [*wanted.values()][:2], [*wanted.values()][2:]
+    combined, own = folder / "processor_config.json", folder / "video_preprocessor_config.json"
+    both = read_json(combined) if combined.is_file() else {}
+    found = {}
+    if both.get("image_processor") is not None:
+        both |= {"image_processor": _bounded(both["image_processor"], *images)}
+        found[combined.name] = both
+    else:
+        found["preprocessor_config.json"] = _bounded(read_json(folder / "preprocessor_config.json"), *images)
+    if both.get("video_processor") is not None:
+        found[combined.name] = both | {"video_processor": _bounded(both["video_processor"], *videos)}
+    elif own.is_file():
+        found[own.name] = _bounded(read_json(own), *videos)
+    elif videos != images:  # they were those of the images, or a class's defaults
+        plain = read_json(folder / "preprocessor_config.json")
+        found[own.name] = _bounded({name: plain[name] for name in plain if "processor" not in name}, *videos)
+    return found
+
+
+def _bounded(settings: Mapping[str, Any], least: int, most: int) -> dict[str, Any]:
+    """Image settings with another budget, under each name that they use for it."""
+    legacy = {"min_pixels": least, "max_pixels": most}
+    held = {name: value for name, value in legacy.items() if settings.get(name) is not None}
+    return {**settings, "size": {"shortest_edge": least, "longest_edge": most}, **held}
+
+
 def tokenizer(folder: pathlib.Path) -> Any:
     """The folder's tokenizer, from its own files.
 

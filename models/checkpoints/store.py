@@ -184,9 +184,9 @@ def _same(one: Tensor, other: Tensor) -> bool:
 def save(vlm: Any, checkpoint_dir: str | Path, *, max_shard_bytes: int = 5 * 10**9) -> None:
     """Writes a model as a checkpoint folder that transformers and vLLM load; adapters are merged into its kernels.
 
-    Tokenizer, processor and other small files are copied from the folder that the model was loaded from; for other
-    models they are made from its config and processor. Files are written under a temporary name and moved,
-    ``config.json`` last, so a folder that has one is complete.
+    Tokenizer, processor and other small files are copied from the folder that the model was loaded from, with the
+    pixel budget of the model's processor; for other models they are made from its config and processor. Files are
+    written under a temporary name and moved, ``config.json`` last, so a folder that has one is complete.
 
     Args:
         vlm: the model, with parameters on any devices.
@@ -199,9 +199,7 @@ def save(vlm: Any, checkpoint_dir: str | Path, *, max_shard_bytes: int = 5 * 10*
     folder = Path(checkpoint_dir)
     if not all(getattr(leaf, "is_fully_addressable", True) for leaf in jax.tree.leaves(vlm.params)):
         raise ValueError("got parameters spread over several processes; wanted all of them in one: gather them first")
-    held = [name for name in ("config.json", tensorfile.SINGLE, tensorfile.INDEX) if (folder / name).exists()]
-    if held:
-        raise ValueError(f"got {folder}, which already holds {held[0]}; wanted a new or an empty folder")
+    require_free(folder)
     small = _small_files(vlm)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -220,6 +218,17 @@ def save(vlm: Any, checkpoint_dir: str | Path, *, max_shard_bytes: int = 5 * 10*
                 os.replace(path, folder / path.name)
     except OSError as error:
         raise ValueError(f"got {folder}, which cannot be written ({error.strerror}); wanted another folder") from error
+
+
+def require_free(folder: Path) -> None:
+    """Checks that a folder does not hold a model.
+
+    Raises:
+        ValueError: if it does.
+    """
+    held = [name for name in ("config.json", tensorfile.SINGLE, tensorfile.INDEX) if (folder / name).exists()]
+    if held:
+        raise ValueError(f"got {folder}, which already holds {held[0]}; wanted a new or an empty folder")
 
 
 def _write_weights(vlm: Any, folder: Path, max_shard_bytes: int) -> None:
@@ -262,14 +271,14 @@ def _take(leaves: Any, layer: jax.Array) -> Any:
 
 
 def _small_files(vlm: Any) -> dict[str, dict]:
-    """The generated JSON files: ``config.json``, and those of the processor if the model has no source folder."""
+    """The generated JSON files: ``config.json``, and those of the processor unless they are the source folder's."""
     dtype = np.dtype(vlm.params["embedding"].dtype).name
     if vlm.source is not None:
         config = folders.read_json(vlm.source / "config.json")
         _set_dtype(config, dtype)
         if vlm.config.model_type == "gemma3":
             config["vision_config"]["vision_use_head"] = False  # SigLIP's unused weights are not kept
-        return {"config.json": config}
+        return {"config.json": config} | folders.with_budget(vlm.source, vlm.processor)
     files = {"config.json": published.config_json(vlm.config) | {"dtype": dtype}}
     files["generation_config.json"] = {"eos_token_id": [*vlm.config.eos_ids], "pad_token_id": vlm.config.pad_id}
     return files if vlm.processor is None else files | published.processor_json(vlm.processor)

@@ -14,9 +14,22 @@ torch = pytest.importorskip("torch")
 
 import transformers  # noqa: E402
 
-from fairgrpo_jax import config as options, estimators, export, fairness, learner, models  # noqa: E402
+from fairgrpo_jax import (  # noqa: E402
+    commandline,
+    config as options,
+    configs,
+    estimators,
+    export,
+    fairness,
+    learner,
+    models,
+    policy,
+    runs,
+    sft,
+)
 from fairgrpo_jax.models import lora, text  # noqa: E402
 from fairgrpo_jax.models.checkpoints import adapters  # noqa: E402
+from tests import own_data  # noqa: E402
 from tests.parity import make_golden as maker  # noqa: E402
 from tests.test_export import write_run  # noqa: E402
 
@@ -159,6 +172,57 @@ def test_adapters_of_peft_are_read(pair, tmp_path):
     model = peft.get_peft_model(type(theirs).from_pretrained(folder, attn_implementation="eager"), settings).eval()
     model.save_pretrained(tmp_path / "adapter")
     assert_same(adapters.load(vlm, tmp_path / "adapter"), model, inputs)
+
+
+@pytest.fixture
+def exported(tmp_path):
+    """A run that goes on with PEFT's adapters of two ranks, exported in both forms; and PEFT's model."""
+    peft = pytest.importorskip("peft")
+    base = transformers.AutoModelForImageTextToText.from_pretrained(own_data.checkpoint(tmp_path / "base"))
+    torch.manual_seed(0)
+    settings = peft.LoraConfig(
+        r=4,
+        lora_alpha=6,
+        target_modules=["q_proj", "down_proj"],
+        rank_pattern={"down_proj": 2},
+        init_lora_weights=False,
+    )
+    theirs = peft.get_peft_model(base, settings).eval()
+    theirs.save_pretrained(tmp_path / "adapter")
+    given = ["--model.path", str(tmp_path / "base"), "--model.adapter", str(tmp_path / "adapter")]
+    given += ["--data.root", str(own_data.write(tmp_path / "data")), "--data.max-pixels", "4096", *own_data.SMALL]
+    with runs.open_run(commandline.apply(configs.get("mine"), given), tmp_path / "run") as run:
+        sft.begin(run)
+    export.export(tmp_path / "run", tmp_path / "out", form="both")
+    return tmp_path, theirs
+
+
+def test_a_run_begins_with_the_adapters_of_peft_and_exports_both_forms(exported, caplog):
+    """The merged folder in transformers, and its adapter with the checkpoint in PEFT, are the model that PEFT made."""
+    folder, theirs = exported
+    talk = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Which digit is this?"}]}]
+    picture = np.random.default_rng(0).integers(0, 256, (48, 32, 3), np.uint8)
+    inputs = models.processor(folder / "out")([talk], images=[[picture]])
+    wanted, mask = logits_of(theirs, inputs), inputs["attention_mask"].astype(bool)
+    merged = read(folder / "out", "qwen2_5_vl", caplog)
+    plain = type(merged).from_pretrained(folder / "base", attn_implementation="eager")
+    assert np.abs(logits_of(plain, inputs) - wanted)[mask].max() > 0.05
+    apart = pytest.importorskip("peft").PeftModel.from_pretrained(plain, folder / "out" / "adapter").eval()
+    for model in (merged, apart):
+        np.testing.assert_allclose(logits_of(model, inputs)[mask], wanted[mask], atol=5e-4)
+
+
+def test_transformers_processes_images_of_an_export_as_the_run_did(exported):
+    folder, _ = exported
+    picture = np.random.default_rng(0).integers(0, 256, (100, 150, 3), np.uint8)
+    grids = {}
+    for name in ("base", "out"):
+        reader = transformers.AutoImageProcessor.from_pretrained(folder / name)
+        grids[name] = np.asarray(reader(images=[picture], return_tensors="np")["image_grid_thw"]).tolist()
+    config = options.read(folder / "run" / "config.json")[0]
+    talk = [{"role": "user", "content": [{"type": "image"}]}]
+    trained = policy.describe(config.model, config.data)[1]([talk], images=[[picture]])
+    assert grids["out"] == trained["image_grid_thw"].tolist() != grids["base"]
 
 
 def test_policy_of_a_run_is_exported(tmp_path, caplog):
