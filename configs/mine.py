@@ -33,7 +33,7 @@ def get_config(method: str = "fair_grpo") -> Config:
         model=Model(path=Path("MODEL"), compute="bfloat16"),
         warmup=Warmup(steps=0),
         sampling=Sampling(max_new_tokens=1024, dtype="bfloat16"),  # ours; the paper's 4,096 are for long thoughts
-        reward=Reward(kind="set_f1"),
+        reward=Reward(components=("set_f1",)),
         update=Update(dual_clip=3.0),  # one update a step: 64 prompts are half of one of the paper's four
         optim=Optim(lr=1e-6, warmup_steps=0, schedule="constant"),
         fairness=Fairness(history="ring"),
