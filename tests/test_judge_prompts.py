@@ -2,6 +2,7 @@
 
 import re
 import types
+from typing import Any
 
 import hypothesis
 import hypothesis.strategies as st
@@ -192,7 +193,7 @@ ATTACKS = dict(attacks())
 
 
 def answers(*texts):
-    record = types.SimpleNamespace(question="What is done?", choices=("Dissection", "Clipping"), answer=REFERENCE)
+    record: Any = types.SimpleNamespace(question="What is done?", choices=("Dissection", "Clipping"), answer=REFERENCE)
     shape = (1, len(texts))
     return rewards.Answers([texts], [record], np.ones(shape, int), np.ones(shape, bool))
 
@@ -225,10 +226,10 @@ def test_the_clinical_component_compares_answers_and_not_thoughts():
     completions = answers("<think>secret</think> The lung.", "The lung.", "", "<think>lung", "</think> ", "Else.")
     with Scripted(script) as server, Judge(Options(url=server.url, model="m", attempts=1)) as judge:
         judged = components.clinical(completions, judge).result(timeout=60)
-    np.testing.assert_array_equal(judged.scores, np.float32([[0.5, 0.5, 0, 0, 0, np.nan]]))
+    np.testing.assert_array_equal(judged.scores, np.array([[0.5, 0.5, 0, 0, 0, np.nan]], np.float32))
     assert judged.scores.dtype == np.float32
     assert list(judged.parts) == list(prompts.DIMENSIONS)
-    np.testing.assert_array_equal(judged.parts["terminology"], np.float32([[1, 1, 0, 0, 0, np.nan]]))
+    np.testing.assert_array_equal(judged.parts["terminology"], np.array([[1, 1, 0, 0, 0, np.nan]], np.float32))
     assert len(server.arrived) == 2 and not server.times("secret")  # two are the same question
 
 
