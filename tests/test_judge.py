@@ -138,12 +138,13 @@ def test_typed_questions_are_answered_with_probabilities():
 
 
 def test_retry_after_is_obeyed_by_all_calls():
-    """The first call is told to wait a second; the others of the same judge wait as well."""
-    script = lambda body, before: Reply(429, headers=(("retry-after", "1"),)) if len(server.arrived) == 1 else Reply()
+    """Of two calls in flight one is told to wait a second; what would follow the other waits as well."""
+    wait = Reply(429, headers=(("retry-after", "1"),))
+    script = lambda body, before: wait if len(server.arrived) == 1 else Reply(seconds=0.2)
     with Scripted(script) as server:
-        scores, counts = ask(server, thoughts(4), concurrency=1)
-    first, *others = [arrival.time for arrival in server.arrived]
-    assert not np.isnan(scores).any() and counts["calls"] == 5
+        scores, counts = ask(server, thoughts(6), concurrency=2)
+    first, _, *others = [arrival.time for arrival in server.arrived]
+    assert not np.isnan(scores).any() and counts["calls"] == 7
     assert min(others) - first > 0.95
 
 

@@ -91,6 +91,34 @@ def test_a_killed_process_loses_only_what_it_had_in_flight(tmp_path, monkeypatch
     assert len(times) == count and all(n == 1 + (text in in_flight) for text, n in times.items())
 
 
+def test_who_fails_lets_the_others_ask(tmp_path):
+    script = lambda body, before: Reply(text="?") if before == 0 else Reply()
+    soon = 9.0  # before a claim would be taken over
+    with Scripted(script) as server:
+        shared = Options(
+            url=server.url, model="m", cache=tmp_path / "c", attempts=1, attempt_seconds=soon, total_seconds=soon
+        )
+        with Judge(shared) as first, Judge(shared) as second:
+            assert np.isnan(first.submit(thoughts(1)).result(timeout=60)).all()
+            assert (second.submit(thoughts(1)).result(timeout=60) == 1).all()
+
+
+def test_who_asks_for_long_keeps_the_claim(tmp_path, monkeypatch):
+    monkeypatch.setattr(judge_cache, "BEAT", 0.1)
+    monkeypatch.setattr(judge_cache, "STALE", 2.0)
+    done = threading.Event()
+    with Scripted(lambda body, before: Reply(seconds=0 * done.wait(60))) as server:
+        shared = Options(url=server.url, model="m", cache=tmp_path / "c")
+        with Judge(shared) as first, Judge(shared) as second:
+            ours = first.submit(thoughts(1))
+            server.wait_for(1)
+            theirs = second.submit(thoughts(1))
+            time.sleep(4)
+            done.set()
+            assert ours.result(timeout=60) == theirs.result(timeout=60) == 1
+    assert len(server.arrived) == 1
+
+
 def test_a_claim_is_taken_over_only_when_its_owner_stands_still(tmp_path, monkeypatch):
     now = 0.0
     monkeypatch.setattr(judge_cache.time, "monotonic", lambda: now)
