@@ -24,7 +24,7 @@ Script = Callable[[dict[str, Any], int], Reply]  # from a request's body, and ho
 class Arrival(NamedTuple):
     path: str
     text: str
-    key: str
+    headers: dict[str, str]
     time: float
 
 
@@ -88,8 +88,8 @@ class Scripted:
         text = body["state"] if typed else body["messages"][0]["content"]
         with self._lock:
             before = sum(arrival.text == text for arrival in self.arrived)
-            key = handler.headers["authorization"]
-            self.arrived.append(Arrival(handler.path, text, key, time.monotonic()))
+            headers = {name.lower(): value for name, value in handler.headers.items()}
+            self.arrived.append(Arrival(handler.path, text, headers, time.monotonic()))
             self._now += 1
             self.most = max(self.most, self._now)
         try:

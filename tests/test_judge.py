@@ -314,11 +314,15 @@ def test_a_judge_that_answers_is_there(reply):
 
 def test_the_key_is_read_from_the_environment_and_no_other_is_sent(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "of-somebody-else")
+    for name in ("ORG_ID", "PROJECT_ID", "ADMIN_KEY"):
+        monkeypatch.setenv(f"OPENAI_{name}", "of-somebody-else")
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "X-Gate: of-somebody-else\nauthorization: Bearer of-somebody-else")
     monkeypatch.setenv("CLINIC_KEY", " ours\n")
     with Scripted(lambda body, before: Reply()) as server:
         ask(server, thoughts(1))
         ask(server, thoughts(1), key_variable="CLINIC_KEY")
-    assert [arrival.key for arrival in server.arrived] == ["Bearer none", "Bearer ours"]
+    assert [arrival.headers["authorization"] for arrival in server.arrived] == ["Bearer none", "Bearer ours"]
+    assert "somebody" not in str([arrival.headers for arrival in server.arrived])
     monkeypatch.setenv("CLINIC_KEY", "")
     with pytest.raises(ValueError, match="got judge.key_variable=CLINIC_KEY, which is not set or empty; wanted"):
         Judge(options(server, key_variable="CLINIC_KEY"))

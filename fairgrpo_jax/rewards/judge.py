@@ -355,7 +355,19 @@ def _client(options: Options, key: str) -> "AsyncOpenAI":
         import openai
     except ImportError as error:
         raise ImportError("a judge needs the library openai: pip install 'fairgrpo_jax[judge]'") from error
-    return openai.AsyncOpenAI(base_url=options.url, api_key=key, max_retries=0, timeout=options.attempt_seconds)
+    headers: dict[str, Any] = {}
+    if options.key_variable != "OPENAI_API_KEY":  # what the environment holds for OpenAI is for nobody else
+        custom = os.environ.get("OPENAI_CUSTOM_HEADERS", "").split("\n")
+        names = ["OpenAI-Organization", "OpenAI-Project", *(line.partition(":")[0].strip() for line in custom)]
+        headers |= {name: openai.Omit() for name in names if name and name.lower() != "authorization"}
+        headers["Authorization"] = f"Bearer {key}"
+    return openai.AsyncOpenAI(
+        base_url=options.url,
+        api_key=key,
+        max_retries=0,
+        timeout=options.attempt_seconds,
+        default_headers=headers,
+    )
 
 
 def _key(options: Options) -> str:
