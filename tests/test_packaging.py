@@ -66,7 +66,7 @@ MODULES = {
     "tensorflow-datasets": "tensorflow_datasets",
 }
 # Imports that only those meet who asked for the extra.
-OPTIONAL = {"dicom": {"pydicom"}, "xlsx": {"openpyxl"}, "parity": {"torch"}}
+OPTIONAL = {"dicom": {"pydicom"}, "xlsx": {"openpyxl"}, "judge": {"openai"}, "parity": {"torch"}}
 
 
 def declared(requirements):

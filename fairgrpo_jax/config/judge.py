@@ -1,0 +1,84 @@
+"""The options of a language model as judge."""
+
+import dataclasses
+import re
+import urllib.parse
+from pathlib import Path
+from typing import Literal
+
+from fairgrpo_jax.config.checks import require, require_finite
+
+
+@dataclasses.dataclass(frozen=True)
+class Judge:
+    """A language model that scores completions, behind an endpoint in OpenAI's form."""
+
+    url: str = "http://127.0.0.1:8000/v1"
+    """Base address of the endpoint, up to and including /v1."""
+    model: str = ""
+    """Name of the judge's model as the endpoint knows it; empty: there is no judge."""
+    key_variable: str | None = None
+    """Name of the environment variable that holds the API key; default: the endpoint asks for none."""
+    mode: Literal["text", "typed"] = "text"
+    """How the judge is asked: by chat, with strict lines as answer, or by typed questions that are answered with
+    probabilities (/v1/systemone of `transformers serve`)."""
+    prompt: Literal["summary", "caption"] = "summary"
+    """Wording of the clinical dimensions: a summary of a whole video, or the caption of one region."""
+    temperature: float | None = 0.0
+    """Sampling temperature of the judge; None leaves it to the endpoint, for models that accept no other."""
+    max_tokens: int = 64
+    """Largest answer of the judge in tokens; one that is cut off has failed. Judges that think aloud need more."""
+    limit_name: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    """Name under which the endpoint takes max_tokens."""
+    concurrency: int = 16
+    """Largest number of calls in flight."""
+    requests_per_minute: float | None = None
+    """Limit of the calls that begin, spread evenly; default: none."""
+    tokens_per_minute: float | None = None
+    """Limit of tokens in and out, spread evenly, estimated before a call and corrected after it; default: none."""
+    attempts: int = 5
+    """Largest number of calls for one question."""
+    attempt_seconds: float = 60.0
+    """Deadline of one call."""
+    total_seconds: float = 600.0
+    """Deadline of all questions of a step together; what is open then has failed."""
+    cache: Path | None = None
+    """SQLite file that keeps the answers, shared by processes; default: they are forgotten with the process."""
+    price_in: float = 0.0
+    """Price of a million tokens read, in any currency, for the log."""
+    price_out: float = 0.0
+    """Price of a million tokens written."""
+
+    def __post_init__(self):
+        require_finite("judge.", self)
+        address = urllib.parse.urlsplit(self.url)
+        require(
+            address.scheme in ("http", "https") and bool(address.hostname),
+            f"judge.url={self.url!r}",
+            "an address such as http://127.0.0.1:8000/v1",
+        )
+        require(
+            address.username is None and not address.query,
+            "judge.url with a password or a query",
+            "the key in an environment variable that judge.key_variable names; options are written into run folders",
+        )
+        require(
+            self.key_variable is None or re.fullmatch(r"[A-Za-z_]\w*", self.key_variable) is not None,
+            "judge.key_variable that is no name of an environment variable",  # it may be the key itself
+            "the name of the variable that holds the key, such as OPENAI_API_KEY",
+        )
+        require(
+            self.temperature is None or self.temperature >= 0, f"judge.temperature={self.temperature}", "a number >= 0"
+        )
+        for name in ("max_tokens", "concurrency", "attempts"):
+            require(getattr(self, name) > 0, f"judge.{name}={getattr(self, name)}", "at least 1")
+        for name in ("requests_per_minute", "tokens_per_minute"):
+            value = getattr(self, name)
+            require(value is None or value > 0, f"judge.{name}={value}", "a positive number, or none for no limit")
+        require(
+            0 < self.attempt_seconds <= self.total_seconds,
+            f"judge.attempt_seconds={self.attempt_seconds}, judge.total_seconds={self.total_seconds}",
+            "0 < attempt_seconds <= total_seconds",
+        )
+        for name in ("price_in", "price_out"):
+            require(getattr(self, name) >= 0, f"judge.{name}={getattr(self, name)}", "a price >= 0")
