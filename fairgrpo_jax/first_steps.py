@@ -81,7 +81,7 @@ class FirstSteps:
         parts = ", ".join(f"{count / total:.0%} {KINDS[kind]}" for kind, count in self._seen.most_common())
         return [
             f"none of the completions of the first {STEPS} steps has a reward, so nothing is learned "
-            f"(reward.kind={self._config.reward.kind})",
+            f"(reward.components {' '.join(self._config.reward.components)})",
             f"of the {total:,}: {parts}",
             f"likeliest: {self._remedy(most)}",
         ]
