@@ -90,7 +90,7 @@ def answer(
                     temperature=temperature,
                     top_p=sampling.top_p if temperature else 1.0,
                     tensor=sampling.weights == "tensor",
-                    cache=sampling.cache,
+                    cache=config.cache_dtype,
                 )
                 for temperature in temperatures
             ]

@@ -240,7 +240,7 @@ def sample(
             temperature=config.sampling.temperature,
             top_p=config.sampling.top_p,
             tensor=config.sampling.weights == "tensor",
-            cache=config.sampling.cache,
+            cache=config.cache_dtype,
             places=ladder[-1].tokens,
         )
         found.append((np.concatenate([own for own, _ in groups]), drawn))

@@ -151,6 +151,12 @@ class Config:
         return passes.pop() if len(passes) == 1 else "float32"
 
     @property
+    def cache_dtype(self) -> str:
+        """Dtype of the keys and values while sampling."""
+        default = self.sampling.dtype or self.model.dtype if self.model.path is None else "bfloat16"
+        return self.sampling.cache or default
+
+    @property
     def split_sizes(self) -> dict[str, int]:
         """Sizes of the batches that are split over the first axis of the mesh, by their names in error messages."""
         sizes = {"prompts / (update.mini_batches x update.accumulation)": self.prompts // self.update.parts}
