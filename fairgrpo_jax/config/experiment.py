@@ -6,6 +6,7 @@ import typing
 from typing import Literal
 
 from fairgrpo_jax.config.checks import require, require_finite
+from fairgrpo_jax.config.judge import Judge
 from fairgrpo_jax.config.rewards import Reward
 from fairgrpo_jax.config.sections import (
     Data,
@@ -71,6 +72,7 @@ class Config:
     warmup: Warmup = Warmup()
     sampling: Sampling = Sampling()
     reward: Reward = Reward()
+    judge: Judge = Judge()
     update: Update = Update()
     optim: Optim = Optim()
     fairness: Fairness = Fairness()
