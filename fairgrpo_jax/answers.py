@@ -2,13 +2,13 @@
 
 import collections
 from collections.abc import Callable, Sequence
-from typing import Any, NotRequired, TypedDict, cast
+from typing import Any, NamedTuple, NotRequired, TypedDict, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fairgrpo_jax import batches, config as options, lengths, mesh, models, rewards, rollout, tracking, workers
+from fairgrpo_jax import batches, config as options, learner, lengths, mesh, models, rewards, rollout, tracking, workers
 from fairgrpo_jax.data.record import Record
 from fairgrpo_jax.rewards import accuracy, parsing
 
@@ -27,6 +27,9 @@ class Answer(TypedDict):
     reward: float  # as the run computes it
     exact: float  # 1.0 if the labels of the prediction are those of the reference, else 0.0
     attributes: NotRequired[dict[str, str | None]]  # further demographic attributes, if the run has any
+    length: NotRequired[int]  # tokens of the completion, with its end token
+    nll: NotRequired[float]  # negative log-likelihood of the completion under the starting policy, in nats
+    measured: NotRequired[dict[str, float]]  # scores of evaluation.components that apply
     components: NotRequired[dict[str, float]]  # raw scores of the reward's components that apply, if it has several
 
 
@@ -47,6 +50,8 @@ def answer(
     temperatures: Sequence[float] = (0.0,),
     sizes: Sequence[batches.Size] | None = None,
     phases: Callable[[str], Any] | None = None,
+    measures: rewards.Scorer | None = None,
+    reference: Any = None,
 ) -> list[list[Answer]]:
     """Samples one completion of each record at each temperature; returns it with its extracted answer and its reward.
 
@@ -63,6 +68,8 @@ def answer(
         temperatures: 0 is greedy; others sample as in training, including ``sampling.top_p``.
         sizes: of the records' prompts; those of like size are then answered together, with less padding.
         phases: a timer such as ``tracking.Phases``.
+        measures: scores that are no part of the reward, for ``measured``.
+        reference: parameters whose likelihood of each completion is wanted, for ``nll``.
 
     Returns:
         For each temperature, the rows in the order of the records.
@@ -74,7 +81,7 @@ def answer(
     parts = [order[i : i + size] for i in range(0, len(order), size)]
     parts = [np.concatenate([part, np.repeat(part[:1], size - len(part))]) for part in parts]  # one shape, one program
     rows: list[list[Answer | None]] = [[None] * len(records) for _ in temperatures]
-    waiting: collections.deque[tuple[list[Answer | None], np.ndarray, rewards.Started]] = collections.deque()
+    waiting: collections.deque[_Waiting] = collections.deque()
     encoded = pool.ahead([records[i] for i in part] for part in parts)
     for part, batch in zip(parts, encoded, strict=True):
         with phases("evaluation"):
@@ -100,26 +107,58 @@ def answer(
         for found, rollouts in zip(rows, drawn, strict=True):
             said = rollout.texts(rollouts, encode.processor.tokenizer)
             given = completed(rollouts, said, own, encode.architecture.eos_ids)
-            waiting.append((found, part[: len(own)], scorer.start(given)))
+            likely = None if reference is None else _likelihoods(reference, prompt, rollouts, config, encode)
+            extra = measures and measures.start(given)
+            waiting.append(_Waiting(found, part[: len(own)], scorer.start(given), extra, likely))
         while len(waiting) > len(temperatures):  # a judge scores a batch while the next one is sampled
-            _settle(*waiting.popleft(), config.data, scorer)
+            _settle(waiting.popleft(), config.data, scorer, measures)
     for each in waiting:
-        _settle(*each, config.data, scorer)
+        _settle(each, config.data, scorer, measures)
     return cast(list[list[Answer]], rows)
 
 
-def _settle(
-    found: list[Answer | None],
-    places: np.ndarray,
-    started: rewards.Started,
-    settings: options.Data,
-    scorer: rewards.Scorer,
-) -> None:
+class _Waiting(NamedTuple):
+    """A batch of completions that a judge may still score."""
+
+    found: list[Answer | None]
+    places: np.ndarray
+    started: rewards.Started
+    measured: rewards.Started | None
+    likely: np.ndarray | None
+
+
+def _settle(waiting: _Waiting, settings: options.Data, scorer: rewards.Scorer, measures: rewards.Scorer | None) -> None:
     """Fills in the rows of a batch, once it is scored."""
-    given = started.answers
-    scores = scorer.finish([(np.arange(len(places)), started)])
-    for i, (place, record, row) in enumerate(zip(places, given.records, given.texts, strict=True)):
-        found[place] = _row(settings, cast(Record, record), row[0], scores.rewards[i, 0]) | _parts(scorer, scores, i)
+    given, everyone = waiting.started.answers, np.arange(len(waiting.places))
+    scores = scorer.finish([(everyone, waiting.started)])
+    measured = None if waiting.measured is None or measures is None else measures.finish([(everyone, waiting.measured)])
+    for i, (place, record, texts) in enumerate(zip(waiting.places, given.records, given.texts, strict=True)):
+        row = _row(settings, cast(Record, record), texts[0], scores.rewards[i, 0])
+        row["length"] = int(given.lengths[i, 0])
+        if len(scorer.components) > 1:
+            row["components"] = _parts(scorer, scores, i)
+        if measures is not None and measured is not None:
+            row["measured"] = _parts(measures, measured, i)
+        if waiting.likely is not None:
+            row["nll"] = float(waiting.likely[i])
+        waiting.found[place] = row
+
+
+def _likelihoods(
+    params: Any, prompt: models.Prompt, rollouts: rollout.RolloutBatch, config: options.Config, encode: batches.Encoder
+) -> np.ndarray:
+    """Negative log-likelihoods (P,) of single completions, in nats."""
+    mask = np.asarray(rollouts.mask)
+    piece = learner.PolicyBatch(prompt, rollouts.tokens, mask, rollouts.logprobs, advantages=np.zeros(mask.shape[:2]))
+    scored = learner.with_logprobs(
+        params,
+        piece,
+        architecture=encode.architecture,
+        temperature=1.0,
+        compute=config.model.compute,
+        policy="reference",
+    )
+    return -np.asarray(scored.reference_logprobs, np.float64)[:, 0].sum(-1)
 
 
 @jax.jit
@@ -163,9 +202,7 @@ def prediction(record: Record, text: str, *, lettered: bool) -> str | None:
     return accuracy.choice(said, record.choices) or said if said and lettered and record.choices else said
 
 
-def _parts(scorer: rewards.Scorer, scores: rewards.Scores, row: int) -> Any:
-    """The entry of a row with the components of its reward."""
-    if len(scorer.components) == 1:
-        return {}
+def _parts(scorer: rewards.Scorer, scores: rewards.Scores, row: int) -> dict[str, float]:
+    """The raw scores of the components that apply to a record."""
     named = zip(scorer.components, scores.raw[row, 0].tolist(), scores.applies[row], strict=True)
-    return {"components": {part.name: value for part, value, applies in named if applies}}
+    return {part.name: value for part, value, applies in named if applies}

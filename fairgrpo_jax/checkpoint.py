@@ -102,10 +102,19 @@ def restore(checkpoints: ocp.CheckpointManager, step: int, params: Any, training
 def restore_params(checkpoints: ocp.CheckpointManager, step: int, params: Any) -> Any:
     """Restores only the parameters of ``step``, with the shapes, dtypes and shardings of the given tree.
 
+    They are read in the dtype in which they were saved, held against their digests, and converted then.
+
     Raises:
         Damaged: as ``restore``.
     """
-    return _restored(checkpoints, step, {"params": params})[0]["params"]
+    checkpoints.wait_until_finished()
+    try:
+        saved = checkpoints.item_metadata(step)["params"].tree
+        like = jax.tree.map(lambda x, its: x.update(dtype=its.dtype), _abstract(params), saved)
+    except Exception as error:
+        raise _damaged(checkpoints, step, error) from error
+    found = _restored(checkpoints, step, {"params": like})[0]["params"]
+    return jax.tree.map(lambda x, wanted: x.astype(wanted.dtype), found, params)
 
 
 def saved_params(checkpoints: ocp.CheckpointManager, step: int) -> Any:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fairgrpo_jax import answers, demographics, files, grouping, metrics, runs
+from fairgrpo_jax import answers, config as options, demographics, files, grouping, metrics, runs
 from fairgrpo_jax.data.record import Record
 
 
@@ -40,11 +40,14 @@ def held_out(run: runs.Run, params: Any, step: int) -> dict[str, float]:
         temperatures=(0.0, config.sampling.temperature),
         sizes=[run.sizes[record.uid] for record in records],
         phases=run.phases,
+        measures=run.measures,
+        reference=run.reference(params) if config.evaluation.perplexity else None,
     )
     path = _path(run.folder, step)
     path.parent.mkdir(exist_ok=True)
     files.write(path, "".join(json.dumps(row) + "\n" for row in rows))
     values = summary(rows, config.data.scheme) | {"reward_sampled": _mean(drawn, "reward")}
+    values |= measured(rows, config.evaluation)
     run.log.append("eval", step, values | run.phases.collect())
     return values
 
@@ -87,6 +90,31 @@ def summary(rows: Sequence[answers.Answer], scheme: demographics.Scheme = demogr
     named = {name: report[f"overall/{name}"] for name in ("f1", "top1", "joint_f1_std") if f"overall/{name}" in report}
     paper = {name: value for name, value in report.items() if name.startswith("paper/")}
     return {name: _mean(rows, name) for name in ("reward", "exact")} | named | extremes | paper
+
+
+def measured(rows: Sequence[answers.Answer], settings: options.Evaluation) -> dict[str, float]:
+    """What ``evaluation.datasets``, ``components`` and ``perplexity`` ask for, overall and by dataset.
+
+    Returns:
+        With further datasets, ``exact/<dataset>`` and ``length/<dataset>``, in tokens; ``measured/<component>``, the
+        mean of its scores; ``perplexity``, exp of the mean over all tokens; the last two also ``/<dataset>``.
+    """
+    names = sorted({row["dataset"] for row in rows})
+    parts = [("", rows), *((f"/{name}", [row for row in rows if row["dataset"] == name]) for name in names)]
+    values: dict[str, float] = {}
+    for suffix, its in parts:
+        if settings.datasets:
+            values[f"length{suffix}"] = float(np.mean([row.get("length", 0) for row in its]))
+            values |= {f"exact{suffix}": _mean(its, "exact")} if suffix else {}
+        for component in settings.components:
+            name = options.Component.parse(component).name
+            scores = [row.get("measured", {}).get(name, math.nan) for row in its]
+            scored = [score for score in scores if not math.isnan(score)]
+            values |= {f"measured/{name}{suffix}": sum(scored) / len(scored)} if scored else {}
+        if settings.perplexity:
+            tokens = sum(row.get("length", 0) for row in its)
+            values[f"perplexity{suffix}"] = math.exp(min(sum(row.get("nll", 0.0) for row in its) / max(tokens, 1), 700))
+    return values
 
 
 def figures(rows: Sequence[answers.Answer], scheme: demographics.Scheme = demographics.DEFAULT) -> list[dict[str, Any]]:

@@ -25,6 +25,8 @@ FREE = (
     "evaluation.batch",
     "evaluation.records",
     "evaluation.samples",
+    "evaluation.components",
+    "evaluation.perplexity",
 )
 FREE += ("data.root", "data.workers", "data.prompt_length", "data.num_patches", "data.on_broken", "data.leakage")
 FREE += ("data.over_length", "data.buckets", "data.processes")

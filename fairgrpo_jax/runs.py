@@ -60,6 +60,7 @@ class Run:
     stop: "Stop"
     phases: tracking.Phases
     scorer: rewards.Scorer
+    measures: rewards.Scorer | None  # of evaluation.components
 
     @property
     def encoder(self) -> batches.Encoder:
@@ -282,6 +283,11 @@ def open_run(config: options.Config, workdir: Path | None) -> Iterator[Run]:
     with contextlib.ExitStack() as open_while_running:
         judge = None
         if config.judge.model:
+            if not rewards.asks_judge((*config.reward.components, *config.evaluation.components)):
+                raise ValueError(
+                    f"got judge.model={config.judge.model} and no component that asks it; wanted judge or semantic "
+                    f"among reward.components={' '.join(config.reward.components)}, or evaluation.components"
+                )
             folder.create(path)
             cache = config.judge.cache or path / "judge.sqlite"
             judge = open_while_running.enter_context(rewards.Judge(dataclasses.replace(config.judge, cache=cache)))
@@ -301,6 +307,19 @@ def _opened(config: options.Config, path: Path, judge: rewards.Judge | None) -> 
     scorer = rewards.build(
         config.reward, config.sampling, known, count=encoder.tokens, lettered=config.data.letters, judge=judge
     )
+    measures = None
+    if config.evaluation.components:
+        measured = dataclasses.replace(config.reward, components=config.evaluation.components, percentiles=None)
+        measures = rewards.build(
+            measured,
+            config.sampling,
+            records["test"].records,
+            count=encoder.tokens,
+            lettered=config.data.letters,
+            judge=judge,
+        )
+    if judge is not None:
+        judge.check()
     architecture = encoder.architecture
     tree = policy.shapes(config.model, architecture)
     folder.create(path)
@@ -349,6 +368,7 @@ def _opened(config: options.Config, path: Path, judge: rewards.Judge | None) -> 
             stop=stop,
             phases=tracking.Phases(),
             scorer=scorer,
+            measures=measures,
         )
         checkpoints.wait_until_finished()
 

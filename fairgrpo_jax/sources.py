@@ -14,15 +14,18 @@ def load(config: options.Config) -> dict[str, Source]:
     """Loads the records of all datasets by use: "train", "warmup" and "test"; prints what the loaders left out.
 
     Training uses the first of a dataset's splits, evaluation the last, and the supervised stage ``warmup.split`` if the
-    dataset has it.
+    dataset has it. Of ``evaluation.datasets`` only the last split is loaded, for evaluation.
 
     Raises:
         ValueError: from ``data.load``, or if several datasets come without the folder that holds them.
     """
     settings = config.data
-    names, root = settings.name.split(","), settings.root
+    trained, root = settings.name.split(","), settings.root
+    names = [*trained, *config.evaluation.datasets]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"got {', '.join(twice)} twice among data.name and evaluation.datasets; wanted each once")
     if len(names) > 1 and root is None:
-        raise ValueError(f"got data.name={settings.name} without data.root; wanted the folder that holds them all")
+        raise ValueError(f"got {', '.join(names)} without data.root; wanted the folder that holds them all")
     given = loader_options(settings, names)
     records: dict[str, list[Record]] = {"train": [], "warmup": [], "test": []}
     for name in names:
@@ -45,6 +48,8 @@ def load(config: options.Config) -> dict[str, Source]:
                 )
         taught = config.warmup.split if config.warmup.split in dataset.SPLITS else dataset.SPLITS[0]
         by_use = {"train": dataset.SPLITS[0], "warmup": taught, "test": dataset.SPLITS[-1]}
+        if name not in trained:
+            by_use = {"test": dataset.SPLITS[-1]}
         folder = root / name if root and len(names) > 1 else root
         for split in dict.fromkeys(by_use.values()):
             source = data.load(name, folder, split=split, on_broken=settings.on_broken, **extra)

@@ -55,6 +55,8 @@ def test_what_is_restored_is_what_was_saved(whole):
     with contextlib.closing(checkpoint.manager(whole, read_only=True)) as checkpoints:
         assert_equal(checkpoint.saved_params(checkpoints, 5), trees(5)[0])
         assert_equal(checkpoint.restore_params(checkpoints, 5, trees()[0]), trees(5)[0])
+        half = [jax.tree.map(lambda x: x.astype(jnp.bfloat16), params) for params in (trees()[0], trees(5)[0])]
+        assert_equal(checkpoint.restore_params(checkpoints, 5, half[0]), half[1])  # as the reference policy is
 
 
 @pytest.mark.parametrize("spec", ["4x1", "2x2"])

@@ -164,6 +164,9 @@ def test_a_folder_of_the_version_before_goes_on(tmp_path):
         "judge is new in this version: its defaults",
         "update.kl_ratio is new in this version: False",
         "evaluation.records is new in this version: None",
+        "evaluation.datasets is new in this version: ()",
+        "evaluation.components is new in this version: ()",
+        "evaluation.perplexity is new in this version: False",
     ]
     with runs.open_run(config, tmp_path) as run:
         params = checkpoint.saved_params(run.checkpoints, 1)

@@ -27,7 +27,7 @@ from typing import Any
 from fairgrpo_jax.data import demographics, forms, messages
 from fairgrpo_jax.data.about import About
 from fairgrpo_jax.data.cells import Address
-from fairgrpo_jax.data.columns import FILMS, KNOWN, NAMES, Columns, plain
+from fairgrpo_jax.data.column_names import FILMS, KNOWN, NAMES, Columns, plain
 from fairgrpo_jax.data.media import open_image
 from fairgrpo_jax.data.record import Media, Record, RecordList, spoken
 from fairgrpo_jax.data.splits import by_patient

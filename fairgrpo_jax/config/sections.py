@@ -462,6 +462,13 @@ class Evaluation:
     records: int | None = None
     """Held-out records that are answered during training, drawn once by the seed from every dataset in its proportion;
     default: all. Before and after training all are answered."""
+    datasets: tuple[str, ...] = ()
+    """Further datasets that are only evaluated, on their last split; data.root then has one subfolder per name."""
+    components: tuple[str, ...] = ()
+    """Components, in the form of reward.components, that held-out answers are scored by beside the reward, for the log
+    and evals/<step>.jsonl alone."""
+    perplexity: bool = False
+    """Log the perplexity of held-out answers under the policy at the start of reinforcement learning."""
     samples: int = 8
     """Number of prompts whose completions, images and rewards are kept for the report at every evaluation."""
 

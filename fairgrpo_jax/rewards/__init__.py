@@ -12,4 +12,10 @@ from fairgrpo_jax.rewards.composition import compose as compose, normalise as no
 from fairgrpo_jax.rewards.figures import figures as figures
 from fairgrpo_jax.rewards.judge import Judge as Judge
 from fairgrpo_jax.rewards.judge_components import Component as Component
-from fairgrpo_jax.rewards.scorer import Scorer as Scorer, Scores as Scores, Started as Started, build as build
+from fairgrpo_jax.rewards.scorer import (
+    Scorer as Scorer,
+    Scores as Scores,
+    Started as Started,
+    asks_judge as asks_judge,
+    build as build,
+)

@@ -234,7 +234,7 @@ def build(
         records: of all uses.
         count: number of tokens of a text, for the length rewards.
         lettered: whether prompts list the choices with letters.
-        judge: for the components ``judge`` and ``semantic``; asked one question to see that it answers.
+        judge: for the components ``judge`` and ``semantic``.
 
     Raises:
         ValueError: for an unknown component, one that applies to no record or cannot grade one, a record to which none
@@ -261,14 +261,20 @@ def build(
     if reward.percentiles is not None:
         table = _table(reward)
         table.lookup(wanted)
-    if judge is not None:
-        if not any(part.name in JUDGED for part in parts):
-            raise ValueError(
-                f"got judge.model={judge.options.model} and no component that asks it; wanted "
-                f"{' or '.join(JUDGED)} among reward.components={' '.join(reward.components)}"
-            )
-        judge.check()
-    return Scorer(parts, functions, () if table else tuple(wanted), table, reward, sampling, judge)
+    return Scorer(
+        parts,
+        functions,
+        () if table else tuple(wanted),
+        table,
+        reward,
+        sampling,
+        judge if asks_judge(reward.components) else None,
+    )
+
+
+def asks_judge(components: Sequence[str]) -> bool:
+    """Whether one of the components, in their text form, is scored by a judge."""
+    return any(options.Component.parse(text).name in JUDGED for text in components)
 
 
 def _function(part: options.Component, tools: Tools) -> Component:
