@@ -25,6 +25,7 @@ FREE = (
     "evaluation.batch",
     "evaluation.records",
     "evaluation.samples",
+    "evaluation.completions",
 )
 FREE += ("data.root", "data.workers", "data.prompt_length", "data.num_patches", "data.on_broken", "data.leakage")
 FREE += ("data.over_length", "data.buckets", "data.processes")
