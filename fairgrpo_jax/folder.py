@@ -27,6 +27,7 @@ FREE = (
     "evaluation.samples",
     "evaluation.components",
     "evaluation.perplexity",
+    "evaluation.completions",
 )
 FREE += ("data.root", "data.workers", "data.prompt_length", "data.num_patches", "data.on_broken", "data.leakage")
 FREE += ("data.over_length", "data.buckets", "data.processes")

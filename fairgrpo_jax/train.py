@@ -145,9 +145,7 @@ def reinforce(run: runs.Run, state: learner.TrainState, start: int, prompts: Pro
                 advantage = np.asarray(advantage)
                 batch = policy_batch(kept, advantage)
                 state, trained = update(state, batch, config, run.encoder, run.mesh, run.reference)
-            if step % config.evaluation.every == 0:
-                shown = kept.batch.records[: config.evaluation.samples]
-                samples.save(run.folder, step, shown, kept.texts, kept.rewards, advantage)
+            samples.save(run.folder, step, kept, advantage, config.evaluation, run.encoder, run.scorer)
             values = step_metrics(kept, seen, advantage, run.encoder, run.scorer) | drawn | prompts.watched() | trained
             values |= agreement(watched.pop("clusters", None), seen) | watched | run.scorer.watched()
             values = {name: float(value) for name, value in values.items()} | phases.collect()

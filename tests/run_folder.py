@@ -2,8 +2,10 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from PIL import Image
 
 from fairgrpo_jax import tracking
@@ -124,28 +126,54 @@ def train_row(rng: np.random.Generator, rise: float, step: int, *, fair: bool) -
 
 def write_samples(folder: Path, rng: np.random.Generator, step: int) -> None:
     """Two prompts with eight completions; one of them tries to be markup."""
-    (folder / "samples").mkdir()
+    (folder / "samples").mkdir(exist_ok=True)
     rows = []
     for index, dataset in enumerate(("cxr", "derm")):
         pixels = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
         name = f"samples/{step:06d}-{index}-0.png"
         Image.fromarray(pixels).save(folder / name)
-        rewards = [1.0, 1.0, 0.0, 1.0, 0.0, 0.0, 1.0, 0.0]
-        texts = [f"<think>focal</think>\\boxed{{{ANSWERS[dataset][int(r)]}}}" for r in rewards]
-        texts[2] = "<script>alert('x')</script>"
-        rows.append(
-            {
-                "uid": f"{dataset}/0-0",
-                "dataset": dataset,
-                "sex": "F" if index else None,
-                "age": 61.4 if index else None,
-                "question": "What does this image show?",
-                "answer": ANSWERS[dataset][1],
-                "images": [name],
-                "completions": [
-                    {"text": text, "reward": reward, "advantage": 2 * reward - 1}
-                    for text, reward in zip(texts, rewards, strict=True)
-                ],
-            }
-        )
+        for place, right in enumerate([1, 1, 0, 1, 0, 0, 1, 0]):
+            said = ANSWERS[dataset][right]
+            rows.append(
+                {
+                    "step": step,
+                    "prompt": index,
+                    "rollout": place,
+                    "uid": f"{dataset}/0-0",
+                    "dataset": dataset,
+                    "task": "",
+                    "sex": "F" if index else None,
+                    "age": 61.4 if index else None,
+                    "attribute/sex": "F" if index else None,
+                    "attribute/age": "51–75" if index else None,
+                    "cell": "F, 51–75" if index else "unlabelled",
+                    "question": "What does this image show?",
+                    "answer": ANSWERS[dataset][1],
+                    "completion": "<script>alert('x')</script>"
+                    if place == 2
+                    else f"<think>focal</think>\\boxed{{{said}}}",
+                    "prediction": None if place == 2 else said,
+                    "exact": float(right),
+                    "length": 12,
+                    "finished": True,
+                    "reward": float(right),
+                    "advantage": 2.0 * right - 1,
+                    "component/exact": float(right),
+                    "images": [name],
+                }
+            )
+    pd.DataFrame(rows).to_parquet(folder / "samples" / f"{step:06d}.parquet")
+
+
+def write_old_samples(folder: Path, step: int) -> None:
+    """The prompts of ``write_samples`` as JSON, as versions before the tables kept them."""
+    table: Any = pd.read_parquet(folder / "samples" / f"{step:06d}.parquet")
+    rows = []
+    for _, own in table.groupby("prompt"):
+        first = own.iloc[0]
+        known = {name: first[name] for name in ("uid", "dataset", "sex", "question", "answer")}
+        known |= {"age": None if np.isnan(first["age"]) else first["age"], "images": [*first["images"]]}
+        said = own[["completion", "reward", "advantage"]].rename(columns={"completion": "text"})
+        rows.append(known | {"completions": said.to_dict("records")})
+    (folder / "samples" / f"{step:06d}.parquet").unlink()
     (folder / "samples" / f"{step:06d}.json").write_text(json.dumps(rows))

@@ -95,6 +95,7 @@ def test_bad_values_are_refused_with_what_was_wanted(change, named):
         (options.Config, "steps", 10**18, 0),
         (options.Config, "mesh", "0x1", "4x2"),
         (options.Evaluation, "samples", -1, 0),
+        (options.Evaluation, "completions", -1, 0),
         (options.Data, "workers", 0, 1),
         (options.Data, "num_patches", -1, 0),
         (options.Data, "attributes", ("",), ("sex",)),

@@ -43,6 +43,7 @@ def changed(**sections):
         (dict(data=dict(prompt_length=160)), "data.prompt_length: 48 -> 160"),
         (dict(data=dict(on_broken="skip")), "data.on_broken: raise -> skip"),
         (dict(evaluation=dict(every=10)), "evaluation.every: 100 -> 10"),
+        (dict(evaluation=dict(completions=1)), "evaluation.completions: 0 -> 1"),
     ],
 )
 def test_what_cannot_falsify_the_past_may_change_and_is_told(begun, sections, line):
@@ -167,6 +168,7 @@ def test_a_folder_of_the_version_before_goes_on(tmp_path):
         "evaluation.datasets is new in this version: ()",
         "evaluation.components is new in this version: ()",
         "evaluation.perplexity is new in this version: False",
+        "evaluation.completions is new in this version: 0",
     ]
     with runs.open_run(config, tmp_path) as run:
         params = checkpoint.saved_params(run.checkpoints, 1)

@@ -112,5 +112,6 @@ def test_wheel_holds_real_files_and_only_one_name(tmp_path):
         "fairgrpo_jax/data/datasets/synthetic.py",
         "fairgrpo_jax/configs/clinic.py",
         "fairgrpo_jax/report/report.html.jinja",
+        "fairgrpo_jax/report/filter.js",
     ):
         assert wanted in names

@@ -306,7 +306,7 @@ def test_cautions_always_and_for_few_patients(page, small, tmp_path):
 
 def test_the_page_needs_nothing_else(two, page):
     assert page.addresses and all(address.startswith(("data:image/", "#")) for address in page.addresses)
-    assert not {"script", "link", "iframe", "object", "embed"} & set(page.tags)
+    assert not {"link", "iframe", "object", "embed"} & set(page.tags) and page.tags.count("script") == 1
     assert "url(" not in page.source and "@import" not in page.source
     assert len(page.source.encode()) < 5_000_000
     anchors = {address[1:] for address in page.addresses if address.startswith("#")}
@@ -314,7 +314,7 @@ def test_the_page_needs_nothing_else(two, page):
 
 
 def test_what_a_model_says_is_text_and_not_markup(page):
-    assert "<script>alert('x')</script>" in page.text and "<script" not in page.source
+    assert "<script>alert('x')</script>" in page.text and page.source.count("<script") == 1
     assert "A <b>bold</b> title" in page.text and "b" not in page.tags
 
 
@@ -353,9 +353,9 @@ def test_differing_options_are_shown_first_and_shaded(page):
 
 
 def test_equal_completions_are_told_once(page):
-    shown = [row for row in page.table(None) if row and row[0].startswith("<think>")]
-    assert ["<think>focal</think>\\boxed{Nodule}", "4", "1.00", "+1.00"] in shown
-    assert ["<think>focal</think>\\boxed{Normal}", "3", "0.00", "−1.00"] in shown
+    shown = [row for row in page.table("completions") if row[0].startswith("<think>")]
+    assert ["<think>focal</think>\\boxed{Nodule}", "Nodule", "4", "12", "right", "1.00", "+1.00"] in shown
+    assert ["<think>focal</think>\\boxed{Normal}", "Normal", "3", "12", "wrong", "0.00", "−1.00"] in shown
 
 
 def test_the_same_files_give_the_same_page(tmp_path):

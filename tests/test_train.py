@@ -12,6 +12,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pandas as pd
 import pytest
 
 from fairgrpo_jax import (
@@ -131,8 +132,9 @@ def test_evaluation_holds_every_record_once_and_the_report_opens(whole):
     assert final["reward"] == pytest.approx(np.mean([row["reward"] for row in answered]))
     page = Page(folder / "report.html")
     assert "clinical use" in page.text
-    sample = json.loads((folder / "samples" / "000002.json").read_text())[0]
-    assert (folder / sample["images"][0]).exists() and len(sample["completions"]) == SMALL.rollouts
+    table = pd.read_parquet(folder / "samples" / "000002.parquet")
+    assert len(table) == 2 * SMALL.rollouts and (folder / table["images"][0][0]).exists()
+    assert not (folder / "completions").exists()
 
 
 def test_the_same_command_on_a_finished_run_changes_nothing(whole):

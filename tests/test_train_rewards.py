@@ -2,9 +2,11 @@
 
 import dataclasses
 import shutil
+from typing import Any
 
 import jax
 import numpy as np
+import pandas as pd
 import pytest
 
 from fairgrpo_jax import config as options, evaluate, runs
@@ -20,6 +22,7 @@ MIXED = ("tests.own_rewards:share_of_a,normalised", "think_box=0.5", "one_box@de
 def test_components_are_logged_normalised_and_resumed(tmp_path):
     reward = options.Reward(MIXED, window=64)
     config = dataclasses.replace(PLAIN, reward=reward, algorithm="gdpo", fairness=options.Fairness(history="ring"))
+    config = dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, completions=2))
     go(config, tmp_path)
     log, steps = rows(tmp_path), rows(tmp_path, "train")
     name = "tests.own_rewards:share_of_a"
@@ -35,6 +38,17 @@ def test_components_are_logged_normalised_and_resumed(tmp_path):
         {"one_box"} if answer["dataset"] == "derm" else set()
     )
     assert answer["reward"] == pytest.approx(parts["tests.own_rewards:whole"] * parts[name])  # without the boxes, 0
+    kept = sorted(path.name for path in (tmp_path / "completions").iterdir())
+    assert kept == ["000000.parquet", "000002.parquet"]
+    table: Any = pd.read_parquet(tmp_path / "completions" / kept[0])
+    assert len(table) == config.prompts * config.rollouts
+    for column, logged in ((f"component/{name}", f"reward/component/{name}"), ("length", "rollout/length")):
+        assert table[column].mean() == pytest.approx(first[logged], rel=1e-6)
+    assert table[f"normalised/{name}"].mean() == pytest.approx(first[f"reward/normalised/{name}"], rel=1e-6)
+    for (dataset, cell), own in table.groupby(["dataset", "cell"]):
+        assert own["reward"].mean() == pytest.approx(first[f"reward/group/{dataset}/{cell}"], rel=1e-5)
+        share = own["advantage"].abs().sum() / table["advantage"].abs().sum()
+        assert share == pytest.approx(first[f"advantage/share/{dataset}/{cell}"], rel=1e-5)
     shutil.rmtree(tmp_path / "checkpoints" / "3")
     with runs.open_run(config, tmp_path) as run:
         resumed = run.resume()

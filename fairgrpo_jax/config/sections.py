@@ -471,10 +471,13 @@ class Evaluation:
     """Log the perplexity of held-out answers under the policy at the start of reinforcement learning."""
     samples: int = 8
     """Number of prompts whose completions, images and rewards are kept for the report at every evaluation."""
+    completions: int = 0
+    """Steps between tables of all completions with their scores, without images (completions/*.parquet); 0: none."""
 
     def __post_init__(self):
         require_finite("evaluation.", self)
         require(self.samples >= 0, f"evaluation.samples={self.samples}", "a number >= 0")
+        require(self.completions >= 0, f"evaluation.completions={self.completions}", "a number of steps, or 0")
         require(
             self.records is None or self.records > 0,
             f"evaluation.records={self.records}",

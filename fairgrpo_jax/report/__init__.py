@@ -6,7 +6,7 @@
 """
 
 import base64
-import collections
+import hashlib
 import io
 import json
 import math
@@ -21,7 +21,7 @@ from PIL import Image
 
 from fairgrpo_jax import __version__, config as options, diagnostics, files
 from fairgrpo_jax.demographics import Scheme
-from fairgrpo_jax.report import plots, results, words
+from fairgrpo_jax.report import completions, components, plots, results, words
 
 
 _PANELS = (
@@ -80,6 +80,8 @@ def build(runs: Mapping[str, Path], out: Path, *, title: str) -> Path:
         lstrip_blocks=True,
     )
     environment.filters |= {"number": _number, "picture": _picture, "share": lambda value: f"{100 * value:.0f} %"}
+    environment.filters |= {"digits": completions.digits, "label": completions.label}
+    environment.globals["nan"] = math.nan
     page = environment.get_template("report.html.jinja").render(_content(loaded, title))
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -92,8 +94,12 @@ def _content(runs: Sequence[results.Run], title: str) -> dict[str, Any]:
     scheme = results.scheme(runs[0].config)
     columns = results.series(runs)
     tables = results.datasets(columns, scheme=scheme)
+    samples = [_samples(run) for run in runs]
+    script = (Path(__file__).parent / "filter.js").read_text(encoding="utf-8")
     return {
         "title": title,
+        "script": script,
+        "script_digest": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         "version": __version__,
         "replicates": results.REPLICATES,
         "few": results.FEW_PATIENTS,
@@ -115,7 +121,9 @@ def _content(runs: Sequence[results.Run], title: str) -> dict[str, Any]:
         "estimate": results.estimate,
         "extremes": _extremes,
         "fairness": results.fairness_columns(columns, scheme=scheme),
-        "samples": [_samples(run) for run in runs],
+        "components": components.tables(columns, scheme),
+        "samples": samples,
+        "choices": _choices(samples),
     }
 
 
@@ -149,8 +157,17 @@ def _figures(runs: Sequence[results.Run], scheme: Scheme) -> dict[str, str | Non
         ),
         "ceilings": plots.ceilings(runs, {run.name: limit for run in runs if (limit := _ceiling(run.config))}),
         "health": plots.curves(runs, _HEALTH),
+        "components": plots.curves(runs, _panels(runs, "reward/component/", "reward/normalised/")),
+        "signal": plots.curves(runs, _panels(runs, "advantage/component/")),
         "shares": plots.shares(runs),
     }
+
+
+def _panels(runs: Sequence[results.Run], *prefixes: str) -> list[tuple[str, str, str]]:
+    """A panel for each component of the reward; nothing by dataset and group."""
+    names = dict.fromkeys(name for prefix in prefixes for run in runs for name in run.names("train", prefix))
+    told = {name: completions.label(name.partition("/")[2]) for name in names if name.count("/") == 2}
+    return [(title, "train", name) for name, title in told.items()]
 
 
 def _drawn(runs: Sequence[results.Run]) -> list[tuple[str, str]]:
@@ -160,9 +177,7 @@ def _drawn(runs: Sequence[results.Run]) -> list[tuple[str, str]]:
 
 def _over_time(position: int, run: results.Run, scheme: Scheme) -> tuple[int, list[int], list[results.Dataset]]:
     """The datasets of a run with one series per evaluation; evaluations are thinned out evenly."""
-    steps = list(run.evals)
-    picks = sorted({round(i) for i in np.linspace(0, len(steps) - 1, min(len(steps), _BANDS))}) if steps else []
-    steps = [steps[pick] for pick in picks]
+    steps = results.thinned(list(run.evals), _BANDS)
     columns = [results.Series(str(step), position, False, results.by_uid(run.evals[step])) for step in steps]
     return position, steps, results.datasets(columns, scheme=scheme, replicates=1)
 
@@ -213,16 +228,32 @@ def _times(run: results.Run) -> dict[str, Any]:
     }
 
 
-def _samples(run: results.Run) -> list[dict[str, Any]]:
-    """The latest prompts that the run kept, with their images; equal completions once, best first."""
-    shown = []
-    for sample in run.samples[:_SAMPLES]:
-        paths = sample["images"]
-        images = [image for path in paths if (image := _png(path)) is not None]
-        times = collections.Counter((said["text"], said["reward"], said["advantage"]) for said in sample["completions"])
-        ranked = sorted(times.items(), key=lambda item: (-item[0][2], -item[1]))
-        shown.append(sample | {"images": images, "lost": len(paths) - len(images), "completions": ranked})
-    return shown
+def _samples(run: results.Run) -> dict[str, Any]:
+    """The prompts that are shown of those that a run kept, the latest first, those of the latest step with pictures."""
+    latest, shown = max(run.samples, default=None), []
+    for prompt in (prompt for step in sorted(run.samples, reverse=True) for prompt in run.samples[step][:_SAMPLES]):
+        images = [image for path in prompt.images if prompt.step == latest and (image := _png(path)) is not None]
+        missing = len(prompt.images) - len(images)
+        told = "image file(s) missing or damaged" if prompt.step == latest else "image file(s) in samples/"
+        shown.append({"prompt": prompt, "images": images, "note": f"{missing} {told}" if missing else ""})
+    prompts = [one["prompt"] for one in shown]
+    left_out = sum(len(own) for own in run.samples.values()) - len(prompts)
+    return {"shown": shown, "steps": sorted(run.samples), "left_out": left_out, "numbers": completions.numbers(prompts)}
+
+
+def _choices(samples: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """What the completions that are shown can be chosen by; ``start``: the last step of all runs."""
+    prompts = [one["prompt"] for sample in samples for one in sample["shown"]]
+    outcomes = {name for prompt in prompts for said in prompt.completions for name in said.outcomes}
+    steps = [set(sample["steps"]) for sample in samples if sample["shown"]]
+    return {
+        "start": sorted(set.intersection(*steps))[-1:] if steps else [],
+        "step": sorted({prompt.step for prompt in prompts}),
+        "dataset": sorted({prompt.dataset for prompt in prompts}),
+        "group": sorted({group for prompt in prompts for group in prompt.groups}),
+        "outcome": [name for name in completions.OUTCOMES if name in outcomes],
+        "number": list(dict.fromkeys(name for sample in samples for name in sample["numbers"])),
+    }
 
 
 def _png(file: Path) -> str | None:

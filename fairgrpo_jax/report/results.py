@@ -7,6 +7,7 @@ difference itself, narrower than two separate intervals suggest.
 """
 
 import dataclasses
+import functools
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -17,9 +18,11 @@ import numpy as np
 
 from fairgrpo_jax import demographics, metrics, tracking
 from fairgrpo_jax.demographics import DEFAULT, EDGES, JOINT, Scheme
+from fairgrpo_jax.report import completions
 
 
 REPLICATES = 1000
+TABLES = 6  # of completions, at most: the first and the last, and between them evenly
 ATTRIBUTES = ("sex", "age")  # for runs whose config has none
 FEW_PATIENTS = 50  # with fewer, a dataset supports no claim about accuracy
 # The fairness measures: name, description, key of metrics.fairness_report, format.
@@ -53,8 +56,8 @@ class Run:
     config: dict[str, Any]
     metrics: list[dict[str, Any]]
     evals: dict[int, list[dict[str, Any]]]  # step -> one row per held-out record
-    samples: list[dict[str, Any]]  # prompts with their completions, from the last step that kept any
-    samples_step: int
+    samples: dict[int, list[completions.Prompt]]  # step -> prompts with their completions, of some of those kept
+    kept: list[int]  # the steps that kept prompts
     notes: list[str]
 
     def curve(self, kind: str, metric: str) -> tuple[np.ndarray, np.ndarray]:
@@ -141,25 +144,26 @@ def load(name: str, path: Path) -> Run:
         ValueError: if ``path`` is not a run folder.
     """
     config, metrics = path / "config.json", path / "metrics.jsonl"
-    evaluated, sampled = _numbered(path / "evals", ".jsonl"), _numbered(path / "samples", ".json")
+    evaluated = _numbered(path / "evals", ".jsonl")
     if not (config.exists() or metrics.exists() or evaluated):
         raise ValueError(
             f"{path} is no run folder: got neither config.json nor metrics.jsonl nor evals/; "
             "give the folder that `python -m fairgrpo_jax.train --workdir` wrote"
         )
     notes: list[str] = []
+    settings = _sound(_object, config, {}, notes) if config.exists() else {}
     evals = {int(file.stem): _sound(_evaluation, file, [], notes) for file in evaluated}
-    shown: list[dict[str, Any]] = []
-    while sampled and not shown:
-        shown, step = _sound(_samples, last := sampled.pop(), [], notes), int(last.stem)
+    sampled = {int(file.stem): file for end in (".json", ".parquet") for file in _numbered(path / "samples", end)}
+    reader = functools.partial(completions.read, scheme=scheme(settings))
+    shown = {step: _sound(reader, sampled[step], [], notes) for step in thinned(sorted(sampled), TABLES)}
     run = Run(
         name=name,
         path=path,
-        config=_sound(_object, config, {}, notes) if config.exists() else {},
+        config=settings,
         metrics=_sound(_metrics, metrics, [], notes) if metrics.exists() else [],
         evals={step: rows for step, rows in sorted(evals.items()) if rows},
-        samples=shown,
-        samples_step=step if shown else 0,
+        samples={step: prompts for step, prompts in shown.items() if prompts},
+        kept=sorted(sampled),
         notes=notes,
     )
     run.notes.extend(_missing(run))
@@ -194,13 +198,15 @@ def _evaluation(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _samples(path: Path) -> list[dict[str, Any]]:
-    """The prompts kept of a step; their images lie in the folder of the file."""
-    samples = [dict(sample) for sample in json.loads(path.read_text(encoding="utf-8"))]
-    for sample in samples:
-        sample["images"] = [path.parent / Path(name).name for name in sample["images"]]
-        [(said["text"], said["reward"], said["advantage"]) for said in sample["completions"]]
-    return samples
+def thinned(steps: Sequence[int], most: int) -> list[int]:
+    """At most so many of some steps, the first and the last among them, the others evenly between.
+
+    Example:
+        >>> thinned(range(0, 100, 10), 4), thinned([0, 5], 4)
+        ([0, 30, 60, 90], [0, 5])
+    """
+    picks = np.linspace(0, len(steps) - 1, min(len(steps), most))
+    return [steps[pick] for pick in sorted({round(pick) for pick in picks.tolist()})]
 
 
 def scheme(config: Mapping[str, Any]) -> Scheme:
