@@ -142,7 +142,7 @@ def test_the_command_and_the_run_tell_of_columns(tmp_path, capsys):
         given = {"scan": f"{split}.png", "mrn": split, "label": "Edema", "Sex": "F", "Race": "Asian"}
         rows(tmp_path / f"{split}.jsonl", given)
     columns = ["image=scan", "patient=mrn", "answer=label"]
-    assert main(["check", "jsonl", "--root", str(tmp_path), "--columns", *columns, "--data.prompt-length", "60"]) == 0
+    assert main(["check", "jsonl", "--root", str(tmp_path), "--columns", *columns, "--data.prompt-length", "80"]) == 0
     output = capsys.readouterr().out
     assert "train: columns that are read: Sex as sex, label as answer, mrn as patient, prompt, scan as image" in output
     assert "2 media files, 0 missing" in output and "0 records do not fit" in output
