@@ -1,5 +1,6 @@
 """A policy's answers to records, as rows for evaluation and report."""
 
+import collections
 from collections.abc import Callable, Sequence
 from typing import Any, NotRequired, TypedDict, cast
 
@@ -73,6 +74,7 @@ def answer(
     parts = [order[i : i + size] for i in range(0, len(order), size)]
     parts = [np.concatenate([part, np.repeat(part[:1], size - len(part))]) for part in parts]  # one shape, one program
     rows: list[list[Answer | None]] = [[None] * len(records) for _ in temperatures]
+    waiting: collections.deque[tuple[list[Answer | None], np.ndarray, rewards.Started]] = collections.deque()
     encoded = pool.ahead([records[i] for i in part] for part in parts)
     for part, batch in zip(parts, encoded, strict=True):
         with phases("evaluation"):
@@ -90,7 +92,7 @@ def answer(
                     temperature=temperature,
                     top_p=sampling.top_p if temperature else 1.0,
                     tensor=sampling.weights == "tensor",
-                    cache=sampling.cache,
+                    cache=config.cache_dtype,
                 )
                 for temperature in temperatures
             ]
@@ -98,11 +100,26 @@ def answer(
         for found, rollouts in zip(rows, drawn, strict=True):
             said = rollout.texts(rollouts, encode.processor.tokenizer)
             given = completed(rollouts, said, own, encode.architecture.eos_ids)
-            scores = scorer(given)
-            texts = [row[0] for row in given.texts]
-            for i, (place, record, text) in enumerate(zip(part[: len(own)], own, texts, strict=True)):
-                found[place] = _row(config.data, record, text, scores.rewards[i, 0]) | _parts(scorer, scores, i)
+            waiting.append((found, part[: len(own)], scorer.start(given)))
+        while len(waiting) > len(temperatures):  # a judge scores a batch while the next one is sampled
+            _settle(*waiting.popleft(), config.data, scorer)
+    for each in waiting:
+        _settle(*each, config.data, scorer)
     return cast(list[list[Answer]], rows)
+
+
+def _settle(
+    found: list[Answer | None],
+    places: np.ndarray,
+    started: rewards.Started,
+    settings: options.Data,
+    scorer: rewards.Scorer,
+) -> None:
+    """Fills in the rows of a batch, once it is scored."""
+    given = started.answers
+    scores = scorer.finish([(np.arange(len(places)), started)])
+    for i, (place, record, row) in enumerate(zip(places, given.records, given.texts, strict=True)):
+        found[place] = _row(settings, cast(Record, record), row[0], scores.rewards[i, 0]) | _parts(scorer, scores, i)
 
 
 @jax.jit

@@ -44,7 +44,7 @@ def layout(config: options.Config, architecture: Any) -> footprint.Layout:
         mesh=meshes.parse(config.mesh),
         compute=config.model.compute or config.model.dtype,
         sampler=config.sampling.dtype or config.model.dtype,
-        cache=config.sampling.cache or config.sampling.dtype or config.model.dtype,
+        cache=config.cache_dtype,
         media=media,
         text=text,
         split=config.sampling.weights == "tensor",

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fairgrpo_jax import config as options, rewards
-from fairgrpo_jax.rewards import accuracy
+from fairgrpo_jax.rewards import parsing
 
 
 STEPS = 5  # steps after which it is said
@@ -121,15 +121,15 @@ REMEDIES = {
 
 
 def kind_of(text: str, answer: str, finished: bool) -> str:
-    r"""What a completion is in the eyes of ``accuracy.extract``, as a key of ``KINDS``.
+    r"""What a completion is in the eyes of ``parsing.parse``, as a key of ``KINDS``.
 
     >>> kind_of("Nevus.", "Nevus", True), kind_of(r"\boxed{nevus.}", "Nevus", True), kind_of("It seems", "Nevus", False)
     ('no box', 'spelling', 'cut off')
     """
-    said = accuracy.extract(text)
+    said = parsing.parse(text).answer
     if said is not None:
         return "spelling" if _plain(said) == _plain(answer) else "other"
-    if accuracy.BOX in text and accuracy.THOUGHT in text.rpartition(accuracy.THOUGHT_END)[2]:
+    if parsing.BOX in text and parsing.THOUGHT in text.rpartition(parsing.THOUGHT_END)[2]:
         return "open thought"
     return "no box" if finished else "cut off"
 
@@ -139,7 +139,7 @@ def _plain(text: str) -> str:
 
 
 def _shown(example: Example) -> list[str]:
-    found = accuracy.extract(example.text)
+    found = parsing.parse(example.text).answer
     return [
         f"for example {example.uid}: the prompt ends with {_end(example.prompt)!r}",
         f"said: {_end(example.text)!r}",

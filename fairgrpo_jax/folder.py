@@ -28,6 +28,13 @@ FREE = (
 )
 FREE += ("data.root", "data.workers", "data.prompt_length", "data.num_patches", "data.on_broken", "data.leakage")
 FREE += ("data.over_length", "data.buckets", "data.processes")
+FREE += tuple(
+    f"judge.{name}"
+    for name in (
+        *("url", "key_variable", "limit_name", "concurrency", "requests_per_minute", "tokens_per_minute", "attempts"),
+        *("attempt_seconds", "total_seconds", "cache", "price_in", "price_out"),
+    )
+)
 FREE += ("reward.max_unscored", "sampling.waves", "update.accumulation", "update.chunks")
 
 

@@ -276,18 +276,31 @@ def open_run(config: options.Config, workdir: Path | None) -> Iterator[Run]:
 
     Raises:
         ValueError: if the mesh does not fit the devices or divide the batches, if the folder belongs to another config,
-            cannot be written or is in use, or from loading the datasets.
+            cannot be written or is in use, from loading the datasets, or if the judge does not answer.
     """
+    path = workdir or folder.default(config)
+    with contextlib.ExitStack() as open_while_running:
+        judge = None
+        if config.judge.model:
+            folder.create(path)
+            cache = config.judge.cache or path / "judge.sqlite"
+            judge = open_while_running.enter_context(rewards.Judge(dataclasses.replace(config.judge, cache=cache)))
+        yield open_while_running.enter_context(_opened(config, path, judge))
+
+
+@contextlib.contextmanager
+def _opened(config: options.Config, path: Path, judge: rewards.Judge | None) -> Iterator[Run]:
     devices = mesh.make(config.mesh)
     mesh.require_divisible(config.split_sizes, *mesh.parse(config.mesh))
-    path = workdir or folder.default(config)
     config = folder.recall(path, config) or policy.settled(config)
     records, encoder = load(config)
     for use in ("train", "warmup"):
         sources.check_leakage(records[use], records["test"], config.data)
     sources.require_attributes([*records["train"].records, *records["test"].records], config.data.attributes)
     known = [record for source in records.values() for record in source.records]
-    scorer = rewards.build(config.reward, config.sampling, known, count=encoder.tokens, lettered=config.data.letters)
+    scorer = rewards.build(
+        config.reward, config.sampling, known, count=encoder.tokens, lettered=config.data.letters, judge=judge
+    )
     architecture = encoder.architecture
     tree = policy.shapes(config.model, architecture)
     folder.create(path)

@@ -121,10 +121,13 @@ def reinforce(run: runs.Run, state: learner.TrainState, start: int, prompts: Pro
                     batch = next(prompts) if kept is None else prompts.replace(*kept.lost)
                 with phases("rollout"):
                     key = run.key("rollout", step * config.sampling.tries + attempt)
-                    rollouts = sample(copy, batch.prompt, key, config, run.encoder, run.mesh)
+                    asked: Asked = []
+                    rollouts = sample(
+                        copy, batch.prompt, key, config, run.encoder, run.mesh, listener(run, batch, asked)
+                    )
                 with phases("reward"):
                     texts = rollout.texts(rollouts, run.tokenizer)
-                    seen.append(score(batch, rollouts, texts, run.scorer, architecture, state.memory))
+                    seen.append(score(batch, rollouts, texts, run.scorer, architecture, state.memory, asked))
                     require_scores(step + 1, seen, config.reward)
                 kept, drawn = refill(kept, seen, by_cell=config.data.sampling == "fair")
                 if drawn["rollout/zero_variance"] == 0:
@@ -146,7 +149,7 @@ def reinforce(run: runs.Run, state: learner.TrainState, start: int, prompts: Pro
                 shown = kept.batch.records[: config.evaluation.samples]
                 samples.save(run.folder, step, shown, kept.texts, kept.rewards, advantage)
             values = step_metrics(kept, seen, advantage, run.encoder, run.scorer) | drawn | prompts.watched() | trained
-            values |= agreement(watched.pop("clusters", None), seen) | watched
+            values |= agreement(watched.pop("clusters", None), seen) | watched | run.scorer.watched()
             values = {name: float(value) for name, value in values.items()} | phases.collect()
             values |= speed(kept, seen, values, config, run.encoder, run.mesh)
             run.log.append("train", step + 1, values)
@@ -216,11 +219,18 @@ class Kept(Sampled):
 
 
 def sample(
-    params: Any, prompt: models.Prompt, key: jax.Array, config: options.Config, encoder: batches.Encoder, devices: Any
+    params: Any,
+    prompt: models.Prompt,
+    key: jax.Array,
+    config: options.Config,
+    encoder: batches.Encoder,
+    devices: Any,
+    heard: Callable[[np.ndarray, rollout.RolloutBatch], None] | None = None,
 ) -> rollout.RolloutBatch:
     """Samples G completions of each prompt, in ``sampling.waves``.
 
     The prompts of a wave run in groups of like size, of which at most two are on the devices, and are decoded together.
+    ``heard`` gets the rows and completions of every wave as soon as it has ended.
     """
     count, waves, ladder = config.prompts, max(config.sampling.waves, 1), encoder.sizes
     keys = rollout.row_keys(key, count, config.rollouts)
@@ -240,15 +250,35 @@ def sample(
             temperature=config.sampling.temperature,
             top_p=config.sampling.top_p,
             tensor=config.sampling.weights == "tensor",
-            cache=config.sampling.cache,
+            cache=config.cache_dtype,
             places=ladder[-1].tokens,
         )
         found.append((np.concatenate([own for own, _ in groups]), drawn))
+        if heard is not None:
+            heard(*found[-1])
     whole = jax.tree.map(lambda *parts: np.empty((count, *parts[0].shape[1:]), parts[0].dtype), *[x for _, x in found])
     for rows, drawn in found:
         for x, part in zip(jax.tree.leaves(whole), jax.tree.leaves(drawn), strict=True):
             x[rows] = part
     return whole
+
+
+Asked = list[tuple[np.ndarray, rewards.Started]]  # rows of a batch, and their scores as far as they are known
+
+
+def listener(
+    run: runs.Run, batch: batches.PromptBatch, asked: Asked
+) -> Callable[[np.ndarray, rollout.RolloutBatch], None] | None:
+    """Where a judge scores, what asks it about every wave while the next one is sampled; fills ``asked``."""
+    if not run.scorer.judged:
+        return None
+
+    def heard(rows: np.ndarray, drawn: rollout.RolloutBatch) -> None:
+        texts, records = rollout.texts(drawn, run.tokenizer), [batch.records[row] for row in rows]
+        given = answers.completed(drawn, texts, records, run.encoder.architecture.eos_ids)
+        asked.append((rows, run.scorer.start(given)))
+
+    return heard
 
 
 def score(
@@ -258,13 +288,15 @@ def score(
     scorer: rewards.Scorer,
     architecture: Any,
     memory: estimators.Memory,
+    asked: Sequence[tuple[np.ndarray, rewards.Started]] = (),
 ) -> Sampled:
-    """Computes the rewards of the completions and the loss mask."""
+    """Computes the rewards of the completions and the loss mask; ``asked`` are those that a judge scores already."""
     given = answers.completed(rollouts, texts, batch.records, architecture.eos_ids)
     learned = np.asarray(rollouts.mask)
     if scorer.sampling.truncated == "mask":
         learned = np.asarray(losses.mask_truncated(rollouts.mask, given.finished))
-    return Sampled(batch, rollouts, texts, scorer(given, memory.quantiles), given.finished, learned)
+    scores = scorer.finish(asked, memory.quantiles) if asked else scorer(given, memory.quantiles)
+    return Sampled(batch, rollouts, texts, scores, given.finished, learned)
 
 
 def require_scores(step: int, seen: list[Sampled], reward: options.Reward) -> None:

@@ -5,19 +5,20 @@ rollout's own keys. It chooses the implementation from platform, shapes and dtyp
 
 * ``plain``: matrix products and one softmax; runs everywhere and is the reference for testing the others;
 * ``mapped``: plain, for one rollout (or block of queries) at a time, for large scores;
-* ``cudnn``: two flash kernels on NVIDIA GPUs, merged;
-* ``splash``: one block-sparse flash kernel on TPUs.
+* ``cudnn``: a few calls of a flash kernel on NVIDIA GPUs, merged (:mod:`flash`);
+* ``splash``: one block-sparse flash kernel on TPUs (:mod:`kernels`).
 """
 
 import functools
-import logging
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import PartitionSpec
+
+from fairgrpo_jax.models import kernels
+from fairgrpo_jax.models.flash import KeyValue, Known
 
 
 MASKED = -1e30  # finite, so that a row without allowed keys also stays finite
@@ -27,10 +28,6 @@ MASKED = -1e30  # finite, so that a row without allowed keys also stays finite
 # kernel or a loop saves no memory that matters and may cost time.
 LARGE = 64 * 2**20
 LEAST_QUERIES = 128  # least size of a block of queries: with fewer rows a matrix product is bound by reading the keys
-
-KeyValue = tuple[jax.Array, jax.Array]
-
-log = logging.getLogger(__name__)
 
 
 def heads_first(x: jax.Array) -> jax.Array:
@@ -46,20 +43,27 @@ def heads_last(x: jax.Array) -> jax.Array:
 class Masks(NamedTuple):
     """The keys that a query sees: the masks, and their structure if they have one.
 
+    ``lengths``, ``window`` and ``block`` say once more what ``own`` and ``prompt`` say, in the form that kernels take;
+    nothing is guaranteed for queries at padding. Without any mask, all own keys are seen.
+
     Attributes:
         own: bool (T, S) or (P, T, S) for the own keys; None if all are seen.
         prompt: bool (P, T or 1, Tp) for the prompt's keys; None without a prompt.
-        lengths: (P,) int32, tokens in every prompt, or None. If given, it guarantees that the masks mean exactly this:
-            T = S, own keys are seen causally, and of the prompt the keys 0 to length - 1. A window that ends inside the
-            sequence or an image read in both directions is not of this form. Nothing is guaranteed for queries at
-            padding.
+        lengths: (P,) int32, tokens in every prompt, or None. If given, T = S, own keys are seen causally, and of the
+            prompt the keys 0 to length - 1, but for ``window`` and ``block``.
+        window: a bool (), which may be traced, and a number of tokens: if true, a query sees no tokens but the last so
+            many, itself included, where token t of a completion follows the last token of its prompt.
+        block: ids (P, T) of images, 0 elsewhere: a token also sees the later ones of its image, which are adjacent.
         segments: instead of ``own``, ids (P, T) of the queries and (P, S) of the own keys, which see each other where
-            they are equal: a mask that is never held as a whole.
+            they are equal: a mask that is never held as a whole. Queries and keys are the same rows, equal ids are
+            adjacent, and negative ids are padding.
     """
 
     own: jax.Array | None = None
     prompt: jax.Array | None = None
     lengths: jax.Array | None = None
+    window: tuple[Any, int] | None = None
+    block: jax.Array | None = None
     segments: tuple[jax.Array, jax.Array] | None = None
 
 
@@ -104,7 +108,11 @@ def attend(
     if chosen in KERNELS:
         if reason := _refusal(chosen, q, own_kv, masks):
             raise ValueError(f"got implementation={chosen!r} with {reason}; or leave the choice to attend (None)")
-        out = _per_device(functools.partial(KERNELS[chosen], scale=scale), q, prompt_kv, own_kv, masks.lengths)
+        window = 0 if masks.window is None else masks.window[1]
+        run = functools.partial(KERNELS[chosen], scale=scale, window=window)
+        if chosen == "splash":
+            run = functools.partial(run, interpret=_platform() != "tpu")
+        out = _per_device(run, q, prompt_kv, own_kv, _known(masks))
     elif chosen in ("plain", "mapped"):
         out = (_plain if chosen == "plain" else _mapped)(q, prompt_kv, own_kv, masks, scale)
     else:
@@ -122,7 +130,13 @@ def choose(q: jax.Array, prompt_kv: KeyValue | None, own_kv: KeyValue, masks: Ma
     kernel = {"gpu": "cudnn", "cuda": "cudnn", "tpu": "splash"}.get(_platform())
     if kernel is None or _refusal(kernel, q, own_kv, masks):
         return "mapped"
-    return "mapped" if kernel == "cudnn" and not _cudnn_runs(q.shape[-1]) else kernel
+    return "mapped" if kernel == "cudnn" and not kernels.cudnn_runs(q.shape[-1]) else kernel
+
+
+def _known(masks: Masks) -> Known:
+    """The structure of masks without the masks."""
+    local = None if masks.window is None else jnp.asarray(masks.window[0])
+    return Known(masks.lengths, local, masks.block, None if masks.segments is None else masks.segments[0])
 
 
 def _platform() -> str:
@@ -142,8 +156,10 @@ def _score_bytes(q: jax.Array, prompt_kv: KeyValue | None, own_kv: KeyValue) -> 
 def _refusal(kernel: str, q: jax.Array, own_kv: KeyValue, masks: Masks) -> str:
     """The reason why the kernel cannot compute this, as "x; wanted y"; empty if it can."""
     mesh, (P, _, _, _, H) = jax.sharding.get_abstract_mesh(), q.shape
-    if masks.lengths is None:
-        return "masks without lengths; wanted masks that are no more than causality and the lengths of prompts"
+    if masks.lengths is None and (masks.own is not None or masks.prompt is not None):
+        return "masks of no known structure; wanted lengths of prompts, segments, or no masks"
+    if kernel == "splash" and (masks.window is not None or masks.block is not None):
+        return "a window or images that are read in both directions; wanted causality and the lengths of prompts"
     if not mesh.empty and P % mesh.shape["fsdp"]:
         return f"{P} prompts; wanted a multiple of the mesh's fsdp={mesh.shape['fsdp']}"
     dtypes = {str(x.dtype) for x in (q, *own_kv)}
@@ -151,9 +167,7 @@ def _refusal(kernel: str, q: jax.Array, own_kv: KeyValue, masks: Masks) -> str:
         return f"dtypes {sorted(dtypes)}; wanted bfloat16 or float16"
     if kernel == "cudnn" and (H % 8 or H > 256):
         return f"head_dim={H}; wanted a multiple of 8 up to 256"
-    if kernel == "splash" and H % 64:
-        return f"head_dim={H}; wanted a multiple of 64"
-    if kernel == "cudnn" and _cudnn() is None:
+    if kernel == "cudnn" and kernels.cudnn() is None:
         return f"jax {jax.__version__}, whose cuDNN functions are not where they were; wanted jax 0.10.2"
     return ""
 
@@ -196,21 +210,48 @@ def _plain(q: jax.Array, prompt_kv: KeyValue | None, own_kv: KeyValue, masks: Ma
 
 
 def _mapped(q: jax.Array, prompt_kv: KeyValue | None, own_kv: KeyValue, masks: Masks, scale: float) -> jax.Array:
-    """:func:`_plain` for one rollout at a time, and within a rollout for blocks of queries, each recomputed.
+    """:func:`_plain` for one rollout at a time, of those for a few prompts, and of these for blocks of queries.
 
-    It never holds the scores of more than one rollout or block, at the cost of one more forward pass in the backward
-    pass.
+    Each part is recomputed in the backward pass, at the cost of one more forward pass, so that a device never holds the
+    scores of more than one part: 64 MiB, or those of 128 queries of one prompt.
     """
+    masks = masks._replace(lengths=None, window=None, block=None)
     if q.shape[1] == 1:
-        return _in_blocks(q, prompt_kv, own_kv, masks, scale)
+        return _in_groups(q, prompt_kv, own_kv, masks, scale)
     wide = _widen(prompt_kv)
 
     def rollout(parts):
         q, k, v = (part[:, None] for part in parts)
-        return _in_blocks(q, _narrow(wide, q.dtype), (k, v), masks, scale)[:, 0]
+        return _in_groups(q, _narrow(wide, q.dtype), (k, v), masks, scale)[:, 0]
 
     parts = tuple(jnp.moveaxis(part, 1, 0) for part in (q, *own_kv))
     return jnp.moveaxis(jax.lax.map(rollout, parts), 0, 1)
+
+
+def _in_groups(q: jax.Array, prompt_kv: KeyValue | None, own_kv: KeyValue, masks: Masks, scale: float) -> jax.Array:
+    """:func:`_in_blocks` for so many prompts of every device at a time that the least block of queries is not large."""
+    P, T = q.shape[0], q.shape[2]
+    mesh = jax.sharding.get_abstract_mesh()
+    devices = 1 if mesh.empty or P % mesh.shape["fsdp"] else mesh.shape["fsdp"]
+    least = _score_bytes(q, prompt_kv, own_kv) * min(T, LEAST_QUERIES) / T
+    groups = next(
+        n for n in range(1, P // devices + 1) if P // devices % n == 0 and (n * LARGE >= least or n == P // devices)
+    )
+    if groups == 1:
+        return _in_blocks(q, prompt_kv, own_kv, masks, scale)
+
+    def part(x):  # every device keeps its own prompts
+        return jnp.moveaxis(x.reshape(devices, groups, -1, *x.shape[1:]), 1, 0).reshape(groups, -1, *x.shape[1:])
+
+    shared = masks.own if masks.own is not None and masks.own.ndim == 2 else None
+    parts = jax.tree.map(part, (q, prompt_kv, own_kv, masks if shared is None else masks._replace(own=None)))
+
+    def group(parts):
+        q, prompt_kv, own_kv, masks = parts
+        return _in_blocks(q, prompt_kv, own_kv, masks if shared is None else masks._replace(own=shared), scale)
+
+    out = jax.lax.map(group, parts)
+    return jnp.moveaxis(out.reshape(groups, devices, -1, *out.shape[2:]), 0, 1).reshape(P, *out.shape[2:])
 
 
 def _in_blocks(q: jax.Array, prompt_kv: KeyValue | None, own_kv: KeyValue, masks: Masks, scale: float) -> jax.Array:
@@ -260,220 +301,17 @@ def _narrow(tree: Any, dtype: Any) -> Any:
 
 
 def _per_device(
-    run: Callable[..., jax.Array], q: jax.Array, prompt_kv: KeyValue | None, own_kv: KeyValue, lengths: jax.Array | None
+    run: Callable[..., jax.Array], q: jax.Array, prompt_kv: KeyValue | None, own_kv: KeyValue, known: Known
 ) -> jax.Array:
     """Runs a kernel, which XLA's partitioner cannot split, on each device's own prompts and heads."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
-        return run(q, prompt_kv, own_kv, lengths)
+        return run(q, prompt_kv, own_kv, known)
     heads = "tensor" if own_kv[0].shape[3] % mesh.shape["tensor"] == 0 else None
     own, shared = PartitionSpec("fsdp", None, None, heads), PartitionSpec("fsdp", None, heads)
-    specs = own, None if prompt_kv is None else shared, own, PartitionSpec("fsdp")
-    return jax.shard_map(run, in_specs=specs, out_specs=own, check_vma=False)(q, prompt_kv, own_kv, lengths)
+    split = jax.tree.map(lambda x: PartitionSpec("fsdp") if x.ndim else PartitionSpec(), known)
+    specs = own, None if prompt_kv is None else shared, own, split
+    return jax.shard_map(run, in_specs=specs, out_specs=own, check_vma=False)(q, prompt_kv, own_kv, known)
 
 
-class Flash(NamedTuple):
-    """A flash kernel for one block of keys, with separate forward and backward passes.
-
-    Attributes:
-        forward: maps q (B, T, N, H), k and v (B, S, K, H), lengths and scale to the output (B, T, N, H) and the log of
-            the softmax's denominator (B, N, T) in float32. ``lengths`` (B,) int32 is the number of keys, all of which
-            are seen; None: S = T, and keys are seen causally.
-        backward: maps the same, the denominator, the output and its gradient to the gradients of q, k and v, where
-            denominator and output may belong to a softmax over more keys than this block's.
-    """
-
-    forward: Callable[..., tuple[jax.Array, jax.Array]]
-    backward: Callable[..., tuple[jax.Array, jax.Array, jax.Array]]
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def merged(
-    q: jax.Array, prompt_kv: KeyValue | None, own_kv: KeyValue, lengths: jax.Array | None, scale: float, flash: Flash
-) -> jax.Array:
-    """Attention to both blocks by a kernel for single blocks, (P, G, T, N, H).
-
-    Forward, with outputs o and log denominators l of the blocks: ``l = log(exp(l1) + exp(l2))`` and
-    ``o = o1 exp(l1 - l) + o2 exp(l2 - l)`` in float32. Backward, a kernel recomputes its block's weights as
-    ``p = exp(scale q kᵀ - l)`` and their gradient as ``p (do vᵀ - rowsum(do o))``. With l and o of the whole softmax,
-    these are the block's part of the whole gradient: the gradients of k and v are complete, that of q is the sum over
-    both blocks, and no gradient of a denominator is needed. With a block's own l and o they would be wrong. (Ring
-    attention, arXiv:2310.01889, splits its backward pass in this way.)
-
-    Args:
-        q: (P, G, T, N, H).
-        prompt_kv: (P, Tp, K, H) each, or None.
-        own_kv: (P, G, T, K, H) each, seen causally.
-        lengths: (P,) int32, >= 1, number of visible keys of the prompt.
-        scale: factor of the scores.
-        flash: the kernel.
-    """
-    return _merged_forward(q, prompt_kv, own_kv, lengths, scale, flash)[0]
-
-
-def _key_blocks(q: jax.Array, prompt_kv: KeyValue | None, own_kv: KeyValue, lengths: jax.Array | None) -> list:
-    """The kernel's view of each block: batch size, keys and values, lengths; all rollouts query a prompt as one row."""
-    rows = q.shape[0] * q.shape[1]
-    k, v = (part.reshape(rows, *part.shape[2:]) for part in own_kv)
-    own = rows, (k, v), None
-    return [own] if prompt_kv is None else [own, (q.shape[0], prompt_kv, lengths)]
-
-
-def _merged_forward(q, prompt_kv, own_kv, lengths, scale, flash):
-    outs, logs = [], []
-    for batch, kv, keys in _key_blocks(q, prompt_kv, own_kv, lengths):
-        out, log_total = flash.forward(q.reshape(batch, -1, *q.shape[3:]), *kv, keys, scale)
-        outs.append(out.reshape(q.shape).astype(jnp.float32))
-        logs.append(log_total.swapaxes(1, 2).reshape(*q.shape[:4], 1))
-    log_total = functools.reduce(jnp.logaddexp, logs)
-    shares = [out * jnp.exp(part - log_total) for out, part in zip(outs, logs, strict=True)]
-    out = functools.reduce(jnp.add, shares).astype(q.dtype)
-    return out, (q, prompt_kv, own_kv, lengths, out, log_total)
-
-
-def _merged_backward(scale, flash, kept, d_out):
-    q, prompt_kv, own_kv, lengths, out, log_total = kept
-    grads = []
-    for batch, kv, keys in _key_blocks(q, prompt_kv, own_kv, lengths):
-        whole_q, whole_out, whole_d_out = (x.reshape(batch, -1, *q.shape[3:]) for x in (q, out, d_out))
-        whole_log = log_total.reshape(batch, -1, q.shape[3]).swapaxes(1, 2)
-        grads.append(flash.backward(whole_q, *kv, keys, scale, whole_log, whole_out, whole_d_out))
-    dq = functools.reduce(jnp.add, [grad[0].reshape(q.shape).astype(jnp.float32) for grad in grads]).astype(q.dtype)
-    own = tuple(grad.reshape(part.shape) for grad, part in zip(grads[0][1:], own_kv, strict=True))
-    return dq, None if prompt_kv is None else tuple(grads[1][1:]), own, None
-
-
-merged.defvjp(_merged_forward, _merged_backward)
-
-
-@functools.cache
-def _cudnn() -> Any:
-    """JAX's cuDNN attention, whose passes are private functions; None, with one warning, if they are not found."""
-    try:
-        from jax._src.cudnn import fused_attention_stablehlo as functions
-
-        _ = functions.dot_product_attention, functions._dot_product_attention_bwd_p_wrapper.bind
-        _ = functions.MaskType.PADDING, functions.MaskType.CAUSAL, functions.AttentionLayout.BTNH
-        _ = functions.check_compute_capability, functions.check_cudnn_version
-    except (ImportError, AttributeError) as error:
-        log.warning("jax %s: no cuDNN attention (%s); attention is computed by matrix products", jax.__version__, error)
-        return None
-    return functions
-
-
-def _cudnn_runs(head_dim: int) -> bool:
-    """Whether this machine's GPU has cuDNN and is an Ampere (heads up to 128) or newer (up to 256)."""
-    functions = _cudnn()
-    try:
-        functions.check_cudnn_version()
-    except RuntimeError:
-        return False
-    return functions.check_compute_capability("8.0" if head_dim <= 128 else "9.0")
-
-
-def _cudnn_mask(q: jax.Array, lengths: jax.Array | None) -> dict[str, Any]:
-    mask = _cudnn().MaskType
-    if lengths is None:
-        return dict(mask_type=mask.CAUSAL)
-    queries = jnp.full(q.shape[0], q.shape[1], jnp.int32)
-    return dict(mask_type=mask.PADDING, q_seqlen=queries, kv_seqlen=lengths.astype(jnp.int32))
-
-
-def _cudnn_forward(q, k, v, lengths, scale):
-    mask = _cudnn_mask(q, lengths)
-    return _cudnn().dot_product_attention(q, k, v, scale=float(scale), return_residual=True, **mask)
-
-
-def _cudnn_backward(q, k, v, lengths, scale, log_total, out, d_out):
-    functions, unused, mask = _cudnn(), jnp.zeros(0, q.dtype), _cudnn_mask(q, lengths)
-    queries, keys = mask.pop("q_seqlen", unused), mask.pop("kv_seqlen", unused)
-    dq, dk, dv = functions._dot_product_attention_bwd_p_wrapper.bind(
-        *(q, k, v, unused, queries, keys, unused, unused, unused, unused, log_total, out, d_out),
-        **mask,
-        scale=float(scale),
-        seed=42,  # of dropout, which is not used
-        dropout_rate=0.0,
-        variadic_args=(False, False),  # no bias, no gradient of a bias
-        layout=functions.AttentionLayout.BTNH.value,
-        sliding_window_length=None,
-    )
-    if lengths is not None:  # the kernel's values after a prompt's end are undefined
-        inside = (jnp.arange(k.shape[1])[None, :] < lengths[:, None])[..., None, None]
-        dk, dv = jnp.where(inside, dk, 0), jnp.where(inside, dv, 0)
-    return dq, dk, dv
-
-
-def _splash(
-    q: jax.Array, prompt_kv: KeyValue | None, own_kv: KeyValue, lengths: jax.Array | None, *, scale: float
-) -> jax.Array:
-    """JAX's block-sparse TPU kernel on the tree of a prompt and its rollouts, (P, G, T, N, H).
-
-    The G·T queries of a prompt attend to ``[prompt, own keys of all rollouts]`` under one static mask: all of the
-    prompt, and earlier tokens of the same rollout. Blocks without visible keys are never computed. Padding of prompts
-    differs by row and is masked by segment ids; both parts are padded to whole tiles of 128.
-    """
-    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
-
-    P, G, T, N, H = q.shape
-    front = 0 if prompt_kv is None else _up(prompt_kv[0].shape[1])
-    rows = _up(G * T)
-    q = (q * scale).reshape(P, G * T, N, H)
-    parts = [part.reshape(P, G * T, -1, H) for part in own_kv]
-    k, v = (_fill(part, rows) for part in parts)
-    segments = jnp.ones((P, rows), jnp.int32)
-    if prompt_kv is not None and lengths is not None:
-        k, v = (jnp.concatenate([_fill(a, front), b], 1) for a, b in zip(prompt_kv, (k, v), strict=True))
-        valid = (jnp.arange(front)[None, :] < lengths[:, None]).astype(jnp.int32)
-        segments = jnp.concatenate([valid, segments], axis=1)
-    wide, tall = _tile(front + rows), _tile(rows)
-    sizes = kernels.BlockSizes(
-        block_q=tall, block_kv=wide, block_q_dkv=tall, block_kv_dkv=wide, block_q_dq=tall, block_kv_dq=wide
-    )
-    tree = _tree_mask(front, rows, T, heads=N)
-    kernel = kernels.make_splash_mha_single_device(tree, block_sizes=sizes, interpret=_platform() != "tpu")
-    ids = kernels.SegmentIds(jnp.ones((P, rows), jnp.int32), segments)
-    out: Any = jax.vmap(kernel)(*(x.swapaxes(1, 2) for x in (_fill(q, rows), k, v)), ids)
-    return out.swapaxes(1, 2)[:, : G * T].reshape(P, G, T, N, H)
-
-
-def _tree_mask(front: int, rows: int, steps: int, heads: int) -> Any:
-    """Splash's mask (heads, rows, front + rows): all of the prompt, and earlier tokens of the same rollout.
-
-    Each rollout has ``steps`` rows; rows that only pad a tile are treated as another rollout.
-    """
-    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
-
-    class Tree(masks.NumpyMask):
-        """Hashed by identity, because hashing 75 MB for every head took half a minute."""
-
-        def __eq__(self, other):
-            return self is other
-
-        def __hash__(self):
-            return id(self)
-
-    row = np.arange(rows)
-    own = (row[:, None] >= row) & (row[:, None] // steps == row // steps)
-    tree = Tree(np.concatenate([np.ones((rows, front), bool), own], axis=1))
-    return masks.MultiHeadMask([tree] * heads)
-
-
-def _up(size: int) -> int:
-    """The next multiple of 128, the width of a TPU's tile."""
-    return -(-size // 128) * 128
-
-
-def _tile(size: int) -> int:
-    """The largest block size of the kernel, up to 512, that divides ``size``, a multiple of 128."""
-    return next(tile for tile in (512, 256, 128) if size % tile == 0)
-
-
-def _fill(x: jax.Array, size: int) -> jax.Array:
-    """Pads axis 1 with zeros to ``size``."""
-    return jnp.pad(x, [(0, 0), (0, size - x.shape[1]), (0, 0), (0, 0)])
-
-
-KERNELS = {
-    "cudnn": functools.partial(merged, flash=Flash(_cudnn_forward, _cudnn_backward)),
-    "splash": _splash,
-}
+KERNELS = {"cudnn": kernels.by_cudnn, "splash": kernels.by_splash}

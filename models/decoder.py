@@ -387,7 +387,11 @@ def _choose(views: dict[bool, _View], local: jax.Array) -> _View:
     """The view of local layers if the flag is set, otherwise that of global layers."""
     if len(views) == 1:
         return next(iter(views.values()))
-    return jax.tree.map(lambda a, b: jnp.where(local, a, b), views[True], views[False])
+    (turn, near), (other, far) = views[True], views[False]
+    pick = lambda a, b: a if a is b else jax.tree.map(lambda a, b: jnp.where(local, a, b), a, b)
+    window = None if near.window is None else (local, near.window[1])
+    masks = far._replace(own=pick(near.own, far.own), prompt=pick(near.prompt, far.prompt), window=window)
+    return _View(pick(turn, other), masks)
 
 
 def _windows_end(config: TextConfig, size: int) -> bool:
@@ -405,12 +409,12 @@ def _prompt_views(config: TextConfig, prompt: Prompt) -> dict[bool, _View]:
     if prompt.block is not None:
         seen |= (prompt.block[:, :, None] == prompt.block[:, None, :]) & (prompt.block[:, :, None] > 0)
     seen &= prompt.valid[:, None]
-    windows_end = _windows_end(config, prompt.tokens.shape[1])
-    near = seen & (distance < config.window) if windows_end else seen
-    lengths = None if windows_end or prompt.block is not None else _lengths(prompt)
+    masks = {False: Masks(seen, lengths=_lengths(prompt), block=prompt.block)}
+    masks[True] = masks[False]
+    if _windows_end(config, prompt.tokens.shape[1]):
+        masks[True] = masks[True]._replace(own=seen & (distance < config.window), window=(True, config.window))
     return {
-        local: _View(_rotation(config, prompt.rope[:, None], local), Masks(near if local else seen, lengths=lengths))
-        for local in set(config.local_layers)
+        local: _View(_rotation(config, prompt.rope[:, None], local), masks[local]) for local in set(config.local_layers)
     }
 
 
@@ -432,13 +436,14 @@ def _completion_views(
 
     def view(local: bool, held: jax.Array) -> _View:
         distance = steps[:, None] - held[None, :]
-        own = (distance >= 0) & (held[None, :] >= 0)
-        if since is None:
-            masks = Masks(own, shared, _lengths(prompt) if len(steps) == len(held) else None)
-        elif local:
-            masks = Masks(own & (distance < config.window), shared & (since < config.window))
-        else:
-            masks = Masks(own, jnp.broadcast_to(shared, since.shape) if len(keys) > 1 else shared)
+        masks = Masks((distance >= 0) & (held[None, :] >= 0), shared)
+        if since is not None and local:
+            near = masks.own & (distance < config.window), shared & (since < config.window)
+            masks = Masks(*near, window=(True, config.window))
+        elif since is not None and len(keys) > 1:
+            masks = Masks(masks.own, jnp.broadcast_to(shared, since.shape))
+        if len(steps) == len(held):  # whole completions, whose own keys are causal
+            masks = masks._replace(lengths=_lengths(prompt))
         return _View(_rotation(config, positions, local), masks)
 
     return {local: view(local, held) for local, held in keys.items()}

@@ -131,3 +131,19 @@ def test_a_config_of_before_the_renaming_means_the_same(tmp_path, before, now):
     path.write_text(json.dumps(values))
     config, told = options.read(path)
     assert config.data.sampling == now and not told
+
+
+@pytest.mark.parametrize(
+    "path, dtype, told, wanted",
+    [
+        (None, None, None, "float32"),
+        (None, "bfloat16", None, "bfloat16"),
+        ("model", None, None, "bfloat16"),
+        ("model", "float32", None, "bfloat16"),
+        ("model", None, "float32", "float32"),
+        (None, None, "bfloat16", "bfloat16"),
+    ],
+)
+def test_keys_and_values_of_a_model_from_a_folder_are_bfloat16(path, dtype, told, wanted):
+    model = options.Model(path=path and Path(path))
+    assert options.Config(model=model, sampling=options.Sampling(dtype=dtype, cache=told)).cache_dtype == wanted

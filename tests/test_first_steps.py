@@ -8,6 +8,7 @@ import pytest
 from fairgrpo_jax import batches, config as options, first_steps, rewards, rollout, train
 from fairgrpo_jax.data.record import Record
 from fairgrpo_jax.models.tiny.tokenizer import tiny_tokenizer
+from fairgrpo_jax.rewards import Scores
 from tests import tiny_batch
 
 
@@ -94,7 +95,7 @@ def test_the_steps_of_a_run_are_taken_as_they_are():
     mask = np.ones((2, 2, 3), bool)
     arrays: Any = (np.zeros(mask.shape, np.int32), mask, np.zeros(mask.shape), np.full(2, 3))
     drawn = rollout.RolloutBatch(*arrays)
-    part = train.Sampled(batch, drawn, [["no"] * 2] * 2, np.zeros((2, 2)), np.ones((2, 2), bool), mask)
+    part = train.Sampled(batch, drawn, [["no"] * 2] * 2, Scores.of(np.zeros((2, 2))), np.ones((2, 2), bool), mask)
     first = first_steps.FirstSteps(ASKING)
     lines = [first.after(step, [part, part], tiny_tokenizer()) for step in range(1, 8)]
     assert [bool(each) for each in lines] == [step == first_steps.STEPS for step in range(1, 8)]

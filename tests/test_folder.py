@@ -162,6 +162,7 @@ def test_a_folder_of_the_version_before_goes_on(tmp_path):
         "reward.similarity is new in this version: None",
         "reward.length is new in this version: 512",
         "reward.max_unscored is new in this version: 0.5",
+        "judge is new in this version: its defaults",
         "update.kl_ratio is new in this version: False",
         "evaluation.records is new in this version: None",
     ]

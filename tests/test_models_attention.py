@@ -16,8 +16,10 @@ import numpy as np
 import pytest
 
 from fairgrpo_jax import mesh
-from fairgrpo_jax.models import attention
-from fairgrpo_jax.models.attention import Flash, Masks, attend
+from fairgrpo_jax.models import attention, kernels
+from fairgrpo_jax.models.attention import Masks, attend
+from fairgrpo_jax.models.flash import Flash, Seen
+from tests.flash_kernel import flash_backward, flash_forward, written_out
 
 
 P, G, T, TP, N, K, H = 3, 2, 20, 15, 4, 2, 64
@@ -72,42 +74,6 @@ def assert_same(way, args, masks, atol=1e-5):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=atol), got, expected)
 
 
-def flash_forward(q, k, v, lengths, scale):
-    """A flash kernel's forward pass written out: output, and log of the denominator (B, N, T)."""
-    k, v = (jnp.repeat(part, N // K, axis=2) for part in (k, v))
-    scores = jnp.einsum("btnh,bsnh->bnts", q, k, preferred_element_type=jnp.float32) * scale
-    seen = np.tril(np.ones((1, 1, q.shape[1], k.shape[1]), bool))
-    if lengths is not None:
-        seen = (jnp.arange(k.shape[1])[None] < lengths[:, None])[:, None, None]
-    scores = jnp.where(seen, scores, -jnp.inf)
-    out = jnp.einsum("bnts,bsnh->btnh", jax.nn.softmax(scores).astype(q.dtype), v)
-    return out, jax.nn.logsumexp(scores, axis=-1)
-
-
-def flash_backward(q, k, v, lengths, scale, log_total, out, d_out):
-    """Its backward pass by the equations of FlashAttention-2 (arXiv:2307.08691, algorithm 2)."""
-    repeated = [jnp.repeat(part, N // K, axis=2) for part in (k, v)]
-    wide = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-    scores = wide("btnh,bsnh->bnts", q, repeated[0]) * scale
-    seen = np.tril(np.ones((1, 1, q.shape[1], k.shape[1]), bool))
-    if lengths is not None:
-        seen = (jnp.arange(k.shape[1])[None] < lengths[:, None])[:, None, None]
-    p = jnp.where(seen, jnp.exp(scores - log_total[..., None]), 0)
-    inner = (d_out.astype(jnp.float32) * out).sum(-1).swapaxes(1, 2)[..., None]
-    d_scores = (p * (wide("btnh,bsnh->bnts", d_out, repeated[1]) - inner) * scale).astype(q.dtype)
-    dk, dv = wide("bnts,btnh->bsnh", d_scores, q), wide("bnts,btnh->bsnh", p.astype(q.dtype), d_out)
-    dk, dv = (part.reshape(*k.shape[:3], N // K, H).sum(3).astype(k.dtype) for part in (dk, dv))
-    return wide("bnts,bsnh->btnh", d_scores, repeated[0]).astype(q.dtype), dk, dv
-
-
-WRITTEN_OUT = Flash(flash_forward, flash_backward)
-
-
-def written_out(q, prompt_kv, own_kv, masks, scale=H**-0.5, flash=WRITTEN_OUT):
-    out: Any = attention.merged(q, prompt_kv, own_kv, masks.lengths, scale, flash)
-    return out.reshape(*q.shape[:3], -1)
-
-
 IMPLEMENTATIONS: dict[str, Callable[..., Any]] = dict(
     plain=functools.partial(attend, implementation="plain"),
     mapped=functools.partial(attend, implementation="mapped"),
@@ -149,7 +115,7 @@ def test_without_a_prompt_of_their_own_rows_are_causal(name):
 @pytest.mark.parametrize("rollouts", [1, 3])
 @pytest.mark.parametrize("by_row", [False, True])
 def test_blocks_of_queries_change_nothing(rollouts, by_row, small_blocks):
-    """20 queries in blocks of 8, 8 and 4; with masks for every query of every row, as windows make them."""
+    """Prompts one by one, 20 queries in blocks of 8, 8 and 4; with masks for every query of every row."""
     args = arrays(rollouts=rollouts)
     masks: Any = masks_of(args)._replace(lengths=None)
     if by_row:
@@ -157,7 +123,7 @@ def test_blocks_of_queries_change_nothing(rollouts, by_row, small_blocks):
         since = np.arange(T)[:, None] + LENGTHS[:, None, None] - np.arange(TP) < 18
         masks = Masks(masks.own[None] & near, masks.prompt & since)
     program = str(jax.make_jaxpr(under(attend, masks))(*args))
-    assert f"f32[{P},{K},1,{N // K},8,{T}]" in program and f"{N // K},{T},{T}]" not in program
+    assert f"f32[1,{K},1,{N // K},8,{T}]" in program and f"{N // K},{T},{T}]" not in program
     assert_same(attend, args, masks)
 
 
@@ -188,9 +154,9 @@ def test_in_bfloat16_none_is_further_from_float32_than_plain(name):
 def test_a_block_knows_the_whole_softmax_or_its_gradient_is_wrong():
     """The kernel's backward pass with its own block's output and denominator, as differentiating each call would."""
 
-    def local(q, k, v, lengths, scale, log_total, out, d_out):
-        out, log_total = flash_forward(q, k, v, lengths, scale)
-        return flash_backward(q, k, v, lengths, scale, log_total, out, d_out)
+    def local(q, k, v, seen, scale, log_total, out, d_out):
+        out, log_total = flash_forward(q, k, v, seen, scale)
+        return flash_backward(q, k, v, seen, scale, log_total, out, d_out)
 
     args = arrays()
     masks = masks_of(args)
@@ -255,7 +221,7 @@ def platform(monkeypatch):
 
     def pretend(name, capability=True):
         monkeypatch.setattr(attention, "_platform", lambda: name)
-        monkeypatch.setattr(attention, "_cudnn_runs", lambda head_dim: capability)
+        monkeypatch.setattr(kernels, "cudnn_runs", lambda head_dim: capability)
 
     return pretend
 
@@ -272,11 +238,16 @@ def platform(monkeypatch):
         ("gpu", dict(dtype=jnp.float32), FULL, "mapped"),
         ("gpu", dict(heads=(16, 8, 260)), FULL, "mapped"),
         ("gpu", dict(heads=(16, 8, 264)), FULL, "mapped"),
-        ("gpu", {}, Masks(), "mapped"),
+        ("gpu", {}, Masks(), "cudnn"),
+        ("gpu", {}, Masks(own=jnp.ones((1, 1), bool)), "mapped"),
+        ("gpu", {}, FULL._replace(window=(True, 100), block=jnp.ones((1, 1))), "cudnn"),
         ("tpu", {}, FULL, "splash"),
         ("tpu", dict(dtype=jnp.float32), FULL, "splash"),
-        ("tpu", dict(heads=(16, 8, 72)), FULL, "mapped"),
-        ("tpu", {}, Masks(), "mapped"),
+        ("tpu", dict(heads=(16, 8, 72)), FULL, "splash"),
+        ("tpu", {}, Masks(), "splash"),
+        ("tpu", {}, Masks(own=jnp.ones((1, 1), bool)), "mapped"),
+        ("tpu", {}, FULL._replace(window=(True, 100)), "mapped"),
+        ("tpu", {}, FULL._replace(block=jnp.ones((1, 1))), "mapped"),
     ],
 )
 def test_platform_shape_dtype_and_masks_decide(platform, name, changes, masks, wanted):
@@ -290,12 +261,12 @@ def test_a_gpu_without_cudnn_or_too_old_is_left_to_matrix_products(platform):
 
 
 def test_a_gpu_is_asked_for_its_age(monkeypatch):
-    functions, asked = attention._cudnn(), []
+    functions, asked = kernels.cudnn(), []
     monkeypatch.setattr(functions, "check_compute_capability", lambda wanted: asked.append(wanted) or True)
     monkeypatch.setattr(functions, "check_cudnn_version", lambda: 91100)
-    assert attention._cudnn_runs(128) and attention._cudnn_runs(256) and asked == ["8.0", "9.0"]
+    assert kernels.cudnn_runs(128) and kernels.cudnn_runs(256) and asked == ["8.0", "9.0"]
     monkeypatch.setattr(functions, "check_cudnn_version", lambda: exec("raise RuntimeError('cuDNN is not detected.')"))
-    assert not attention._cudnn_runs(128)
+    assert not kernels.cudnn_runs(128)
 
 
 def test_scores_are_counted_by_device():
@@ -311,7 +282,8 @@ def test_scores_are_counted_by_device():
     [
         ("flash", {}, "wanted plain, mapped, cudnn, splash or None"),
         ("cudnn", {}, r"dtypes \['float32'\]; wanted bfloat16 or float16"),
-        ("splash", dict(lengths=None), "masks without lengths; wanted masks that are no more than causality"),
+        ("splash", dict(lengths=None), "masks of no known structure; wanted lengths of prompts, segments, or no"),
+        ("splash", dict(window=(True, 8)), "a window or images that are read in both directions"),
     ],
 )
 def test_an_implementation_that_cannot_is_refused(name, changes, message):
@@ -321,12 +293,6 @@ def test_an_implementation_that_cannot_is_refused(name, changes, message):
 
 
 # cuDNN, as far as a machine without a GPU can see it.
-
-
-@pytest.fixture
-def cudnn_version(monkeypatch):
-    """The one check that asks for an installed cuDNN while a program is traced."""
-    monkeypatch.setattr(attention._cudnn(), "check_cudnn_version", lambda: 91100)
 
 
 def lowered_for_cuda(args):
@@ -343,7 +309,7 @@ def cudnn_calls(program):
     return [(match[1], match[2], match[0]) for match in re.finditer(pattern, program)]
 
 
-def test_the_program_for_cuda_calls_two_kernels_forward_and_two_backward(cudnn_version):
+def test_the_program_for_cuda_calls_two_kernels_forward_and_two_backward():
     calls = cudnn_calls(lowered_for_cuda(arrays(jnp.bfloat16)))
     forward, backward = "__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward"
     assert sorted(call[:2] for call in calls) == [
@@ -360,7 +326,7 @@ def test_the_program_for_cuda_calls_two_kernels_forward_and_two_backward(cudnn_v
         assert f"(tensor<{rows}>, tensor<{keys}>, tensor<{keys}>" in line and f"tensor<{logs}>" in line
 
 
-def test_the_program_for_cuda_calls_the_kernels_on_every_device_of_a_mesh(cudnn_version):
+def test_the_program_for_cuda_calls_the_kernels_on_every_device_of_a_mesh():
     with jax.set_mesh(mesh.make("1x2")):
         calls = cudnn_calls(lowered_for_cuda(arrays(jnp.bfloat16)))
     assert len(calls) == 4 and all(
@@ -368,45 +334,58 @@ def test_the_program_for_cuda_calls_the_kernels_on_every_device_of_a_mesh(cudnn_
     )
 
 
-@pytest.mark.parametrize("lengths", [None, LENGTHS])
-def test_the_backward_kernel_is_called_as_jax_calls_it(lengths, monkeypatch):
-    """Our call against that of JAX's own rule of differentiation, argument by argument."""
-    functions, calls = attention._cudnn(), []
+CALLS = {
+    "NO_MASK": Seen(),
+    "CAUSAL": Seen(causal=True, window=7),
+    "PADDING": Seen(keys=jnp.asarray(LENGTHS)),
+    "PADDING_CAUSAL": Seen(causal=True, queries=jnp.asarray(LENGTHS), keys=jnp.asarray(LENGTHS + 1)),
+}
+
+
+@pytest.mark.parametrize("kind", CALLS)
+def test_the_kernels_are_called_as_jax_calls_them(kind, monkeypatch):
+    """Our calls against those of JAX's own rule of differentiation, argument by argument."""
+    functions, calls, seen = kernels.cudnn(), [], CALLS[kind]
 
     class Recorder:
         def bind(self, *args, **options):
             calls.append((args, options))
             return args[:3]
 
-    monkeypatch.setattr(functions, "_dot_product_attention_bwd_p_wrapper", Recorder())
+    for name in ("fwd", "bwd"):
+        monkeypatch.setattr(functions, f"_dot_product_attention_{name}_p_wrapper", Recorder())
+    monkeypatch.setattr(functions, "check_is_flash_attention", lambda *args: None)
     draw = lambda number, *shape: jnp.full(shape, number, jnp.bfloat16)
     q, k, v, out, d_out = (draw(i, P, T, N if i in (0, 3, 4) else K, H) for i in range(5))
     log_total, unused = jnp.full((P, N, T), 5.0), jnp.zeros(0, jnp.bfloat16)
-    attention._cudnn_backward(q, k, v, lengths, 0.3, log_total, out, d_out)
-    kind = functions.MaskType.CAUSAL if lengths is None else functions.MaskType.PADDING
-    sizes = (unused, unused) if lengths is None else (jnp.full(P, T, jnp.int32), jnp.asarray(lengths, jnp.int32))
-    kept = (q, k, v, unused, *sizes, unused, unused, unused, unused, log_total, out)
-    rule = functions._dot_product_attention_bwd_rule
-    rule(0.3, 42, 0.0, (False, False), kind, functions.AttentionLayout.BTNH.value, None, True, False, kept, d_out)
-    (args, options), (wanted, wanted_options) = calls
-    jax.tree.map(np.testing.assert_array_equal, args, wanted)
-    assert [arg.dtype for arg in args] == [arg.dtype for arg in wanted] and options == wanted_options
+    kernels.cudnn_forward(q, k, v, seen, 0.3)
+    kernels.cudnn_backward(q, k, v, seen, 0.3, log_total, out, d_out)
+    sizes = (unused, unused)
+    if "PADDING" in kind:
+        sizes = jnp.full(P, T, jnp.int32) if seen.queries is None else seen.queries, seen.keys
+    given, how = (q, k, v, unused, *sizes, unused, unused, unused, unused), (0.3, 42, 0.0, (False, False))
+    how += functions.MaskType[kind], functions.AttentionLayout.BTNH.value, seen.window or None
+    functions._dot_product_attention_fwd_rule(*given, *how, 91100, True)
+    functions._dot_product_attention_bwd_rule(*how, True, False, (*given, log_total, out), d_out)
+    for (args, options), (wanted, wanted_options) in zip(calls[:2], calls[2:], strict=True):
+        jax.tree.map(np.testing.assert_array_equal, args, wanted)
+        assert [arg.dtype for arg in args] == [arg.dtype for arg in wanted] and options == wanted_options
 
 
 def test_this_jax_has_the_cudnn_functions_where_they_are_looked_for():
-    assert attention._cudnn() is not None, "jax has moved its private cuDNN functions: look at attention._cudnn"
+    assert kernels.cudnn() is not None, "jax has moved its private cuDNN functions: look at kernels.cudnn"
 
 
 def test_a_jax_without_them_is_warned_of_once_and_computes_by_matrix_products(platform, monkeypatch, caplog):
     platform("gpu")
-    monkeypatch.delattr(attention._cudnn(), "_dot_product_attention_bwd_p_wrapper")
-    attention._cudnn.cache_clear()
+    monkeypatch.delattr(kernels.cudnn(), "_dot_product_attention_bwd_p_wrapper")
+    kernels.cudnn.cache_clear()
     try:
         with caplog.at_level(logging.WARNING):
             assert [chosen(FULL, **LARGE_UPDATE) for _ in range(3)] == ["mapped"] * 3
         assert len(caplog.records) == 1 and "no cuDNN attention" in caplog.text
     finally:
-        attention._cudnn.cache_clear()
+        kernels.cudnn.cache_clear()
 
 
 # Meshes.

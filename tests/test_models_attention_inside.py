@@ -33,24 +33,27 @@ LOCAL = dict(num_layers=2, local=(True, False), local_rope_theta=100.0)
 @pytest.mark.parametrize(
     "options, block, in_prompts, in_completions",
     [
-        ({}, False, True, True),
-        (LOCAL | dict(window=17), False, True, True),  # 12 and 5 tokens: no window ends inside
-        (LOCAL | dict(window=16), False, True, False),
-        (LOCAL | dict(window=12), False, True, False),
-        (LOCAL | dict(window=11), False, False, False),
-        ({}, True, False, True),  # completions look at an image as at all else
+        ({}, False, False, False),
+        (LOCAL | dict(window=17), False, False, False),  # 12 and 5 tokens: no window ends inside
+        (LOCAL | dict(window=16), False, False, True),
+        (LOCAL | dict(window=12), False, False, True),
+        (LOCAL | dict(window=11), True, True, True),
+        ({}, True, False, False),
     ],
 )
-def test_views_promise_lengths_where_masks_say_no_more(options, block, in_prompts, in_completions):
+def test_views_have_a_window_only_where_it_ends_inside(options, block, in_prompts, in_completions):
+    """What the structure means is tested in test_models_flash.py."""
     config = text.tiny("qwen3", vocab_size=96, hidden_size=32, **options)
     prompt = prompts(config, np.ones((P, 12), np.int32) if block else None)
     held = dict.fromkeys(config.local_layers, jnp.arange(5))
     views = decoder._prompt_views(config, prompt), decoder._completion_views(config, prompt, jnp.arange(5), held)
-    for kinds, promised in zip(views, (in_prompts, in_completions), strict=True):
+    for kinds, ends in zip(views, (in_prompts, in_completions), strict=True):
+        assert {local: view.masks.window is not None for local, view in kinds.items()} == {
+            local: local and ends for local in kinds
+        }
         for view in kinds.values():
-            assert (view.masks.lengths is not None) == promised
-            if promised:
-                np.testing.assert_array_equal(view.masks.lengths, [12, 2, 9])
+            np.testing.assert_array_equal(view.masks.lengths, [12, 2, 9])
+            assert (view.masks.block is not None) == (block and kinds is views[0])  # completions see images as text
     decoding = decoder._completion_views(config, prompt, jnp.arange(1), held)
     assert all(view.masks.lengths is None for view in decoding.values())
 

@@ -173,7 +173,7 @@ def test_an_update_by_hand():
     assert held["working"] == max(
         2 * 4 * 64 * 512 * (4 + 4 + 2),
         *(
-            n * (4 * 64 + 2 * 6 * 16 + 3 * 96) * 2 * 2 + (4 + 4 + 2) * 4 * n * seen
+            n * ((4 * 64 + 2 * 6 * 16) * 2 + (3 + 1) * 96) * 2 + (4 + 4 + 2) * 4 * n * seen
             for n, seen in zip(tokens, (96, 96 + 63), strict=True)
         ),
     )
@@ -262,7 +262,7 @@ def test_what_the_programs_add(name, program, spec, sampling):
 
 
 def test_scores_are_whole_where_they_are_few_and_else_a_block(monkeypatch):
-    """Two heads, 100 keys, 3 prompts, 4 rollouts, 50 queries: 120 000 scores in float32, or a block of one rollout."""
+    """Two heads, 100 keys, 3 prompts, 4 rollouts, 50 queries: 120,000 float32 scores, or a block of one rollout."""
     sizes = 2, 2, footprint.Pass(rows=3, rollouts=4, queries=50, keys=100)
     assert footprint._scores(*sizes) == (4 + 2) * 120_000
     assert footprint._scores(*sizes, backward=True) == (8 + 2) * 120_000
@@ -270,7 +270,8 @@ def test_scores_are_whole_where_they_are_few_and_else_a_block(monkeypatch):
     monkeypatch.setattr(attention, "LEAST_QUERIES", 10)
     assert footprint._scores(*sizes, backward=True) == (8 + 2) * 20_000
     monkeypatch.setattr(attention, "LEAST_QUERIES", 40)
-    assert footprint._scores(*sizes) == (4 + 2) * 2 * 100 * 3 * 40
+    monkeypatch.setattr(attention, "LARGE", 4 * 5_000)
+    assert footprint._scores(*sizes) == (4 + 2) * 2 * 100 * 40
     assert footprint._scores(*sizes, kept=True) == 0
     assert (
         footprint._scores(2, 2, footprint.Pass(1200, 1, 1, 100)) == (4 + 2) * 240_000

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from fairgrpo_jax import config as options, evaluate, runs
+from fairgrpo_jax.rewards import judge as client, judge_prompts
+from tests.scripted_judge import Reply, Scripted
 from tests.test_train import SMALL, go, rows
 
 
@@ -55,3 +57,62 @@ def test_a_reward_that_does_not_fit_is_refused_before_anything_is_written(tmp_pa
     with pytest.raises(ValueError, match="which applies to no record"):
         go(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def without_counts(log):
+    """The counts of a judge begin anew in every process."""
+    return [{name: value for name, value in row.items() if not name.startswith("judge/")} for row in log]
+
+
+def test_a_judge_is_asked_once_beside_the_sampling_and_never_again(tmp_path, monkeypatch):
+    """Rules and judges in waves; a run that lost its last step takes what was answered from the file in its folder."""
+    monkeypatch.setattr(client, "BACK_OFF", 0.01)
+    asked = []
+
+    def script(body, before):
+        text = body["messages"][0]["content"]
+        asked.append(text)
+        if "Yes or No" in text:
+            return Reply(text="Yes")
+        return Reply(text="\n".join(f"{code}: {1 + len(text) % 5}" for code in judge_prompts.CODES))
+
+    with Scripted(script) as server:
+        config = dataclasses.replace(
+            PLAIN,
+            reward=options.Reward(("exact", "think_box=0.5", "judge=0.25", "semantic=0.1")),
+            judge=options.Judge(url=server.url, model="there"),
+            sampling=dataclasses.replace(PLAIN.sampling, waves=2),
+            evaluation=options.Evaluation(every=3, batch=32, samples=2),
+            fairness=options.Fairness(history="ring"),
+        )
+        go(config, tmp_path)
+        log, steps = rows(tmp_path), rows(tmp_path, "train")
+        assert steps[0]["reward/unscored_share"] == 0 and 0 < steps[0]["reward/component/judge"] < 1
+        assert {name for name in steps[0] if name.startswith("reward/judge/judge/")} == {
+            f"reward/judge/judge/{name}" for name in judge_prompts.DIMENSIONS
+        }
+        assert 0 <= steps[0]["reward/component/semantic"] < 0.5  # few thoughts yet, and of the others nobody was asked
+        calls = len(asked)  # the last evaluation comes after the last step
+        assert calls > steps[-1]["judge/calls"] > 50 and len(set(asked)) == calls
+        shutil.rmtree(tmp_path / "checkpoints" / "3")
+        go(config, tmp_path)
+        assert len(asked) == calls + 1  # the one that sees whether the judge is there
+        assert without_counts(rows(tmp_path)) == without_counts(log)
+
+
+@pytest.mark.parametrize(
+    "components, judge, message",
+    [
+        (("judge",), options.Judge(), "got reward component 'judge' without a judge; wanted --judge.url"),
+        (("exact",), options.Judge(model="there"), "got judge.model=there and no component that asks it"),
+        (("judge",), options.Judge(model="there", url="http://127.0.0.1:9/v1", attempts=1), "127.0.0.1:9"),
+        (("judge",), options.Judge(model="there", key_variable="NO_SUCH_KEY"), "NO_SUCH_KEY"),
+    ],
+)
+def test_a_judge_that_cannot_be_asked_is_refused_before_any_weights(tmp_path, components, judge, message):
+    config = dataclasses.replace(
+        PLAIN, reward=options.Reward(components), judge=judge, fairness=options.Fairness(history="ring")
+    )
+    with pytest.raises(ValueError, match=message):
+        go(config, tmp_path)
+    assert not (tmp_path / "metrics.jsonl").exists()

@@ -5,6 +5,7 @@ Presets live in ``configs/`` as Python; the command line overrides any field by 
 """
 
 from fairgrpo_jax.config.experiment import KEEP as KEEP, Algorithm as Algorithm, Config as Config
+from fairgrpo_jax.config.judge import Judge as Judge
 from fairgrpo_jax.config.rewards import Component as Component, Reward as Reward
 from fairgrpo_jax.config.sections import (
     Data as Data,

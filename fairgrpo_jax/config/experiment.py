@@ -6,6 +6,7 @@ import typing
 from typing import Literal
 
 from fairgrpo_jax.config.checks import require, require_finite
+from fairgrpo_jax.config.judge import Judge
 from fairgrpo_jax.config.rewards import Reward
 from fairgrpo_jax.config.sections import (
     Data,
@@ -71,6 +72,7 @@ class Config:
     warmup: Warmup = Warmup()
     sampling: Sampling = Sampling()
     reward: Reward = Reward()
+    judge: Judge = Judge()
     update: Update = Update()
     optim: Optim = Optim()
     fairness: Fairness = Fairness()
@@ -149,6 +151,12 @@ class Config:
         """Dtype of the patches, which every pass casts to its own: bfloat16 if all passes are."""
         passes = {self.model.compute or self.model.dtype, self.sampling.dtype or self.model.dtype}
         return passes.pop() if len(passes) == 1 else "float32"
+
+    @property
+    def cache_dtype(self) -> str:
+        """Dtype of the keys and values while sampling."""
+        default = self.sampling.dtype or self.model.dtype if self.model.path is None else "bfloat16"
+        return self.sampling.cache or default
 
     @property
     def split_sizes(self) -> dict[str, int]:

@@ -43,7 +43,7 @@ class Judge:
     total_seconds: float = 600.0
     """Deadline of all questions of a step together; what is open then has failed."""
     cache: Path | None = None
-    """SQLite file that keeps the answers, shared by processes; default: they are forgotten with the process."""
+    """SQLite file that keeps the answers, shared by processes; default: judge.sqlite in the run folder."""
     price_in: float = 0.0
     """Price of a million tokens read, in any currency, for the log."""
     price_out: float = 0.0

@@ -287,8 +287,8 @@ class Sampling:
     weights: Literal["replicated", "tensor"] = "replicated"
     """Layout of the weights while sampling: replicated on every device, or split along the second axis of the mesh."""
     cache: Literal["float32", "bfloat16"] | None = None
-    """Dtype of the keys and values while sampling; default: that of the weights. They are most of what decoding reads
-    where completions are long."""
+    """Dtype of the keys and values while sampling; default: bfloat16 for a model from a folder (model.path), whatever
+    its weights are, otherwise that of the weights. They are most of what decoding reads where completions are long."""
     waves: int = 0
     """Number of parts, a divisor of prompts, in which the prompts of a step are sampled one after the other. Saves
     memory, changes no sample. 0: as many as the device memory requires."""

@@ -192,7 +192,7 @@ def programs(config: options.Config, architecture: Any, mesh: Mesh) -> dict[str,
 
     wave = prompts // max(config.sampling.waves, 1)
     pass_: Any = dict(
-        places=config.data.prompt_length, architecture=architecture, tensor=how["tensor"], cache=config.sampling.cache
+        places=config.data.prompt_length, architecture=architecture, tensor=how["tensor"], cache=config.cache_dtype
     )
 
     def first() -> jax.stages.Lowered:

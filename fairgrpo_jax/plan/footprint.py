@@ -203,11 +203,16 @@ def update(architecture: Any, tree: Any, layout: Layout) -> dict[str, int]:
 
 
 def _layer(architecture: Any, size: int, part: Pass, *, backward: bool = False, kept: bool = False) -> float:
-    """Bytes of the activations of one decoder layer."""
+    """Bytes of the activations of one decoder layer.
+
+    In the backward pass each has its gradient beside it, but for the MLP's hidden ones: beside gate, up and their
+    product there is only the product's gradient; those of gate and up take their places.
+    """
     heads = architecture.num_heads + architecture.num_kv_heads
-    row = 4 * architecture.hidden_size + 2 * heads * architecture.head_dim + 3 * architecture.intermediate_size
+    row = (4 * architecture.hidden_size + 2 * heads * architecture.head_dim) * (1 + backward)
+    row += (3 + backward) * architecture.intermediate_size
     scores = _scores(architecture.num_heads, size, part, backward=backward, kept=kept)
-    return part.rows * part.rollouts * part.queries * row * size * (1 + backward) + scores
+    return part.rows * part.rollouts * part.queries * row * size + scores
 
 
 def _tower(
@@ -217,25 +222,26 @@ def _tower(
     vision = architecture.vision
     if vision is None or not each:
         return 0.0
-    row = 8 * vision.hidden_size + (3 if vision.gated else 2) * vision.intermediate_size
+    row = 8 * vision.hidden_size * (1 + backward) + ((3 if vision.gated else 2) + backward) * vision.intermediate_size
     keys = vision.unit if vision.image_size else each
     part = Pass(prompts * each / keys, 1, keys, keys)
     scores = _scores(vision.num_heads, size, part, backward=backward, kept=kept)
-    return prompts * each * row * size * (1 + backward) + scores
+    return prompts * each * row * size + scores
 
 
 def _scores(heads: int, size: int, part: Pass, *, backward: bool = False, kept: bool = False) -> float:
     """Bytes of attention scores in float32 and in the dtype of the values, plus their gradient in the backward pass.
 
-    ``attention.choose`` computes them at once only where they are few. Otherwise they are computed by rollout and block
-    of queries, or inside a kernel, and are not kept for the backward pass.
+    ``attention.choose`` computes them at once only where they are few. Otherwise they are computed for a few prompts, a
+    rollout and a block of queries at a time, or inside a kernel, and are not kept for the backward pass. Those of one
+    token (decoding) are never cut.
     """
     rows, rollouts, queries, keys = part
     numbers = heads * keys * rows * rollouts * queries
-    if WIDE * numbers > attention.LARGE:
+    if queries > 1 and WIDE * numbers > attention.LARGE:
         if kept:
             return 0.0
-        block = heads * keys * rows * min(queries, attention.LEAST_QUERIES)
+        block = heads * keys * min(queries, attention.LEAST_QUERIES)
         numbers = min(numbers, max(block, attention.LARGE / WIDE))
     return ((1 + backward) * WIDE + size) * numbers
 

@@ -6,8 +6,10 @@ completion gets no advantage.
     answers --(components)--> (P, G, K) --(normalise, weigh, gate)--> rewards (P, G)
 """
 
-from fairgrpo_jax.rewards.answers import Answers as Answers, Asked as Asked, Component as Component
+from fairgrpo_jax.rewards.answers import Answers as Answers, Asked as Asked
 from fairgrpo_jax.rewards.builtin import BUILTIN as BUILTIN, exact as exact, letter as letter, set_f1 as set_f1
 from fairgrpo_jax.rewards.composition import compose as compose, normalise as normalise
 from fairgrpo_jax.rewards.figures import figures as figures
-from fairgrpo_jax.rewards.scorer import Scorer as Scorer, Scores as Scores, build as build
+from fairgrpo_jax.rewards.judge import Judge as Judge
+from fairgrpo_jax.rewards.judge_components import Component as Component
+from fairgrpo_jax.rewards.scorer import Scorer as Scorer, Scores as Scores, Started as Started, build as build

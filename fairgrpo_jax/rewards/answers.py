@@ -1,6 +1,6 @@
 """What every component of a reward gets: the completions of some prompts, and the records that they answer."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -51,9 +51,6 @@ class Answers(NamedTuple):
         """The P G completions, and the record of each."""
         pairs = [(text, record) for row, record in zip(self.texts, self.records, strict=True) for text in row]
         return [text for text, _ in pairs], [record for _, record in pairs]
-
-
-Component = Callable[[Answers], np.ndarray]  # to (P, G) float32, NaN = not scored
 
 
 def task(record: Asked) -> str:

@@ -1,5 +1,6 @@
 """The components that a run can name: the functions of this package on the answers of a batch."""
 
+import concurrent.futures
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -7,9 +8,14 @@ from typing import Any
 import numpy as np
 
 from fairgrpo_jax import config as options
-from fairgrpo_jax.rewards import accuracy, format, length
-from fairgrpo_jax.rewards.answers import Answers, Asked, Component
+from fairgrpo_jax.rewards import accuracy, format, judge_components, judge_prompts, length
+from fairgrpo_jax.rewards.answers import Answers, Asked
+from fairgrpo_jax.rewards.judge import Judge
+from fairgrpo_jax.rewards.judge_components import Component, Judged
 from fairgrpo_jax.rewards.parsing import parse
+
+
+Rule = Callable[[Answers], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,11 +26,13 @@ class Tools:
         reward: options of the reward.
         count: number of tokens of a text; None where no component needs it.
         lettered: whether prompts list the choices with letters.
+        judge: a language model; None where no component needs it.
     """
 
     reward: options.Reward
     count: Callable[[str], int] | None = None
     lettered: bool = False
+    judge: Judge | None = None
 
 
 def exact(answers: Answers) -> np.ndarray:
@@ -61,6 +69,20 @@ def _cwr(tools: Tools) -> Component:
     return _flat(score)
 
 
+def _judged(
+    function: "Callable[[Answers, Judge], concurrent.futures.Future[Judged]]", name: str
+) -> Callable[[Tools], Component]:
+    def made(tools: Tools) -> Component:
+        judge = tools.judge
+        if judge is None:
+            raise ValueError(
+                f"got reward component {name!r} without a judge; wanted --judge.url and --judge.model (docs/judge.md)"
+            )
+        return lambda answers: function(answers, judge)
+
+    return made
+
+
 def _thoughts(texts: Sequence[str], count: Callable[[str], int]) -> np.ndarray:
     return np.array([count(parse(text).thought or "") for text in texts], np.int64)
 
@@ -75,15 +97,15 @@ def _wanted(records: Sequence[Asked]) -> list[str]:
     return [record.answer for record in records]
 
 
-def _against_answers(function: Callable[[Sequence[str], Sequence[str]], np.ndarray]) -> Component:
+def _against_answers(function: Callable[[Sequence[str], Sequence[str]], np.ndarray]) -> Rule:
     return _flat(lambda texts, records: function(texts, _wanted(records)))
 
 
-def _of_texts(function: Callable[[Sequence[str]], np.ndarray]) -> Component:
+def _of_texts(function: Callable[[Sequence[str]], np.ndarray]) -> Rule:
     return _flat(lambda texts, _: function(texts))
 
 
-def _flat(function: Callable[[list[str], list[Asked]], np.ndarray]) -> Component:
+def _flat(function: Callable[[list[str], list[Asked]], np.ndarray]) -> Rule:
     """A function of N completions and their records as one of P x G answers."""
     return lambda answers: function(*answers.flat()).reshape(answers.lengths.shape)
 
@@ -105,7 +127,11 @@ BUILTIN: Mapping[str, Callable[[Tools], Component]] = {
     "one_box": _plain(_of_texts(format.one_box)),
     "ecr": _ecr,
     "cwr": _cwr,
+    "judge": _judged(judge_components.clinical, "judge"),
+    "semantic": _judged(judge_components.coherent, "semantic"),
 }
+# What a judge scores, and the parts of which a score is the mean.
+JUDGED: Mapping[str, tuple[str, ...]] = {"judge": judge_prompts.DIMENSIONS, "semantic": ()}
 
 
 def require_gradable(name: str, component: Component, records: Sequence[Asked]) -> None:

@@ -24,7 +24,8 @@ def figures(
 
     Returns:
         ``reward/component/<name>``, also ``/<dataset>/<group>``, of the raw scores; ``reward/normalised/<name>``;
-        ``reward/component_unscored/<name>`` where some are; ``advantage/component/<name>``. Nothing for a reward of one
+        ``reward/component_unscored/<name>`` where some are; ``reward/judge/<name>/<dimension>`` of what a judge told;
+        ``advantage/component/<name>``. Nothing for a reward of one
         plain component, of which ``reward/mean`` and ``reward/group`` say the same.
     """
     parts = scorer.components
@@ -43,6 +44,7 @@ def figures(
             rows = (domains[its] == domain) & (groups[its] == group)
             cell = f"{names[0][domain]}/{names[1][group]}"
             found[f"reward/component/{part.name}/{cell}"] = _mean(raw[rows])
+    found |= {f"reward/judge/{name}": _mean(values) for name, values in scores.parts.items()}
     summands = scorer.summands(scores)
     centred = summands - _prompt_means(summands)
     sizes = np.nansum(np.abs(centred), axis=(0, 1)) * np.array(scorer.weights)

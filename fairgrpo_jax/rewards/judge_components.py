@@ -1,31 +1,16 @@
 """Components that a judge scores: from completions to questions, and from its answers to rewards."""
 
 import concurrent.futures
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
 from fairgrpo_jax.rewards import judge_prompts
+from fairgrpo_jax.rewards.answers import Answers, Asked
 from fairgrpo_jax.rewards.judge import Judge
 from fairgrpo_jax.rewards.judge_prompts import Question
-
-
-if TYPE_CHECKING:
-    from fairgrpo_jax.rewards import Answers
-
-THOUGHT, THOUGHT_END = "<think>", "</think>"
-
-
-class Posed(Protocol):
-    """The attributes of a record that a judge is told."""
-
-    @property
-    def question(self) -> str: ...
-    @property
-    def choices(self) -> Sequence[str]: ...
-    @property
-    def answer(self) -> str: ...
+from fairgrpo_jax.rewards.parsing import THOUGHT, THOUGHT_END, parse
 
 
 class Judged(NamedTuple):
@@ -40,7 +25,11 @@ class Judged(NamedTuple):
     parts: dict[str, np.ndarray]
 
 
-def clinical(answers: "Answers", judge: Judge) -> "concurrent.futures.Future[Judged]":
+# To (P, G) float32, NaN = not scored; at once, or when a judge has answered.
+Component = Callable[[Answers], np.ndarray | concurrent.futures.Future[Judged]]
+
+
+def clinical(answers: Answers, judge: Judge) -> "concurrent.futures.Future[Judged]":
     """Begins to compare every answer with its reference in the five clinical dimensions.
 
     The thought is not shown to the judge. A completion without an answer is 0 in all dimensions, and nobody is asked.
@@ -56,7 +45,7 @@ def clinical(answers: "Answers", judge: Judge) -> "concurrent.futures.Future[Jud
         [[0.0, 0.0]]
     """
 
-    def question(text: str, record: Posed) -> Question | None:
+    def question(text: str, record: Asked) -> Question | None:
         answer = _answer(text)
         options = judge.options if answer else None
         if options is None:
@@ -66,15 +55,15 @@ def clinical(answers: "Answers", judge: Judge) -> "concurrent.futures.Future[Jud
     return _asked(answers, judge, question, judge_prompts.DIMENSIONS)
 
 
-def coherent(answers: "Answers", judge: Judge) -> "concurrent.futures.Future[Judged]":
+def coherent(answers: Answers, judge: Judge) -> "concurrent.futures.Future[Judged]":
     """Begins to ask whether the text inside ``<think>`` is clinically coherent: Yes = 1, No = 0.
 
     Typed questions give the probability of Yes. A completion without a thought, or with one that never ends, is 0,
     and nobody is asked.
     """
 
-    def question(text: str, record: Posed) -> Question | None:
-        thought = _thought(text)
+    def question(text: str, record: Asked) -> Question | None:
+        thought = parse(text).thought
         if not thought:
             return None
         return judge_prompts.coherent(thought, record.question, record.choices, mode=judge.options.mode)
@@ -83,14 +72,13 @@ def coherent(answers: "Answers", judge: Judge) -> "concurrent.futures.Future[Jud
 
 
 def _asked(
-    answers: "Answers",
+    answers: Answers,
     judge: Judge,
-    question: Callable[[str, Posed], Question | None],
+    question: Callable[[str, Asked], Question | None],
     dimensions: tuple[str, ...],
 ) -> "concurrent.futures.Future[Judged]":
     """Submits the questions of all completions; those without one are 0."""
-    records = cast(Sequence[Posed], answers.records)
-    asked = [question(text, r) for row, r in zip(answers.texts, records, strict=True) for text in row]
+    asked = [question(text, record) for text, record in zip(*answers.flat(), strict=True)]
     shape = answers.lengths.shape
 
     def judged(rows: np.ndarray) -> Judged:
@@ -126,12 +114,7 @@ def _then(
 
 
 def _answer(text: str) -> str:
-    """What follows the thought, stripped; empty if the thought never ends."""
-    text = text.rpartition(THOUGHT_END)[2]
-    return "" if THOUGHT in text else text.strip()
-
-
-def _thought(text: str) -> str:
-    """The text of the first thought, stripped, whether the completion or its prompt opened it; empty if none ends."""
-    before, end, _ = text.partition(THOUGHT_END)
-    return before.rpartition(THOUGHT)[2].strip() if end else ""
+    """The answer, in a box or tags or else what follows the thought, stripped; empty if the thought never ends."""
+    found = parse(text).answer
+    rest = text.rpartition(THOUGHT_END)[2]
+    return found if found is not None else "" if THOUGHT in rest else rest.strip()

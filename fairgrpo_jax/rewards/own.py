@@ -23,10 +23,10 @@ from typing import Any, cast
 
 import numpy as np
 
-from fairgrpo_jax.rewards.answers import Answers, Asked, Component, task
+from fairgrpo_jax.rewards.answers import Answers, Asked, task
 
 
-def load(name: str, *, messages: bool = False) -> Component:
+def load(name: str, *, messages: bool = False) -> Callable[[Answers], np.ndarray]:
     """The component of a function named ``package.module:function``, found from the working directory as Python does.
 
     In TRL's form the keyword arguments are ``prompts``, ``completions``, and the columns ``answer``, ``solution`` (the

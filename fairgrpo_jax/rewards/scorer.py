@@ -1,7 +1,8 @@
 """A run's reward: its components by name, checked before the run, and what they give for a batch of completions."""
 
+import concurrent.futures
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,9 +11,11 @@ from fairgrpo_jax import config as options, normalization
 from fairgrpo_jax.losses import overlong_penalty
 from fairgrpo_jax.normalization import Key, PercentileTable, RunningQuantiles
 from fairgrpo_jax.rewards import own
-from fairgrpo_jax.rewards.answers import Answers, Asked, Component, task
-from fairgrpo_jax.rewards.builtin import BUILTIN, Tools, require_gradable
+from fairgrpo_jax.rewards.answers import Answers, Asked, task
+from fairgrpo_jax.rewards.builtin import BUILTIN, JUDGED, Tools, require_gradable
 from fairgrpo_jax.rewards.composition import Percentiles, compose, normalise
+from fairgrpo_jax.rewards.judge import Judge
+from fairgrpo_jax.rewards.judge_components import Component, Judged
 
 
 class Scores(NamedTuple):
@@ -23,18 +26,34 @@ class Scores(NamedTuple):
         raw: (P, G, K), each component in its own unit; NaN = not scored, or does not apply.
         values: (P, G, K), the same after normalisation.
         applies: (P, K) bool, whether the component applies to the record.
+        parts: what a component is the mean of, (P, G) each, by names such as ``judge/terminology``.
     """
 
     rewards: np.ndarray
     raw: np.ndarray
     values: np.ndarray
     applies: np.ndarray
+    parts: Mapping[str, np.ndarray] = {}
 
     @classmethod
     def of(cls, rewards: np.ndarray) -> "Scores":
         """Of rewards with a single component."""
         one = np.asarray(rewards, np.float32)
         return cls(one, one[..., None], one[..., None], np.ones((len(one), 1), bool))
+
+
+class Started(NamedTuple):
+    """The components of some completions, of which a judge's may still be awaited.
+
+    Attributes:
+        answers: the completions.
+        applies: (P, K) bool.
+        found: of each component, the rows that it applies to, and its scores or their future.
+    """
+
+    answers: Answers
+    applies: np.ndarray
+    found: "list[tuple[np.ndarray, np.ndarray | concurrent.futures.Future[Judged]]]"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +67,7 @@ class Scorer:
         table: fixed percentiles.
         settings: the options of the reward.
         sampling: the options of sampling, for the penalty of long completions.
+        judge: a language model that some components ask, if any does.
     """
 
     components: tuple[options.Component, ...]
@@ -56,6 +76,7 @@ class Scorer:
     table: PercentileTable | None
     settings: options.Reward
     sampling: options.Sampling
+    judge: Judge | None = None
 
     def __call__(self, answers: Answers, quantiles: RunningQuantiles | None = None) -> Scores:
         """The scores of some completions.
@@ -68,20 +89,60 @@ class Scorer:
         Raises:
             ValueError: if a component returns another shape, or a function of the user fails.
         """
+        return self.finish([(np.arange(len(answers.records)), self.start(answers))], quantiles)
+
+    def start(self, answers: Answers) -> Started:
+        """Begins to score some completions; a judge answers beside whatever is done next."""
         applies = self._applies(answers.records)
-        raw = np.full((*answers.lengths.shape, len(self.components)), np.nan, np.float32)
-        for k, (component, function) in enumerate(zip(self.components, self.functions, strict=True)):
+        found: list[tuple[np.ndarray, np.ndarray | concurrent.futures.Future[Judged]]] = []
+        for k, function in enumerate(self.functions):
             rows = np.flatnonzero(applies[:, k])
-            if not len(rows):
-                continue
-            found = np.asarray(function(answers if len(rows) == len(applies) else answers.take(rows)), np.float32)
-            if found.shape != (len(rows), answers.lengths.shape[1]):
-                raise ValueError(
-                    f"got {component.name} of shape {found.shape}; wanted {(len(rows), answers.lengths.shape[1])}, one "
-                    "a completion"
-                )
-            raw[rows, :, k] = found
-        parts, percentiles = self.components, self._percentiles(answers.records, quantiles)
+            own_answers = answers if len(rows) == len(applies) else answers.take(rows)
+            found.append((rows, function(own_answers) if len(rows) else np.zeros((0, answers.lengths.shape[1]))))
+        return Started(answers, applies, found)
+
+    def finish(
+        self, started: Sequence[tuple[np.ndarray, Started]], quantiles: RunningQuantiles | None = None
+    ) -> Scores:
+        """The scores of completions that were started, as a call gives them.
+
+        Args:
+            started: parts of P records: the places of each among the P, and what ``start`` returned.
+            quantiles: as for a call.
+        """
+        count = sum(len(places) for places, _ in started)
+        shape = count, started[0][1].answers.lengths.shape[1]
+        raw = np.full((*shape, len(self.components)), np.nan, np.float32)
+        applies = np.zeros((count, len(self.components)), bool)
+        records, lengths = np.empty(count, object), np.zeros(shape, np.int64)
+        names = [f"{part.name}/{key}" for part in self.components for key in JUDGED.get(part.name, ())]
+        details = {name: np.full(shape, np.nan, np.float32) for name in names}
+        for places, part in started:
+            records[places], lengths[places], applies[places] = part.answers.records, part.answers.lengths, part.applies
+            for k, (rows, values) in enumerate(part.found):
+                name = self.components[k].name
+                if isinstance(values, concurrent.futures.Future):
+                    values, parts = values.result()
+                    for key in JUDGED[name]:
+                        details[f"{name}/{key}"][places[rows]] = parts[key]
+                values = np.asarray(values, np.float32)
+                if values.shape != (len(rows), shape[1]):
+                    raise ValueError(
+                        f"got {name} of shape {values.shape}; wanted {(len(rows), shape[1])}, one a completion"
+                    )
+                raw[places[rows], :, k] = values
+        return self._composed(raw, applies, list(records), lengths, details, quantiles)
+
+    def _composed(
+        self,
+        raw: np.ndarray,
+        applies: np.ndarray,
+        records: Sequence[Asked],
+        lengths: np.ndarray,
+        details: Mapping[str, np.ndarray],
+        quantiles: RunningQuantiles | None,
+    ) -> Scores:
+        parts, percentiles = self.components, self._percentiles(records, quantiles)
         if percentiles is None:
             parts = tuple(dataclasses.replace(part, normalised=False) for part in parts)
         scale = {"k": self.settings.steepness, "min_iqr": self.settings.min_iqr}
@@ -89,8 +150,17 @@ class Scorer:
         values = np.asarray(normalise(raw, parts, percentiles, **scale), np.float32)
         if self.sampling.truncated == "penalise":
             limit, buffer = self.sampling.max_new_tokens, self.sampling.overlong_buffer
-            rewards = rewards + np.asarray(overlong_penalty(answers.lengths, max_length=limit, buffer=buffer))
-        return Scores(rewards.astype(np.float32), raw, values, applies)
+            rewards = rewards + np.asarray(overlong_penalty(lengths, max_length=limit, buffer=buffer))
+        return Scores(rewards.astype(np.float32), raw, values, applies, details)
+
+    @property
+    def judged(self) -> bool:
+        """Whether components wait for a judge."""
+        return self.judge is not None
+
+    def watched(self) -> dict[str, float]:
+        """Counts of the judge since the start of the process, for the log; see ``Judge.counts``."""
+        return {} if self.judge is None else {f"judge/{name}": value for name, value in self.judge.counts().items()}
 
     @property
     def weights(self) -> tuple[float, ...]:
@@ -154,6 +224,7 @@ def build(
     *,
     count: Callable[[str], int] | None = None,
     lettered: bool = False,
+    judge: Judge | None = None,
 ) -> Scorer:
     """Checks a reward against the records that it will score.
 
@@ -163,6 +234,7 @@ def build(
         records: of all uses.
         count: number of tokens of a text, for the length rewards.
         lettered: whether prompts list the choices with letters.
+        judge: for the components ``judge`` and ``semantic``; asked one question to see that it answers.
 
     Raises:
         ValueError: for an unknown component, one that applies to no record or cannot grade one, a record to which none
@@ -170,7 +242,7 @@ def build(
             component; each is named.
     """
     parts, pairs = reward.parts, sorted({(record.dataset, task(record)) for record in records})
-    tools = Tools(reward, count, lettered)
+    tools = Tools(reward, count, lettered, judge)
     functions = tuple(_function(part, tools) for part in parts)
     for part in parts:
         if not any(part.applies(*pair) for pair in pairs):
@@ -189,7 +261,14 @@ def build(
     if reward.percentiles is not None:
         table = _table(reward)
         table.lookup(wanted)
-    return Scorer(parts, functions, () if table else tuple(wanted), table, reward, sampling)
+    if judge is not None:
+        if not any(part.name in JUDGED for part in parts):
+            raise ValueError(
+                f"got judge.model={judge.options.model} and no component that asks it; wanted "
+                f"{' or '.join(JUDGED)} among reward.components={' '.join(reward.components)}"
+            )
+        judge.check()
+    return Scorer(parts, functions, () if table else tuple(wanted), table, reward, sampling, judge)
 
 
 def _function(part: options.Component, tools: Tools) -> Component:
