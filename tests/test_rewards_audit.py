@@ -8,8 +8,8 @@ from hypothesis import example, given, strategies as st
 
 from fairgrpo_jax.rewards import accuracy, format, length
 from fairgrpo_jax.rewards.audit import ATTACKS, EXAMPLES, REASONING, Row, audit, forms, markdown, negation
-from fairgrpo_jax.rewards.parsing import WRAPPERS, parse
-from fairgrpo_jax.rewards.similarity import answer_of, words_f1
+from fairgrpo_jax.rewards.parsing import WRAPPERS, parse, plain_answer
+from fairgrpo_jax.rewards.similarity import words_f1
 
 
 DOCS = Path(__file__).parent.parent / "docs" / "rewards.md"
@@ -50,7 +50,10 @@ PARTIAL = {
     "token_f1": (lambda texts, records: accuracy.token_f1(texts, answers(records)), EXAMPLES[3:]),
 }
 LENIENT = {  # takes plain text as an answer, so that of what is broken some is right
-    "words_f1": (lambda texts, records: words_f1([answer_of(text) for text in texts], answers(records)), EXAMPLES[3:]),
+    "words_f1": (
+        lambda texts, records: words_f1([plain_answer(text) for text in texts], answers(records)),
+        EXAMPLES[3:],
+    ),
 }
 BLIND = {
     "think_answer": (lambda texts, records: format.think_answer(texts), EXAMPLES),

@@ -13,8 +13,8 @@ import numpy as np
 
 from fairgrpo_jax.models import sentence
 from fairgrpo_jax.rewards import accuracy
-from fairgrpo_jax.rewards.answers import Answers, Component
-from fairgrpo_jax.rewards.parsing import THOUGHT, THOUGHT_END, parse
+from fairgrpo_jax.rewards.answers import Answers
+from fairgrpo_jax.rewards.parsing import plain_answer
 
 
 # From N texts and N references to (N,) float32: 1 for the same, 0 for a blank text, NaN for a blank reference.
@@ -112,7 +112,7 @@ def measure(path: str | Path | None) -> Measure:
     return encoder.cosine
 
 
-def similar(measure: Measure) -> Component:
+def similar(measure: Measure) -> Callable[[Answers], np.ndarray]:
     """The component of a measure: a completion's answer against the record's, (P, G) float32 in [0, 1].
 
     A negative cosine is 0, what an empty answer gets: to say nothing must not pay. NaN where the record has no answer.
@@ -120,25 +120,10 @@ def similar(measure: Measure) -> Component:
 
     def score(answers: Answers) -> np.ndarray:
         texts, records = answers.flat()
-        found = measure([answer_of(text) for text in texts], [record.answer for record in records])
+        found = measure([plain_answer(text) for text in texts], [record.answer for record in records])
         return np.maximum(found, 0).reshape(answers.lengths.shape)
 
     return score
-
-
-def answer_of(text: str) -> str:
-    r"""The answer of a completion in any form: in a box or tags, else all that follows the thought.
-
-    Captions are plain text in MedVidBench. Empty if the thought never ends.
-
-    >>> [answer_of(text) for text in (r"So \boxed{Nevus}", "<think>Dark.</think> A nevus.", "A nevus.", "<think>A")]
-    ['Nevus', 'A nevus.', 'A nevus.', '']
-    """
-    answer = parse(text).answer
-    if answer is not None:
-        return answer
-    rest = text.rpartition(THOUGHT_END)[2]
-    return "" if THOUGHT in rest else rest.strip()
 
 
 def _begin(texts: Sequence[str], references: Sequence[str]) -> tuple[np.ndarray, list[int]]:
