@@ -43,6 +43,7 @@ from fairgrpo_jax import (
 )
 from fairgrpo_jax.data.record import Source
 from fairgrpo_jax.models import lora
+from fairgrpo_jax.rewards import local_judge
 
 
 @dataclasses.dataclass
@@ -282,20 +283,28 @@ def open_run(config: options.Config, workdir: Path | None) -> Iterator[Run]:
     path = workdir or folder.default(config)
     with contextlib.ExitStack() as open_while_running:
         judge = None
-        if config.judge.model:
-            if not rewards.asks_judge((*config.reward.components, *config.evaluation.components)):
+        if config.judge.model or config.judge.path:
+            components = (*config.reward.components, *config.evaluation.components)
+            if not rewards.asks_judge(components):
                 raise ValueError(
-                    f"got judge.model={config.judge.model} and no component that asks it; wanted judge or semantic "
-                    f"among reward.components={' '.join(config.reward.components)}, or evaluation.components"
+                    f"got judge.{'path' if config.judge.path else 'model'} and no component that asks it; wanted judge "
+                    f"or semantic among reward.components and evaluation.components: {' '.join(components)}"
                 )
-            folder.create(path)
-            cache = config.judge.cache or path / "judge.sqlite"
-            judge = open_while_running.enter_context(rewards.Judge(dataclasses.replace(config.judge, cache=cache)))
+            judge = open_while_running.enter_context(_judge(config, path))
         yield open_while_running.enter_context(_opened(config, path, judge))
 
 
+def _judge(config: options.Config, path: Path) -> Any:
+    """The judge of a run, on its devices or behind an endpoint; the second keeps its answers in the run folder."""
+    if config.judge.path is not None:
+        return local_judge.LocalJudge(config.judge, mesh=config.mesh)
+    folder.create(path)
+    cache = config.judge.cache or path / "judge.sqlite"
+    return rewards.Judge(dataclasses.replace(config.judge, cache=cache))
+
+
 @contextlib.contextmanager
-def _opened(config: options.Config, path: Path, judge: rewards.Judge | None) -> Iterator[Run]:
+def _opened(config: options.Config, path: Path, judge: Any) -> Iterator[Run]:
     devices = mesh.make(config.mesh)
     mesh.require_divisible(config.split_sizes, *mesh.parse(config.mesh))
     config = folder.recall(path, config) or policy.settled(config)

@@ -436,12 +436,13 @@ def _completion_views(
 
     def view(local: bool, held: jax.Array) -> _View:
         distance = steps[:, None] - held[None, :]
-        masks = Masks((distance >= 0) & (held[None, :] >= 0), shared)
+        own = (distance >= 0) & (held[None, :] >= 0)
+        masks = Masks(own, shared)
         if since is not None and local:
-            near = masks.own & (distance < config.window), shared & (since < config.window)
+            near = own & (distance < config.window), shared & (since < config.window)
             masks = Masks(*near, window=(True, config.window))
         elif since is not None and len(keys) > 1:
-            masks = Masks(masks.own, jnp.broadcast_to(shared, since.shape))
+            masks = Masks(own, jnp.broadcast_to(shared, since.shape))
         if len(steps) == len(held):  # whole completions, whose own keys are causal
             masks = masks._replace(lengths=_lengths(prompt))
         return _View(_rotation(config, positions, local), masks)

@@ -1,4 +1,4 @@
-"""Plain text decoders, Qwen2, Qwen3 and Mistral, intended as judges for rewards."""
+"""Plain text decoders, Qwen2, Qwen3, Mistral and Llama, intended as judges for rewards."""
 
 import dataclasses
 from typing import Any
@@ -11,6 +11,7 @@ TEXT: dict[str, dict[str, Any]] = {
     "qwen2": dict(qkv_bias=True),
     "qwen3": dict(qk_norm=True),
     "mistral": dict(),
+    "llama": dict(),
 }
 
 
@@ -23,15 +24,15 @@ class Config(TextConfig):
         """Converts the config of a checkpoint.
 
         Args:
-            config: the dict of a ``config.json``, or a transformers config, of a Qwen2, Qwen3 or Mistral.
+            config: the dict of a ``config.json``, or a transformers config, of a Qwen2, Qwen3, Mistral or Llama.
 
         Raises:
             ValueError: if the checkpoint uses options that this model does not implement.
         """
         config = hub.read(config, *TEXT)
         kind = config.model_type
-        got = {"hidden_act": config.hidden_act, "attention_bias": getattr(config, "attention_bias", False)}
-        hub.require(kind, got, {"hidden_act": "silu", "attention_bias": False})
+        wanted = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
+        hub.require(kind, {name: getattr(config, name, value) for name, value in wanted.items()}, wanted)
         return cls(model_type=kind, vision=None, **TEXT[kind], **hub.text_fields(config))
 
 
@@ -39,7 +40,7 @@ def tiny(model_type: str = "qwen2", **changes: Any) -> Config:
     """A model of about 90,000 parameters, for the tiny tokenizer.
 
     Args:
-        model_type: ``qwen2``, ``qwen3`` or ``mistral``; the last has windowed attention.
+        model_type: ``qwen2``, ``qwen3``, ``mistral``, which has windowed attention, or ``llama``.
         **changes: fields of :class:`Config` to replace.
     """
     window: dict[str, Any] = dict(window=8, local=(True, True)) if model_type == "mistral" else {}

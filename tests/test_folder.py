@@ -160,6 +160,7 @@ def test_a_folder_of_the_version_before_goes_on(tmp_path):
         "reward.window is new in this version: 1024",
         "reward.steepness is new in this version: 3.0",
         "reward.min_iqr is new in this version: 0.01",
+        "reward.similarity is new in this version: None",
         "reward.length is new in this version: 512",
         "reward.max_unscored is new in this version: 0.5",
         "judge is new in this version: its defaults",

@@ -53,7 +53,7 @@ FLOORS = (
 )
 ORDER = {name: (floor, place) for floor, names in enumerate(FLOORS) for place, name in enumerate(names)}
 # On the second floor only these arrows exist; data knows no model, models know no dataset.
-SIDEWAYS = {("configs", "config"), ("models", "mesh"), ("rewards", "config")}
+SIDEWAYS = {("configs", "config"), ("models", "mesh"), ("rewards", "config"), ("rewards", "models")}
 SIDEWAYS |= {("report", "config"), ("report", "tracking"), ("report", "files"), ("tracking", "files")}
 SIDEWAYS |= {("report", "processes"), ("data", "processes")}
 

@@ -22,6 +22,7 @@ from tests import tiny_folder
         text.tiny("qwen3", head_dim=24),
         text.tiny("mistral"),
         text.tiny("mistral", local=(), window=0),
+        text.tiny("llama", rope_factor=2.0),
     ],
     ids=lambda config: config.model_type,
 )

@@ -8,7 +8,8 @@ from hypothesis import example, given, strategies as st
 
 from fairgrpo_jax.rewards import accuracy, format, length
 from fairgrpo_jax.rewards.audit import ATTACKS, EXAMPLES, REASONING, Row, audit, forms, markdown, negation
-from fairgrpo_jax.rewards.parsing import WRAPPERS, parse
+from fairgrpo_jax.rewards.parsing import WRAPPERS, parse, plain_answer
+from fairgrpo_jax.rewards.similarity import words_f1
 
 
 DOCS = Path(__file__).parent.parent / "docs" / "rewards.md"
@@ -48,13 +49,19 @@ PARTIAL = {
     "set_f1": (lambda texts, records: accuracy.set_f1(texts, answers(records)), EXAMPLES[2:3]),
     "token_f1": (lambda texts, records: accuracy.token_f1(texts, answers(records)), EXAMPLES[3:]),
 }
+LENIENT = {  # takes plain text as an answer, so that of what is broken some is right
+    "words_f1": (
+        lambda texts, records: words_f1([plain_answer(text) for text in texts], answers(records)),
+        EXAMPLES[3:],
+    ),
+}
 BLIND = {
     "think_answer": (lambda texts, records: format.think_answer(texts), EXAMPLES),
     "think_box": (lambda texts, records: format.think_box(texts), EXAMPLES),
     "one_box": (lambda texts, records: format.one_box(texts), EXAMPLES),
     "ecr": (short_ecr, EXAMPLES),
 }
-ALL = GRADED | PARTIAL | BLIND
+ALL = GRADED | PARTIAL | LENIENT | BLIND
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +79,7 @@ def test_rules_that_grade_the_answer_give_a_wrong_one_nothing(audits):
         assert all(row.right == 1 and row.unscored == 0 and row.records == len(ALL[name][1]) for row in rows)
         assert name not in GRADED or all(row.wrong == 0 and row.reached == 0 for row in rows), name
         assert name not in PARTIAL or all(row.wrong < 1 and row.reached == 0 for row in rows), name
+        assert name not in LENIENT or [row.attack for row in rows if row.reached] == ["broken tags"], name
         assert name not in BLIND or any(row.reached == row.records for row in rows), name
 
 

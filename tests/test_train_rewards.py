@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ import pytest
 
 from fairgrpo_jax import config as options, evaluate, runs
 from fairgrpo_jax.rewards import judge as client, judge_prompts
+from tests import tiny_judge
 from tests.scripted_judge import Reply, Scripted
 from tests.test_train import SMALL, go, rows
 
@@ -118,9 +120,10 @@ def test_a_judge_is_asked_once_beside_the_sampling_and_never_again(tmp_path, mon
     "components, judge, message",
     [
         (("judge",), options.Judge(), "got reward component 'judge' without a judge; wanted --judge.url"),
-        (("exact",), options.Judge(model="there"), "got judge.model=there and no component that asks it"),
+        (("exact",), options.Judge(model="there"), "got judge.model and no component that asks it"),
         (("judge",), options.Judge(model="there", url="http://127.0.0.1:9/v1", attempts=1), "127.0.0.1:9"),
         (("judge",), options.Judge(model="there", key_variable="NO_SUCH_KEY"), "NO_SUCH_KEY"),
+        (("semantic",), options.Judge(path=Path("nowhere")), "nowhere"),
     ],
 )
 def test_a_judge_that_cannot_be_asked_is_refused_before_any_weights(tmp_path, components, judge, message):
@@ -130,3 +133,22 @@ def test_a_judge_that_cannot_be_asked_is_refused_before_any_weights(tmp_path, co
     with pytest.raises(ValueError, match=message):
         go(config, tmp_path)
     assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_a_judge_on_our_own_devices_and_similarity_of_words(tmp_path, capsys):
+    """Everything offline: a tiny random decoder says Yes or No of the reasoning, words are compared with the answer."""
+    folder = tiny_judge.write(tmp_path / "judge")
+    config = dataclasses.replace(
+        PLAIN,
+        reward=options.Reward(("exact", "semantic=0.1", "similarity=0.5")),
+        judge=options.Judge(path=folder, mode="typed", dtype="float32"),
+        fairness=options.Fairness(history="ring"),
+        steps=1,
+    )
+    go(config, tmp_path / "run")
+    (step,) = rows(tmp_path / "run", "train")
+    assert step["reward/unscored_share"] == 0 and 0 <= step["reward/component/semantic"] < 1
+    assert 0 <= step["reward/component/similarity"] <= 1 and "words" in capsys.readouterr().out
+    clinical = dataclasses.replace(config, reward=options.Reward(("judge",)))
+    with pytest.raises(ValueError, match="which answers yes or no alone; wanted a judge behind an endpoint"):
+        go(clinical, tmp_path / "other")

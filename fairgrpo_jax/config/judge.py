@@ -11,17 +11,25 @@ from fairgrpo_jax.config.checks import require, require_finite
 
 @dataclasses.dataclass(frozen=True)
 class Judge:
-    """A language model that scores completions, behind an endpoint in OpenAI's form."""
+    """A language model that scores completions, behind an endpoint in OpenAI's form or on our own devices."""
 
     url: str = "http://127.0.0.1:8000/v1"
     """Base address of the endpoint, up to and including /v1."""
     model: str = ""
     """Name of the judge's model as the endpoint knows it; empty: there is no judge."""
+    path: Path | None = None
+    """Checkpoint folder of a judge on our own devices, instead of url and model: of any family in docs/models.md. It
+    answers questions for Yes or No by the probabilities of the two words."""
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    """Dtype of its weights."""
+    context: int = 4096
+    """Largest question to it in tokens; a longer one is not scored."""
     key_variable: str | None = None
     """Name of the environment variable that holds the API key; default: the endpoint asks for none."""
     mode: Literal["text", "typed"] = "text"
     """How the judge is asked: by chat, with strict lines as answer, or by typed questions that are answered with
-    probabilities (/v1/systemone of `transformers serve`)."""
+    probabilities (/v1/systemone of `transformers serve`). One on our own devices says with text whether Yes is likelier
+    than No, with typed how likely it is of the two."""
     prompt: Literal["summary", "caption"] = "summary"
     """Wording of the clinical dimensions: a summary of a whole video, or the caption of one region."""
     temperature: float | None = 0.0
@@ -53,6 +61,11 @@ class Judge:
         require_finite("judge.", self)
         address = urllib.parse.urlsplit(self.url)
         require(
+            self.path is None or not self.model,
+            f"judge.path={self.path} and judge.model={self.model!r}",
+            "one judge: a folder on our own devices, or a model behind judge.url",
+        )
+        require(
             address.scheme in ("http", "https") and bool(address.hostname),
             f"judge.url={self.url!r}",
             "an address such as http://127.0.0.1:8000/v1",
@@ -70,7 +83,7 @@ class Judge:
         require(
             self.temperature is None or self.temperature >= 0, f"judge.temperature={self.temperature}", "a number >= 0"
         )
-        for name in ("max_tokens", "concurrency", "attempts"):
+        for name in ("max_tokens", "context", "concurrency", "attempts"):
             require(getattr(self, name) > 0, f"judge.{name}={getattr(self, name)}", "at least 1")
         for name in ("requests_per_minute", "tokens_per_minute"):
             value = getattr(self, name)

@@ -97,6 +97,9 @@ class Reward:
     """k of the logistic function of "normalised" components."""
     min_iqr: float = 0.01
     """Smallest interquartile range of "normalised" components, in their unit."""
+    similarity: Path | None = None
+    """Folder of the sentence encoder of the component similarity, such as all-MiniLM-L6-v2, as sentence-transformers
+    publishes it; default: none, words are compared."""
     length: int = 512
     """Tokens at which the length rewards ecr and cwr reach their maximum."""
     max_unscored: float = 0.5

@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 
 from fairgrpo_jax import config as options
-from fairgrpo_jax.rewards import accuracy, format, judge_components, judge_prompts, length
+from fairgrpo_jax.rewards import accuracy, format, judge_components, judge_prompts, length, similarity
 from fairgrpo_jax.rewards.answers import Answers, Asked
-from fairgrpo_jax.rewards.judge import Judge
-from fairgrpo_jax.rewards.judge_components import Component, Judged
+from fairgrpo_jax.rewards.judge_components import Component, Judge, Judged
 from fairgrpo_jax.rewards.parsing import parse
 
 
@@ -76,7 +75,13 @@ def _judged(
         judge = tools.judge
         if judge is None:
             raise ValueError(
-                f"got reward component {name!r} without a judge; wanted --judge.url and --judge.model (docs/judge.md)"
+                f"got reward component {name!r} without a judge; wanted --judge.url and --judge.model, or for yes and "
+                "no --judge.path (docs/judge.md)"
+            )
+        if judge.options.path is not None and JUDGED[name]:
+            raise ValueError(
+                f"got reward component {name!r} with judge.path={judge.options.path}, which answers yes or no alone; "
+                "wanted a judge behind an endpoint: --judge.url and --judge.model"
             )
         return lambda answers: function(answers, judge)
 
@@ -127,6 +132,7 @@ BUILTIN: Mapping[str, Callable[[Tools], Component]] = {
     "one_box": _plain(_of_texts(format.one_box)),
     "ecr": _ecr,
     "cwr": _cwr,
+    "similarity": lambda tools: similarity.similar(similarity.measure(tools.reward.similarity)),
     "judge": _judged(judge_components.clinical, "judge"),
     "semantic": _judged(judge_components.coherent, "semantic"),
 }

@@ -1,16 +1,16 @@
 """Components that a judge scores: from completions to questions, and from its answers to rewards."""
 
 import concurrent.futures
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from fairgrpo_jax.config.judge import Judge as Options
 from fairgrpo_jax.rewards import judge_prompts
 from fairgrpo_jax.rewards.answers import Answers, Asked
-from fairgrpo_jax.rewards.judge import Judge
 from fairgrpo_jax.rewards.judge_prompts import Question
-from fairgrpo_jax.rewards.parsing import THOUGHT, THOUGHT_END, parse
+from fairgrpo_jax.rewards.parsing import parse, plain_answer
 
 
 class Judged(NamedTuple):
@@ -23,6 +23,27 @@ class Judged(NamedTuple):
 
     scores: np.ndarray
     parts: dict[str, np.ndarray]
+
+
+class Judge(Protocol):
+    """Whoever answers questions: ``judge.Judge`` behind an endpoint, ``local_judge.LocalJudge`` on our own devices."""
+
+    @property
+    def options(self) -> Options:
+        """How it wants to be asked: ``mode`` and ``prompt``."""
+        ...
+
+    def submit(self, questions: Sequence[Question]) -> "concurrent.futures.Future[np.ndarray]":
+        """A future of (N, D) float32 in [0, 1], NaN where a question has no score."""
+        ...
+
+    def check(self) -> None:
+        """Raises ValueError, in one line, if it cannot answer."""
+        ...
+
+    def counts(self) -> dict[str, float]:
+        """What has happened since the start, for the log."""
+        ...
 
 
 # To (P, G) float32, NaN = not scored; at once, or when a judge has answered.
@@ -46,7 +67,7 @@ def clinical(answers: Answers, judge: Judge) -> "concurrent.futures.Future[Judge
     """
 
     def question(text: str, record: Asked) -> Question | None:
-        answer = _answer(text)
+        answer = plain_answer(text)
         options = judge.options if answer else None
         if options is None:
             return None
@@ -111,10 +132,3 @@ def _then(
 
     future.add_done_callback(done)
     return outcome
-
-
-def _answer(text: str) -> str:
-    """The answer, in a box or tags or else what follows the thought, stripped; empty if the thought never ends."""
-    found = parse(text).answer
-    rest = text.rpartition(THOUGHT_END)[2]
-    return found if found is not None else "" if THOUGHT in rest else rest.strip()

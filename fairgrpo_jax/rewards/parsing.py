@@ -73,6 +73,19 @@ def parse(text: str) -> Parsed:
     )
 
 
+def plain_answer(text: str) -> str:
+    r"""The answer of a completion in any form: in a box or tags, else all that follows the thought.
+
+    For open answers, which need not stand in either: captions are plain text. Empty if the thought never ends.
+
+    >>> [plain_answer(text) for text in (r"So \boxed{Nevus}", "<think>Dark.</think> A nevus.", "A nevus.", "<think>A")]
+    ['Nevus', 'A nevus.', 'A nevus.', '']
+    """
+    found = parse(text).answer
+    rest = text.rpartition(THOUGHT_END)[2]
+    return found if found is not None else "" if THOUGHT in rest else rest.strip()
+
+
 def unwrapped(text: str) -> str:
     r"""The text without surrounding white space and without a ``\text{...}`` or similar around all of it.
 

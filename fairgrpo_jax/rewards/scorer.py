@@ -14,8 +14,7 @@ from fairgrpo_jax.rewards import own
 from fairgrpo_jax.rewards.answers import Answers, Asked, task
 from fairgrpo_jax.rewards.builtin import BUILTIN, JUDGED, Tools, require_gradable
 from fairgrpo_jax.rewards.composition import Percentiles, compose, normalise
-from fairgrpo_jax.rewards.judge import Judge
-from fairgrpo_jax.rewards.judge_components import Component, Judged
+from fairgrpo_jax.rewards.judge_components import Component, Judge, Judged
 
 
 class Scores(NamedTuple):

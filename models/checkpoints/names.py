@@ -56,8 +56,8 @@ _TOWERS = {
         "blocks.mlp.down": "encoder.layers.*.mlp.fc2",
     },
 }
-# In some files but used by no model: the pooling head of SigLIP.
-_UNUSED = r"^vision_tower\.head\."
+# In some files but used by no model: the pooling head of SigLIP; rotary frequencies, which follow from the config.
+_UNUSED = r"^vision_tower\.head\.|.*\.rotary_emb\.inv_freq$"
 _PROJECTOR = {
     "projector.kernel": "multi_modal_projector.mm_input_projection_weight",
     "projector.norm": "multi_modal_projector.mm_soft_emb_norm",
@@ -83,7 +83,7 @@ _NAMES = {
         "vision_tower.vision_model.",
         _PROJECTOR,
     ),
-    **dict.fromkeys(("qwen2", "qwen3", "mistral"), _table(_DECODER, "model.", "lm_head")),
+    **dict.fromkeys(("qwen2", "qwen3", "mistral", "llama"), _table(_DECODER, "model.", "lm_head")),
 }
 
 # Spellings of other releases, mapped to one: transformers 5 names the parts differently in memory than on disk.

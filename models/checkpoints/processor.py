@@ -41,7 +41,7 @@ QWEN = {
     "qwen2_5_vl": processing.Processor,
     "qwen3_vl": processing.Qwen3Processor,
 }
-TEXT = ("qwen2", "qwen3", "mistral")
+TEXT = ("qwen2", "qwen3", "mistral", "llama")
 VISION_TOKENS = (
     *("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"),
     *("<start_of_image>", "<end_of_image>", "<image_soft_token>"),

@@ -14,6 +14,7 @@ CLASSES = {
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
     "mistral": "MistralForCausalLM",
+    "llama": "LlamaForCausalLM",
 }
 
 

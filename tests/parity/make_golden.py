@@ -113,6 +113,12 @@ def mistral(odd: bool) -> tuple[str, dict[str, Any]]:
     return "Mistral", TEXT | text | dict(tie_word_embeddings=False)
 
 
+def llama(odd: bool) -> tuple[str, dict[str, Any]]:
+    linear = dict(rope_type="linear", rope_theta=1e4, factor=2.0)
+    text = heads(4, 2, 2, 1e-5) | dict(head_dim=12 if odd else None, rope_parameters=linear if odd else rope(1e4))
+    return "Llama", TEXT | text | dict(tie_word_embeddings=odd)
+
+
 FAMILIES = dict(
     qwen2_vl=qwen2_vl,
     qwen2_5_vl=qwen2_5_vl,
@@ -121,6 +127,7 @@ FAMILIES = dict(
     qwen2=qwen2,
     qwen3=qwen3,
     mistral=mistral,
+    llama=llama,
 )
 PUBLISHED = [(name, seed) for name in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "gemma3") for seed in (0, 1)]
 PUBLISHED += [("mistral", 0)]
@@ -191,7 +198,7 @@ def cases(family: str, seed: int) -> dict[str, dict[str, np.ndarray]]:
     """Text; images of different, ragged sizes, left-padded; images and videos together; a video with odd seconds."""
     rng = np.random.default_rng(seed)
     words = lambda n: rng.integers(7, VOCABULARY, n).tolist()
-    if family in ("qwen2", "qwen3", "mistral"):
+    if family in ("qwen2", "qwen3", "mistral", "llama"):
         return {"text": padded([words(13), words(8)], "left"), "right": padded([words(3), words(9)], "right")}
     if family == "gemma3":
         return gemma3_cases(seed, rng, words)
