@@ -153,10 +153,8 @@ def test_a_prompt_run_once_has_the_gradient_of_repeated_prompts(family):
     assert_leaves_near(grads, wanted_grads, 1e-5)
 
 
-# test_staged.py has that of all mechanisms at once, with and without, against rows that share nothing.
-@pytest.mark.parametrize(
-    "family", ["mistral", *(pytest.param(name, marks=pytest.mark.slow) for name in ("everything", *OTHERS))]
-)
+@pytest.mark.slow  # test_staged has it quicker, with and without, against rows that share nothing
+@families
 def test_rematerialisation_changes_no_gradient(family):
     value, grads = value_and_gradients(family, once)
     expected, wanted = value_and_gradients(family, functools.partial(once, remat=True))
