@@ -111,7 +111,8 @@ def read(
     wanted: str,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Checks the arguments; returns rewards, float32 or wider, and int32 ids."""
-    r, d, g = jnp.asarray(rewards), jnp.asarray(domains), jnp.asarray(groups)
+    place = lambda x: jax.device_put(x) if isinstance(x, np.ndarray) else jnp.asarray(x)
+    r, d, g = place(rewards), place(domains), place(groups)
     if r.ndim != 2 or d.shape != r.shape[:1] or g.shape != r.shape[:1]:
         raise ValueError(f"got rewards {r.shape}, domains {d.shape}, groups {g.shape}; wanted (P, G), (P,) and (P,)")
     if not (jnp.issubdtype(d.dtype, jnp.integer) and jnp.issubdtype(g.dtype, jnp.integer)):
@@ -228,6 +229,12 @@ def find_clusters(
     return (_fit_on_host if clustering == "sklearn" else _fit)(needed, state, k_max, sort_vectors)
 
 
+@jax.jit
+def unlabelled(d: jax.Array, g: jax.Array, state: FairnessState) -> jax.Array:
+    """Which domains (D,) have unlabelled prompts in this batch."""
+    return jnp.zeros(state.cursor.shape, bool).at[d].max(g < 0)
+
+
 def nearest(r: jax.Array, d: jax.Array, clusters: Clusters, *, sort_vectors: bool) -> jax.Array:
     """(P,) cluster of each prompt's domain whose centroid is nearest in the scored rollouts.
 
@@ -277,6 +284,7 @@ def _fit_on_host(needed: jax.Array, state: FairnessState, k_max: int, sort_vecto
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *fits)
 
 
+@functools.partial(jax.jit, static_argnames="sort_vectors")
 def _remembered(state: FairnessState, domain: jax.Array | int, sort_vectors: bool) -> tuple[jax.Array, jax.Array]:
     """The remembered vectors (n, G) of a domain and their multiplicities (n,), 0 = empty slot.
 
@@ -296,6 +304,7 @@ def _remembered(state: FairnessState, domain: jax.Array | int, sort_vectors: boo
     return (rollouts[None, :] < successes[:, None]).astype(dtype), counts.astype(dtype)
 
 
+@functools.partial(jax.jit, static_argnames="k_max")
 def _summarise(points: jax.Array, multiplicities: jax.Array, labels: jax.Array, k_max: int) -> Clusters:
     """Sizes and centroids of labelled points; points with label -1 are not counted."""
     member = multiplicities[:, None] * jax.nn.one_hot(labels, k_max, dtype=points.dtype)

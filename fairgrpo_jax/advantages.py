@@ -20,6 +20,7 @@ gives exactly 0 from every estimator except ``remax``, which compares only with 
 ``diagnostics`` measures how a batch of advantages is spread over prompts and groups.
 """
 
+import functools
 from typing import Literal
 
 import jax
@@ -84,15 +85,12 @@ def grpo(
         raise ValueError(f"got ddof={ddof!r}; wanted 0 (divide by G) or 1 (divide by G - 1)")
     if scale not in ("prompt", "batch"):
         raise ValueError(f"got scale={scale!r}; wanted 'prompt' or 'batch'")
+    if leave_one_out and scale == "batch":
+        raise ValueError("got scale='batch' with leave_one_out=True; wanted one of the two")
     r, scored = _read(rewards)
     if leave_one_out:
-        if scale == "batch":
-            raise ValueError("got scale='batch' with leave_one_out=True; wanted one of the two")
-        return focused(_grpo_of_others(r, scored, epsilon, ddof), r, focus)
-    axis = 1 if scale == "prompt" else None
-    centred = _centre(r, scored)
-    spread = centred if scale == "prompt" else _centre(r, scored, axis)
-    return focused(centred / (jnp.sqrt(_variance(spread, scored, axis, ddof)) + epsilon), r, focus)
+        return focused(_grpo_of_others(r, scored, epsilon, ddof=ddof), r, focus)
+    return focused(_z_scores(r, scored, epsilon, ddof=ddof, axis=1 if scale == "prompt" else None), r, focus)
 
 
 def dr_grpo(rewards: ArrayLike) -> jax.Array:
@@ -140,9 +138,7 @@ def rloo(rewards: ArrayLike) -> jax.Array:
     >>> rloo([[1.0, 0.0, 0.5]]).tolist()
     [[0.75, -0.75, 0.0]]
     """
-    r, scored = _read(rewards)
-    n = jnp.sum(scored, axis=1, keepdims=True)
-    return _centre(r, scored) * (n / jnp.maximum(n - 1, 1))
+    return _against_others(*_read(rewards))
 
 
 def gpg(rewards: ArrayLike, *, correction: Literal["rewards", "signal"] = "rewards") -> jax.Array:
@@ -405,6 +401,11 @@ def focused(advantages: ArrayLike, rewards: ArrayLike, focus: float) -> jax.Arra
             raise ValueError(f"got focus={focus}; wanted an exponent >= 0")
         if focus == 0:
             return a
+    return _weigh_by_failure(a, r, scored, focus)
+
+
+@jax.jit
+def _weigh_by_failure(a: jax.Array, r: jax.Array, scored: jax.Array, focus: float) -> jax.Array:
     mean = jnp.sum(jnp.where(scored, r, 0), axis=1) / jnp.maximum(jnp.sum(scored, axis=1), 1)
     failure = jnp.clip(1 - mean, 0, 1)
     fails = failure > 0
@@ -424,15 +425,25 @@ def has_signal(rewards: ArrayLike) -> jax.Array:
     >>> has_signal([[1.0, 0.0], [1.0, 1.0], [1.0, float("nan")]]).tolist()
     [True, False, False]
     """
-    low, high = _bounds(*_read(rewards), axis=1)
+    return _differ(*_read(rewards))
+
+
+@jax.jit
+def _differ(r: jax.Array, scored: jax.Array) -> jax.Array:
+    low, high = _bounds(r, scored, axis=1)
     return (high > low)[:, 0]
 
 
 def _read(rewards: ArrayLike, axes: tuple[str, ...] = ("prompts", "rollouts")) -> tuple[jax.Array, jax.Array]:
     """Rewards as float32 or wider, NaN kept, and a mask of the scored ones."""
-    r = jnp.asarray(rewards)
+    r = jax.device_put(rewards) if isinstance(rewards, np.ndarray) else jnp.asarray(rewards)
     if r.ndim != len(axes):
         raise ValueError(f"got an array of shape {r.shape}; wanted ({', '.join(axes)})")
+    return _with_scored(r)
+
+
+@jax.jit
+def _with_scored(r: jax.Array) -> tuple[jax.Array, jax.Array]:
     r = _wide(r)
     return r, ~jnp.isnan(r)
 
@@ -465,6 +476,7 @@ def _bounds(r: jax.Array, counted: jax.Array, axis: int | None) -> tuple[jax.Arr
     return low, jnp.max(jnp.where(counted, r, -jnp.inf), axis=axis, keepdims=True, initial=-jnp.inf)
 
 
+@functools.partial(jax.jit, static_argnames="axis")
 def _centre(r: jax.Array, weights: jax.Array, axis: int | None = 1) -> jax.Array:
     """Distance from the weighted mean; exactly 0, like its gradient, where the weight is 0 or all counted are equal."""
     low, high = _bounds(r, weights > 0, axis)
@@ -474,6 +486,7 @@ def _centre(r: jax.Array, weights: jax.Array, axis: int | None = 1) -> jax.Array
     return jnp.where(varied, above - mean, 0)
 
 
+@functools.partial(jax.jit, static_argnames=("axis", "ddof"))
 def _variance(centred: jax.Array, weights: jax.Array, axis: int | None = 1, ddof: int = 1) -> jax.Array:
     """Weighted variance, or 1 where it would be 0, so that it is safe to divide by and to differentiate its root."""
     squares = jnp.sum(weights * centred**2, axis=axis, keepdims=True)
@@ -485,17 +498,33 @@ def _total(weights: jax.Array, axis: int | None) -> jax.Array:
     return jnp.maximum(jnp.sum(weights, axis=axis, keepdims=True), 1)
 
 
+@jax.jit
 def _whiten(values: jax.Array, tokens: jax.Array, epsilon: float) -> jax.Array:
     """Normalises to mean 0 and variance 1 over all tokens of the batch, each with the value of its rollout."""
     centred = _centre(values, tokens, axis=None)
     return centred * jax.lax.rsqrt(_variance(centred, tokens, axis=None) + epsilon)
 
 
-def _grpo_of_others(r: jax.Array, scored: jax.Array, epsilon: float, ddof: int) -> jax.Array:
+@functools.partial(jax.jit, static_argnames=("ddof", "axis"))
+def _z_scores(r: jax.Array, scored: jax.Array, epsilon: float, *, ddof: int, axis: int | None) -> jax.Array:
+    """Rewards around the mean of their prompt, divided by the deviation of the prompt, or of the batch (None)."""
+    centred = _centre(r, scored)
+    spread = centred if axis == 1 else _centre(r, scored, axis)
+    return centred / (jnp.sqrt(_variance(spread, scored, axis, ddof)) + epsilon)
+
+
+@jax.jit
+def _against_others(r: jax.Array, scored: jax.Array) -> jax.Array:
+    n = jnp.sum(scored, axis=1, keepdims=True)
+    return _centre(r, scored) * (n / jnp.maximum(n - 1, 1))
+
+
+@functools.partial(jax.jit, static_argnames="ddof")
+def _grpo_of_others(r: jax.Array, scored: jax.Array, epsilon: float, *, ddof: int) -> jax.Array:
     """Leave-one-out z-score from the (P, G, G) table of others, without a difference of squares that could cancel."""
     others = scored[:, None, :] & ~jnp.eye(r.shape[1], dtype=bool)[None]
     table = jnp.broadcast_to(r[:, None, :], others.shape)
     low, high = _bounds(table, others, axis=2)
     variance = _variance(_centre(table, others, axis=2), others, axis=2, ddof=ddof)
-    against_others = rloo(r)
+    against_others = _against_others(r, scored)
     return jnp.where((high > low)[:, :, 0], against_others / (jnp.sqrt(variance)[:, :, 0] + epsilon), against_others)

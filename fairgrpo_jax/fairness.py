@@ -312,10 +312,11 @@ def temperatures(
         raise ValueError("got clustering='sklearn' under jit, vmap or grad; wanted 'jax' there")
     if statistics == "batch":
         state = dataclasses.replace(jax.tree.map(jnp.zeros_like, state), dro_log_weight=state.dro_log_weight)
-    lifted = r + shift
+    lifted = r if isinstance(shift, (int, float)) and shift == 0 else r + shift
     state = memory.observe(lifted, d, g, state, decay=decay if statistics == "ema" else 1.0)
-    needed = jnp.zeros(state.cursor.shape, bool).at[d].max(g < 0)
-    clusters = memory.find_clusters(needed, state, k_max=k_max, clustering=clustering, sort_vectors=sort_vectors)
+    clusters = memory.find_clusters(
+        memory.unlabelled(d, g, state), state, k_max=k_max, clustering=clustering, sort_vectors=sort_vectors
+    )
     of_domain, of_group, labels = formula.look_up(
         lifted, d, g, state, clusters, domain_mean=domain_mean, sort_vectors=sort_vectors
     )
@@ -347,8 +348,13 @@ def rescale(rewards: ArrayLike, weights: ArrayLike, *, epsilon: float = 1e-6) ->
     w = jnp.asarray(weights, scores.dtype)
     if w.shape != scores.shape[:1]:
         raise ValueError(f"got weights {w.shape} for rewards {scores.shape}; wanted one a prompt")
+    return _to_unit_deviation(scores, w, jnp.asarray(rewards), epsilon)
+
+
+@jax.jit
+def _to_unit_deviation(scores: jax.Array, w: jax.Array, rewards: jax.Array, epsilon: float) -> jax.Array:
     scaled = scores * w[:, None]
-    freedom = jnp.maximum(jnp.sum(~jnp.isnan(jnp.asarray(rewards))) - 1, 1)
+    freedom = jnp.maximum(jnp.sum(~jnp.isnan(rewards)) - 1, 1)
     variance = jnp.sum(scaled**2) / freedom  # the mean is 0: every prompt's scores sum to 0
     positive = variance > 0
     return scaled / (jnp.sqrt(jnp.where(positive, variance, 1)) + epsilon)
@@ -425,9 +431,7 @@ def dro_weights(
     r, d, g = memory.read(
         rewards, domains, groups, state, shift=0.0, highest=1.0, wanted="0 <= rewards <= 1; scale them"
     )
-    share, state = _ascend(r, d, g, memory.observe(r, d, g, state, decay=1.0), step_size)
-    ratio = (group_weights(state) / or_one(share))[d, memory.column(g, state)]
-    return ratio.astype(r.dtype), state
+    return _ascend(r, d, g, memory.observe(r, d, g, state, decay=1.0), step_size)
 
 
 def group_weights(state: FairnessState) -> jax.Array:
@@ -438,6 +442,11 @@ def group_weights(state: FairnessState) -> jax.Array:
     >>> group_weights(init(1, 1, 2)).tolist()
     [[0.0, 0.0]]
     """
+    return _softmax_of_occurring(state)
+
+
+@jax.jit
+def _softmax_of_occurring(state: FairnessState) -> jax.Array:
     grown = jnp.exp(state.dro_log_weight - jnp.max(state.dro_log_weight))
     grown = jnp.where(state.group_count > 0, grown, 0)
     return grown / or_one(jnp.sum(grown))
@@ -461,12 +470,14 @@ def _fair(
 def _ascend(
     r: jax.Array, d: jax.Array, g: jax.Array, state: FairnessState, step_size: float
 ) -> tuple[jax.Array, FairnessState]:
-    """Each cell's share of the scored prompts, and the state after a step of ascent on the cells' losses."""
+    """Each prompt's weight, and the state after a step of ascent on the cells' losses."""
     mean, counted = memory.prompt_means(r)
     cell = d, memory.column(g, state)
     count, reward = memory.tally(state.group_count, state.group_mean, cell, mean, counted)
     risen = state.dro_log_weight + jnp.where(count > 0, step_size * (1 - reward), 0).astype(reward.dtype)
-    return count.astype(reward.dtype) / jnp.maximum(jnp.sum(count), 1), dataclasses.replace(state, dro_log_weight=risen)
+    share = count.astype(reward.dtype) / jnp.maximum(jnp.sum(count), 1)
+    state = dataclasses.replace(state, dro_log_weight=risen)
+    return (group_weights(state) / or_one(share))[cell].astype(r.dtype), state
 
 
 def _check_choices(**options: str) -> None:

@@ -396,24 +396,29 @@ def _at_most(shares: np.ndarray, limits: np.ndarray, natural: np.ndarray) -> np.
 
 def _read_points(vectors: ArrayLike, weights: ArrayLike | None, k_max: int) -> tuple[jax.Array, jax.Array]:
     """Checks points and weights; returns them as float32 or float64."""
-    x = jnp.asarray(vectors)
+    x = jax.device_put(vectors) if isinstance(vectors, np.ndarray) else jnp.asarray(vectors)
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     if x.ndim != 2 or k_max < 1:
         raise ValueError(
             f"got vectors of shape {x.shape} and k_max={k_max}; wanted (points, dimensions) and k_max >= 1"
         )
-    w = jnp.ones(x.shape[0], x.dtype) if weights is None else jnp.asarray(weights, x.dtype)
+    w = jax.device_put(np.ones(x.shape[0], x.dtype)) if weights is None else jnp.asarray(weights, x.dtype)
     if w.shape != x.shape[:1]:
         raise ValueError(f"got weights of shape {w.shape} for {x.shape[0]} points; wanted one a point")
     _check_weights(w, "weights")
-    if not isinstance(x, Tracer) and not isinstance(w, Tracer) and not np.all(np.isfinite(x) | (w == 0)[:, None]):
+    if any(isinstance(each, Tracer) for each in (x, w)):
+        return x, w
+    if not np.all(np.isfinite(np.asarray(x)) | (np.asarray(w) == 0)[:, None]):
         raise ValueError("got a point that is not finite; wanted finite vectors; give absent points the weight 0")
     return x, w
 
 
 def _check_weights(w: jax.Array, name: str) -> None:
-    if not isinstance(w, Tracer) and not np.all((w >= 0) & np.isfinite(w)):
-        raise ValueError(f"got {name} from {np.min(w)} to {np.max(w)}; wanted finite multiplicities >= 0")
+    if isinstance(w, Tracer):
+        return
+    values = np.asarray(w)
+    if not np.all((values >= 0) & np.isfinite(values)):
+        raise ValueError(f"got {name} from {values.min()} to {values.max()}; wanted finite multiplicities >= 0")
 
 
 def _cluster_sklearn(

@@ -8,7 +8,7 @@ import pytest
 
 from fairgrpo_jax import models, rollout
 from fairgrpo_jax.models.checkpoints import processor as folders
-from tests import tiny_folder
+from tests import tiny_folder, tiny_models
 from tests.test_models_processing import FILM, TALK, noise
 
 
@@ -25,13 +25,10 @@ def read(root, family):
         begin, end, image = processor.tokenizer.convert_tokens_to_ids(tiny_folder.GEMMA_TOKENS[-3:])
         config = dataclasses.replace(config, vision_start_id=begin, vision_end_id=end, image_id=image, banned_ids=())
     config = folders.with_token_ids(config, folder, processor.tokenizer)
-    params = models.init(config, jax.random.key(0)).params
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    noisy = [leaf + 0.1 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
-    params = jax.tree.unflatten(tree, noisy)
-    params["embedding"] = params["embedding"].at[np.array(config.banned_ids)].multiply(20.0)
-    return models.VLM(config, params, processor)
+    params = jax.device_get(tiny_models.noisy(config, 0.1))
+    params["embedding"] = params["embedding"].copy()
+    params["embedding"][np.array(config.banned_ids, int)] *= 20.0
+    return models.VLM(config, jax.device_put(params), processor)
 
 
 def prompts(vlm, family):

@@ -11,7 +11,7 @@ import pytest
 from fairgrpo_jax.models import attention, decoder, gemma3, qwen2_5_vl, text, vision
 from fairgrpo_jax.models.attention import Masks, attend
 from fairgrpo_jax.models.inputs import Prompt, pack
-from tests.tiny_models import assemble, rows_of_all_kinds
+from tests.tiny_models import assemble, fresh, rows_of_all_kinds
 
 
 P = 3
@@ -68,7 +68,7 @@ def assert_near(got, expected):
 def passes(name):
     """Hidden states of prompts and completions, and the gradient of every parameter, with layers recomputed."""
     config = text.tiny("qwen3", vocab_size=96, hidden_size=32, head_dim=64, num_layers=2)
-    params, prompt, asked = decoder.init(config, jax.random.key(0)), prompts(config), []
+    params, prompt, asked = fresh(config, jax.random.key(0)), prompts(config), []
     tokens = jnp.asarray(np.random.default_rng(1).integers(7, 90, (P, 2, 6)))
     weight = np.random.default_rng(2).normal(size=(P, 12, 32)).astype(np.float32) * prompt.valid[..., None]
 
@@ -95,7 +95,7 @@ def test_a_tower_in_blocks_of_patches_has_the_same_features_and_gradients(family
     monkeypatch.setattr(attention, "LARGE", 1)
     monkeypatch.setattr(attention, "LEAST_QUERIES", 8)
     config = family.tiny()
-    params = decoder.init(config, jax.random.key(0))
+    params = fresh(config, jax.random.key(0))
     patches: Any = pack(assemble(rows_of_all_kinds(config), config), config).vision
 
     def run(params):

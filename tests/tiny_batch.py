@@ -10,6 +10,7 @@ from fairgrpo_jax.data import media
 from fairgrpo_jax.data.datasets import synthetic
 from fairgrpo_jax.data.record import conversation, target
 from fairgrpo_jax.models.tiny.tokenizer import tiny_tokenizer
+from tests import tiny_models
 
 
 MODEL = policy.small(options.Model(hidden_size=32))
@@ -58,12 +59,7 @@ def mixed(count, length=100, num_patches=256):
 
 def params(seed=0, architecture=MODEL):
     """Parameters large enough that no layer is near the identity."""
-    fresh = models.init(architecture, jax.random.key(seed)).params
-    leaves, tree = jax.tree.flatten(fresh)
-    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
-    return jax.tree.unflatten(
-        tree, [x + 0.05 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
-    )
+    return tiny_models.noisy(architecture, 0.05, seed)
 
 
 def completions(rows, rollouts=1, length=10):

@@ -25,6 +25,15 @@ VOCABULARY = 96
 prompt_pass = jax.jit(decoder.prompt_pass, static_argnums=1, static_argnames="remat")
 completion_pass = jax.jit(decoder.completion_pass, static_argnums=1, static_argnames="remat")
 decode_step = jax.jit(decoder.decode_step, static_argnums=1)
+fresh = jax.jit(decoder.init, static_argnums=0)  # one program, kept on disk, instead of one an operation
+
+
+def noisy(config, scale, seed=0):
+    """Fresh parameters and noise of NumPy's, so that no norm or bias is the identity."""
+    leaves, tree = jax.tree.flatten(jax.device_get(fresh(config, jax.random.key(seed))))
+    rng = np.random.default_rng(seed)
+    noise = [scale * rng.normal(size=leaf.shape).astype(np.float32) for leaf in leaves]
+    return jax.device_put(jax.tree.unflatten(tree, [x + y for x, y in zip(leaves, noise, strict=True)]))
 
 
 def published(family, seed):
