@@ -53,9 +53,36 @@ def test_parquet(tmp_path):
     check_records(tmp_path / "train.parquet")
 
 
-def check_records(path):
+def test_table(tmp_path):
+    pictures(tmp_path)
+    (text,) = re.findall(r"```csv\n(.*?)```", section("Table"), re.S)
+    (tmp_path / "train.csv").write_text(text)
+    (tmp_path / "test.csv").write_text(text)
+    check_records(tmp_path / "train.csv", root=tmp_path)
+
+
+def test_image_folders(tmp_path):
+    for name in ("Nevus", "Melanoma"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        Image.new("RGB", (32, 32)).save(tmp_path / "train" / name / "0001.png")
+    records = data.load("jsonl", tmp_path, split="train").records
+    assert {(record.answer, record.media[0].path) for record in records} == {
+        (name, tmp_path / "train" / name / "0001.png") for name in ("Nevus", "Melanoma")
+    }
+    assert {record.choices for record in records} == {("Melanoma", "Nevus")}
+
+
+def test_conversations(tmp_path):
+    pictures(tmp_path)
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(section("Conversations"))))
+    first, second = data.load("jsonl", tmp_path / "train.jsonl", split="train").records
+    assert first.turns == second.turns and [turn.role for turn in first.turns] == ["system", "user"]
+    assert (first.answer, first.patient, second.patient) == ("Nevus", "p17", "p18")
+
+
+def check_records(path, root=None):
     """The two rows of the page."""
-    records = data.load("jsonl", path, split="train").records
+    records = data.load("jsonl", root or path, split="train").records
     told = [(record.answer, record.patient, record.sex, record.age, len(record.media)) for record in records]
     assert told == [("Nevus", "p17", "F", 61.0, 1), ("Growth", "p17", None, None, 2)]
     assert [medium.path for medium in records[1].media] == [path.parent / "images" / f"000{n}.png" for n in (1, 2)]
