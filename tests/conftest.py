@@ -39,24 +39,12 @@ hypothesis.settings.register_profile("many", max_examples=150, deadline=None)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 # Files that take longest come first: the last to begin would keep one process busy while the other has nothing to do.
-LONGEST = ("train", "fairness", "staged", "learner", "learner_policy", "train_step", "train_checkpoint", "plan_ahead")
-LONGEST += (
-    "configs_paper",
-    "learner_reference",
-    "rollout",
-    "kmeans",
-    "models_attention",
-    "models_decoder",
-    "models_lora",
-    "fairness_state",
-    "report",
-    "losses",
-    "models_golden",
-    "focus",
-    "models_store",
-    "grouping",
-    "generate",
-)
+LONGEST = (
+    "train learner_policy learner train_step staged fairness train_rewards train_checkpoint "
+    "report models_store losses rollout advantages models_decoder examples commandline "
+    "models_attention kmeans models_lora fairness_state plan_ahead data_synthetic configs_paper mine "
+    "models_attention_inside generate models_golden normalization plan peers"
+).split()
 MOST_MAPS = 30_000  # of the 65,530 that Linux allows a process
 MOST_SECONDS = float(os.environ.get("TEST_CPU_SECONDS", "15"))  # of processor time; 0 names no test
 

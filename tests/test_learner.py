@@ -11,7 +11,7 @@ import pytest
 
 from fairgrpo_jax import config as options, estimators, fairness, learner, mesh
 from fairgrpo_jax.models import decoder
-from tests import tiny_batch
+from tests import tiny_batch, tiny_models
 
 
 OPTIM = options.Optim(lr=1e-2, weight_decay=0.0)
@@ -225,7 +225,7 @@ def test_supervised_loss_falls_to_its_floor_on_one_repeated_batch():
     rows = tiny_batch.records(6)
     tokens, mask = tiny_batch.completions(rows)
     optim = options.Optim(lr=1e-2, weight_decay=0.0)
-    now, prompt = state(tiny_batch.params(), optim), tiny_batch.prompt(rows)
+    now, prompt = state(tiny_models.noisy(tiny_batch.MODEL, 0.1), optim), tiny_batch.prompt(rows)
     losses = []
     for _ in range(60):
         now, metrics = learner.supervised_step(

@@ -23,7 +23,6 @@ families = pytest.mark.parametrize("family", FAMILIES)
 gradients = pytest.mark.parametrize(
     "family", ["everything", *(pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES)]
 )
-OTHERS = [name for name in FAMILIES if name != "mistral"]
 
 
 def everything():

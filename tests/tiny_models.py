@@ -29,11 +29,14 @@ fresh = jax.jit(decoder.init, static_argnums=0)  # one program, kept on disk, in
 
 
 def noisy(config, scale, seed=0):
-    """Fresh parameters and noise of NumPy's, so that no norm or bias is the identity."""
-    leaves, tree = jax.tree.flatten(jax.device_get(fresh(config, jax.random.key(seed))))
-    rng = np.random.default_rng(seed)
-    noise = [scale * rng.normal(size=leaf.shape).astype(np.float32) for leaf in leaves]
-    return jax.device_put(jax.tree.unflatten(tree, [x + y for x, y in zip(leaves, noise, strict=True)]))
+    """Parameters of NumPy's noise, around 1 where they are the scale of a norm; nothing is compiled for them."""
+    leaves, tree = jax.tree.flatten_with_path(jax.eval_shape(lambda: decoder.init(config, jax.random.key(0))))
+    rng, params = np.random.default_rng(seed), []
+    for path, leaf in leaves:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        scales = name.endswith("weight") and (name.startswith("vision") or not config.offset_norm)
+        params.append((scales + scale * rng.normal(size=leaf.shape)).astype(np.float32))
+    return jax.device_put(jax.tree.unflatten(tree, params))
 
 
 def published(family, seed):
