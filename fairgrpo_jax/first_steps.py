@@ -60,7 +60,7 @@ class FirstSteps:
                 self._examples[kind] = Example(getattr(record, "uid", ""), prompt, text, record.answer)
 
     def after(self, step: int, seen: Sequence[Any], tokenizer: Any) -> list[str]:
-        """Takes in step ``step``, all that was sampled for it (``train.Sampled``), and returns what is ``told``."""
+        """Takes in step ``step``, all that was sampled for it (``drawn.Sampled``), and returns what is ``told``."""
         for part in seen if self.wants(step) else ():
             prompt = part.batch.prompt
             ends = [tokens[valid][-SHOWN:] for tokens, valid in zip(prompt.tokens, prompt.valid, strict=True)]

@@ -20,7 +20,7 @@ UNLABELLED = "unlabelled"  # the cell of a patient of whom no attribute is known
 
 
 class Drawn(Protocol):
-    """P prompts with G scored completions each, as ``train.Sampled`` holds them."""
+    """P prompts with G scored completions each, as ``drawn.Sampled`` holds them."""
 
     @property
     def batch(self) -> batches.PromptBatch: ...

@@ -19,11 +19,10 @@ Examples:
     python -m fairgrpo_jax.train --list
 """
 
-import collections
 import dataclasses
 import functools
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,6 @@ import numpy as np
 import rich
 
 from fairgrpo_jax import (
-    advantages,
     answers,
     batches,
     chunking,
@@ -41,7 +39,6 @@ from fairgrpo_jax import (
     estimators,
     evaluate,
     first_steps,
-    grouping,
     learner,
     lengths,
     losses,
@@ -55,9 +52,10 @@ from fairgrpo_jax import (
     sft,
     tracking,
 )
-from fairgrpo_jax.plan import utilisation
+from fairgrpo_jax.drawn import Kept, Sampled, refill
 from fairgrpo_jax.prompts import Prompts
 from fairgrpo_jax.report import tables
+from fairgrpo_jax.step_log import agreement, speed, step_metrics
 
 
 def train(config: options.Config, workdir: Path | None = None) -> dict[str, float]:
@@ -165,55 +163,6 @@ def reinforce(run: runs.Run, state: learner.TrainState, start: int, prompts: Pro
 
 
 # ---- rollouts -> rewards -> advantages -> policy ---------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Sampled:
-    """P prompts with G scored completions each, on the host."""
-
-    batch: batches.PromptBatch
-    rollouts: rollout.RolloutBatch  # NumPy leaves (P, G, T)
-    texts: list[list[str]]
-    scores: rewards.Scores
-    finished: np.ndarray  # (P, G) bool, whether the completion ended by itself, not at the length limit
-    learned: np.ndarray  # (P, G, T) bool, the loss mask: every sampled token, or only those of completions that ended
-
-    @property
-    def rewards(self) -> np.ndarray:
-        """Rewards (P, G) float32, NaN = not scored."""
-        return self.scores.rewards
-
-    @property
-    def compared(self) -> np.ndarray:
-        """Rewards (P, G) for the advantages: also NaN where the completion is excluded from learning."""
-        return np.where(self.learned.any(-1), self.rewards, np.float32(np.nan))
-
-    def join(self, other: "Sampled") -> "Sampled":
-        """Concatenates the prompts of both, these first."""
-        pairs = self._arrays(), other._arrays()
-        rollouts, scores, finished, learned = jax.tree.map(lambda x, y: np.concatenate([x, y]), *pairs)
-        return Sampled(self.batch.join(other.batch), rollouts, [*self.texts, *other.texts], scores, finished, learned)
-
-    def take(self, rows: np.ndarray) -> "Sampled":
-        """Selects the prompts of ``rows``, in that order."""
-        rollouts, scores, finished, learned = jax.tree.map(lambda x: x[rows], self._arrays())
-        return Sampled(self.batch.take(rows), rollouts, [self.texts[row] for row in rows], scores, finished, learned)
-
-    def _arrays(self) -> tuple:
-        return self.rollouts, self.scores, self.finished, self.learned
-
-
-@dataclasses.dataclass(frozen=True)
-class Kept(Sampled):
-    """The P prompts that a step learns from."""
-
-    rows: np.ndarray  # (P,) int, their indices among all prompts sampled for the step
-
-    @property
-    def lost(self) -> tuple[np.ndarray, np.ndarray]:
-        """Domains and groups of the prompts whose rewards are all equal."""
-        equal = ~np.asarray(advantages.has_signal(self.compared))
-        return self.batch.domains[equal], self.batch.groups[equal]
 
 
 def sample(
@@ -324,50 +273,6 @@ def observe(prompts: Prompts, seen: list[Sampled]) -> None:
     """Tells the sampler of prompts how all those of the step were answered, also those thrown away."""
     parts = zip(*((part.rewards, part.batch.domains, part.batch.groups) for part in seen), strict=True)
     prompts.observe(*(np.concatenate(part) for part in parts))
-
-
-def refill(kept: Kept | None, seen: list[Sampled], *, by_cell: bool = False) -> tuple[Kept, dict[str, int]]:
-    """Dynamic sampling: chooses P of the prompts kept so far and the newest, preferring those whose rewards differ.
-
-    A prompt whose rewards are all equal has no signal. If fewer than P prompts have a signal, the oldest of the others
-    fill the batch.
-    Source: Yu et al. 2025, DAPO (arXiv 2503.14476), equation 11, which has no limit on the tries.
-
-    Args:
-        kept: result of the previous call in the same step.
-        seen: all batches of the step, the newest last.
-        by_cell: a lost prompt is replaced only by one of its own demographic cell, so that the shares of the cells stay
-            as they were drawn.
-
-    Returns:
-        The P prompts, and two counts for the log: ``rollout/zero_variance``, prompts without signal among them, and
-        ``rollout/replaced``, prompts replaced.
-    """
-    new = seen[-1]
-    count = len(new.rewards)
-    both = new if kept is None else Sampled.join(kept, new)
-    places = np.arange(count) + sum(len(part.rewards) for part in seen[:-1])
-    places = places if kept is None else np.concatenate([kept.rows, places])
-    teaches = np.asarray(advantages.has_signal(both.compared))
-    rows = np.argsort(~teaches, kind="stable")
-    if by_cell:
-        rows = rows[_within(both.batch, rows, seen[0].batch)]
-    rows = rows[:count]
-    equal, replaced = count - int(teaches[rows].sum()), len(teaches) - count
-    found = Sampled.take(both, rows)
-    fields = {field.name: getattr(found, field.name) for field in dataclasses.fields(Sampled)}
-    return Kept(**fields, rows=places[rows]), {"rollout/zero_variance": equal, "rollout/replaced": replaced}
-
-
-def _within(batch: batches.PromptBatch, rows: np.ndarray, drawn: batches.PromptBatch) -> np.ndarray:
-    """Whether each of ``rows`` is among the first of its cell, as many as were ``drawn`` from it."""
-    room = collections.Counter(drawn.cells)
-    taken: collections.Counter[tuple[int, int]] = collections.Counter()
-    first, cells = [], batch.cells
-    for cell in (cells[row] for row in rows):
-        first.append(taken[cell] < room[cell])
-        taken[cell] += 1
-    return np.array(first)
 
 
 def estimate(
@@ -493,110 +398,6 @@ def update(
     means = {name: np.mean([m[name] for m in metrics]) for name in metrics[0]}
     plain = ("loss", "optim/grad_norm")
     return state, {name if name in plain else f"policy/{name}": value for name, value in means.items()}
-
-
-# ---- what is written down --------------------------------------------------------------------------------------------
-
-
-def step_metrics(
-    kept: Sampled, seen: list[Sampled], advantage: np.ndarray, encoder: batches.Encoder, scorer: rewards.Scorer
-) -> dict[str, np.floating | float]:
-    """Rewards and lengths of the step, and for each group its mean reward and its share of |advantage|.
-
-    Rewards are means over the scored completions of all sampled prompts; ``reward/kept_mean`` is the mean over the
-    prompts learned from. Groups with completions that were not scored have their share as ``reward/unscored/...``.
-    """
-    paid, domains, groups, lengths, finished = (
-        np.concatenate(parts)
-        for parts in zip(
-            *((s.rewards, s.batch.domains, s.batch.groups, s.rollouts.mask.sum(-1), s.finished) for s in seen),
-            strict=True,
-        )
-    )
-    values = {
-        "reward/mean": _mean(paid),
-        "reward/unscored_share": np.isnan(paid).mean(),
-        "rollout/length": lengths.mean(),
-        "rollout/truncated_share": 1 - finished.mean(),
-        "rollout/running_share": lengths.sum() / sum(s.rollouts.steps.sum() * s.rewards.shape[1] for s in seen),
-    }
-    if len(seen) > 1:
-        values["reward/kept_mean"] = _mean(kept.rewards)
-    total = np.abs(advantage).sum()
-    names = [*encoder.vocabulary.cells, "unlabelled"]
-    scores = jax.tree.map(lambda *parts: np.concatenate(parts), *(s.scores for s in seen))
-    values |= rewards.figures(scorer, scores, domains, groups, (encoder.domains, names))
-    for domain, group in sorted({*zip(domains.tolist(), groups.tolist(), strict=True)}):
-        its = (kept.batch.domains == domain) & (kept.batch.groups == group)
-        cell = f"{encoder.domains[domain]}/{names[group]}"
-        scored = paid[(domains == domain) & (groups == group)]
-        values[f"reward/group/{cell}"] = _mean(scored)
-        if np.isnan(scored).any():
-            values[f"reward/unscored/{cell}"] = np.isnan(scored).mean()
-        values[f"advantage/share/{cell}"] = np.abs(advantage[its]).sum() / total if total else 0.0
-    return values
-
-
-def agreement(clusters: jax.Array | None, seen: list[Sampled]) -> dict[str, float]:
-    """How well the groups that an estimator found agree with the patients' own; see ``grouping.agreement``.
-
-    Within each dataset, averaged by the number of prompts; a dataset with one group, or without demographics, has no
-    say.
-    """
-    if clusters is None:
-        return {}
-    domains, groups = (np.concatenate([getattr(s.batch, name) for s in seen]) for name in ("domains", "groups"))
-    found = []
-    for domain in np.unique(domains):
-        its = domains == domain
-        if len(np.unique(groups[its & (groups >= 0)])) > 1:
-            found.append(grouping.agreement(np.asarray(clusters)[: len(domains)][its], groups[its]))
-    total = sum(each["n"] for each in found)
-    return {f"clusters/{name}": sum(each["n"] * each[name] for each in found) / total if total else np.nan
-            for name in ("ari", "nmi")}  # fmt: skip
-
-
-def _mean(rewards: np.ndarray) -> np.floating | float:
-    """Mean of the scored rewards; NaN if there are none."""
-    scored = rewards[~np.isnan(rewards)]
-    return scored.mean() if scored.size else np.nan
-
-
-def speed(
-    kept: Sampled,
-    seen: list[Sampled],
-    values: Mapping[str, float],
-    config: options.Config,
-    encoder: batches.Encoder,
-    devices: jax.sharding.Mesh,
-) -> dict[str, float]:
-    """Tokens sampled per second, shares of waiting and padding, and the utilisation of the update if it can be known.
-
-    The devices' waiting for data is a share of the step's time; padding, of the tokens and patches of sampled prompts.
-    Utilisation needs the peak rate of the device.
-    """
-    architecture, tokens = encoder.architecture, sum(int(part.rollouts.mask.sum()) for part in seen)
-    waves = max(config.sampling.waves, 1)
-    parts = waves * chunking.groups(config.prompts // waves, config)
-    shares = [lengths.padding(encoder.sizes, models.sizes(part.batch.prompt), parts) for part in seen]
-    spent = sum(value for name, value in values.items() if name.startswith("time/"))
-    rates = {
-        "speed/rollout_tokens_per_s": tokens / max(values["time/rollout"], 1e-9),
-        "speed/data_wait_share": values["time/data"] / max(spent, 1e-9),
-    } | {f"speed/padding/{name}": share for name, share in zip(lengths.Size._fields, np.mean(shares, 0), strict=True)}
-    prompt = kept.batch.prompt
-    merge = 1 if architecture.vision is None else architecture.vision.spatial_merge_size**2
-    mfu = utilisation.update_mfu(
-        architecture,
-        config,
-        prompt=int(prompt.valid.sum(1).mean()),
-        completion=float(kept.rollouts.mask.sum(-1).mean()),
-        patches=int((prompt.feature >= 0).sum(1).mean()) * merge,
-        seconds=values["time/update"],
-        device_kind=devices.devices.flat[0].device_kind,
-        count=devices.size,
-    )
-    return rates if mfu is None else rates | {"speed/update_mfu": mfu}
 
 
 def main() -> None:

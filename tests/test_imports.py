@@ -43,6 +43,8 @@ FLOORS = (
         "lengths",
         "prompts",
         "answers",
+        "drawn",
+        "step_log",
         "samples",
         "first_steps",
         "folder",
