@@ -268,4 +268,5 @@ def test_schedules():
 def test_rates_by_the_formula_of_transformers(steps, warmup, wanted):
     """get_cosine_schedule_with_warmup: t / warmup, then half a cosine; the first update has rate 0."""
     schedule = learner.schedule(options.Optim(lr=1.0, warmup_steps=warmup), steps)
-    np.testing.assert_allclose([schedule(t) for t in range(steps)], wanted, atol=1e-6)
+    rates: Any = [schedule(t) for t in range(steps)]
+    np.testing.assert_allclose(rates, wanted, atol=1e-6)
