@@ -11,7 +11,7 @@ from fairgrpo_jax import normalization
 from fairgrpo_jax.config import Component
 
 
-Percentiles = tuple[ArrayLike, ArrayLike, ArrayLike]
+Percentiles = Sequence[ArrayLike]  # p25, p50, p75
 
 
 def normalise(
