@@ -84,10 +84,10 @@ class Reward:
     """The reward of a completion: a weighted sum of components, times the gates."""
 
     components: tuple[str, ...] = ("exact",)
-    """Parts of the reward as NAME[@WHERE][=WEIGHT][,normalised][,gate], e.g. exact format=0.5 judge@*/TASK,normalised:
-    WHERE is DATASET, DATASET/TASK or */TASK; "normalised" puts the component on the scale of its dataset and task;
-    a gate multiplies the sum. NAME is built in (see docs/rewards.md) or package.module:function, your own in the
-    signature of TRL or verl, with ",messages" for TRL's chat form."""
+    """Parts of the reward as NAME@WHERE=WEIGHT,normalised,gate, where all but the name may be left out, e.g. exact
+    think_box=0.5 judge@*/TASK,normalised: WHERE is DATASET, DATASET/TASK or */TASK; "normalised" puts the component on
+    the scale of its dataset and task; a gate multiplies the sum. NAME is built in (see docs/rewards.md)
+    or package.module:function, your own in the signature of TRL or verl, with ",messages" for TRL's chat form."""
     percentiles: Path | None = None
     """Table of percentiles for "normalised" (normalization.PercentileTable as JSON); default: percentiles of the run's
     own latest scores, kept in the checkpoint."""
