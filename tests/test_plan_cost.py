@@ -18,6 +18,7 @@ FAMILIES = [
     text.tiny("qwen2"),
     text.tiny("qwen3"),
     text.tiny("mistral"),
+    text.tiny("llama"),
     qwen2_vl.tiny(tie_word_embeddings=False),
     qwen2_5_vl.tiny(),
     qwen3_vl.tiny(),

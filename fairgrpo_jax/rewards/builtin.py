@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fairgrpo_jax import config as options
-from fairgrpo_jax.rewards import accuracy, format, judge_components, judge_prompts, length, similarity
+from fairgrpo_jax.rewards import accuracy, format, judge_components, judge_prompts, length
 from fairgrpo_jax.rewards.answers import Answers, Asked
 from fairgrpo_jax.rewards.judge_components import Component, Judge, Judged
 from fairgrpo_jax.rewards.parsing import parse
@@ -88,6 +88,12 @@ def _judged(
     return made
 
 
+def _similarity(tools: Tools) -> Component:
+    from fairgrpo_jax.rewards import similarity  # which loads a model's code
+
+    return similarity.similar(similarity.measure(tools.reward.similarity))
+
+
 def _thoughts(texts: Sequence[str], count: Callable[[str], int]) -> np.ndarray:
     return np.array([count(parse(text).thought or "") for text in texts], np.int64)
 
@@ -132,7 +138,7 @@ BUILTIN: Mapping[str, Callable[[Tools], Component]] = {
     "one_box": _plain(_of_texts(format.one_box)),
     "ecr": _ecr,
     "cwr": _cwr,
-    "similarity": lambda tools: similarity.similar(similarity.measure(tools.reward.similarity)),
+    "similarity": _similarity,
     "judge": _judged(judge_components.clinical, "judge"),
     "semantic": _judged(judge_components.coherent, "semantic"),
 }
