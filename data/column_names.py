@@ -1,10 +1,12 @@
 """The columns of one's own data: their names in the forms of TRL, verl and Hugging Face, and what became of each."""
 
 import collections
+import functools
 import json
 import math
-from collections.abc import Mapping
-from typing import Any
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 
 NAMES = {
@@ -15,6 +17,7 @@ NAMES = {
     "patient": ("patient", "patient_id", "patientid", "subject", "subject_id", "subjectid"),
     "image": ("image", "file_name"),
 }
+_FIELDS = {name: field for field, names in NAMES.items() for name in names}
 KNOWN = {name for names in NAMES.values() for name in names} | {
     *("images", "video", "videos", "fps", "age", "data_source", "modality", "choices"),
     *("split", "finding", "reward_model"),
@@ -24,6 +27,51 @@ OWN = {*NAMES["prompt"], *NAMES["answer"], *NAMES["id"], *NAMES["image"]}
 OWN |= {"images", "video", "videos", "fps", "choices", "split", "reward_model"}
 FILMS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv")
 MEDIA = (*FILMS, ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".dcm", ".dicom")
+
+
+class Row(NamedTuple):
+    """A row under the names of this module; None where it has no such column.
+
+    Attributes:
+        extra: the columns of other names, as text.
+    """
+
+    prompt: Any
+    answer: Any
+    reward_model: Any
+    data_source: Any
+    id: Any
+    modality: Any
+    image: Any
+    images: Any
+    video: Any
+    videos: Any
+    fps: Any
+    choices: Any
+    patient: Any
+    sex: Any
+    age: Any
+    split: Any
+    finding: Any
+    extra: Mapping[str, str]
+
+
+class _Plan(NamedTuple):
+    """What is done with rows of the same columns.
+
+    Attributes:
+        fields: takes the fields of a ``Row`` from their values, of which the last is None.
+        extra: names and places of the other columns.
+        coded: names and places of columns whose values are codes.
+        same: names and places of columns of which several are one of a row; the first place takes the value.
+        kept: columns of which some values are kept, with their places.
+    """
+
+    fields: Callable[[Sequence[Any]], tuple[Any, ...]]
+    extra: tuple[tuple[str, ...], tuple[int, ...]]
+    coded: tuple[tuple[str, int], ...]
+    same: tuple[tuple[tuple[str, int], ...], ...]
+    kept: tuple[tuple[list[str], int], ...]
 
 
 class Columns:
@@ -44,6 +92,7 @@ class Columns:
         self._names: dict[str, str] = {}  # by the column's own name, as the next two
         self._read: dict[str, str] = {}
         self._kept: dict[str, list[str]] = {}  # some values of columns that became attributes
+        self._plans: dict[tuple[str, ...], _Plan] = {}  # by the columns of a row
         self.without_media: list[int] = []
         self.said = 0  # answers that the assistant says last
 
@@ -61,32 +110,56 @@ class Columns:
             return column
         return f"{column} (not read)" if {plain, *_others(plain)} & set(self._given.values()) else plain
 
-    def named(self, row: Mapping[str, Any]) -> dict[str, Any]:
+    def named(self, row: Mapping[str, Any]) -> Row:
         """A row under these names, with what verl's ``extra_info`` tells of the patient.
 
         Raises:
-            ValueError: if two columns of one name differ.
+            ValueError: if two columns of one name, or two names of one thing, differ.
         """
-        found: dict[str, Any] = {}
-        info = row.get("extra_info")
-        told = [*row.items()]
-        if isinstance(info, dict):
-            told = [pair for pair in told if pair[0] != "extra_info" or not info]
-            told += [(key, value) for key, value in info.items() if key not in row and self.name(key) not in OWN]
-        for column, value in told:
-            name = self.name(column)
-            value = self._meant(name, value) if name in self._codes else value
-            if found.get(name) is None:
-                found[name] = value
-            elif value is not None and found[name] != value:
-                raise ValueError(f"two columns {name} differ; keep one")
+        if isinstance(info := row.get("extra_info"), dict):
+            told = {key: value for key, value in row.items() if key != "extra_info" or not info}
+            row = told | {key: value for key, value in info.items() if key not in row and self.name(key) not in OWN}
+        columns, values = tuple(row), [*row.values(), None]
+        plan = self._plans.get(columns) or self._planned(columns)
+        for name, place in plan.coded:
+            values[place] = self._meant(name, values[place])
+        for places in plan.same:
+            values[places[0][1]] = _agreed(places, values)
+        for some, place in plan.kept:
+            if len(some) < 100 and (value := values[place]) is not None:
+                some.append(plain(value))
+        names, places = plan.extra
+        extra = others(names, tuple([plain(values[place]) for place in places]))
+        return Row._make((*plan.fields(values), extra))
+
+    def _planned(self, columns: tuple[str, ...]) -> _Plan:
+        names = [*map(self.name, columns)]
+        places: dict[str, list[tuple[str, int]]] = {field: [] for field in Row._fields[:-1]}
+        for place, (column, name) in enumerate(zip(columns, names, strict=True)):
+            places.setdefault(_FIELDS.get(name, name), []).append((name, place))
             if name in KNOWN:
                 self._read[column] = name
-            else:
-                values = self._kept.setdefault(column, [])
-                if value is not None and len(values) < 100:
-                    values.append(plain(value))
-        return found
+        extra = [name for name in places if name not in KNOWN]
+        for field, aliases in NAMES.items():
+            places[field].sort(key=lambda pair: aliases.index(pair[0]))
+        if len(self._plans) > 1000:
+            self._plans.clear()
+        plan = self._plans[columns] = _Plan(
+            operator.itemgetter(*(places[field][0][1] if places[field] else -1 for field in Row._fields[:-1])),
+            (tuple(extra), tuple(places[name][0][1] for name in extra)),
+            tuple((name, place) for place, name in enumerate(names) if name in self._codes),
+            tuple(tuple(several) for several in places.values() if len(several) > 1),
+            tuple(
+                (self._kept.setdefault(column, []), place)
+                for place, (column, name) in enumerate(zip(columns, names, strict=True))
+                if name not in KNOWN
+            ),
+        )
+        return plan
+
+    def has(self, name: str) -> bool:
+        """Whether some row had the column."""
+        return name in self._read.values()
 
     def _meant(self, name: str, value: Any) -> Any:
         """The value that a code stands for."""
@@ -151,8 +224,34 @@ def _others(name: str) -> tuple[str, ...]:
     return next((names for names in NAMES.values() if name in names), ())
 
 
+def _agreed(places: Sequence[tuple[str, int]], values: Sequence[Any]) -> Any:
+    """The value of several columns that are one of a row.
+
+    Raises:
+        ValueError: if two of them differ.
+    """
+    first, value = "", None
+    for name, place in places:
+        if (other := values[place]) is None:
+            continue
+        if value is not None and other != value:
+            raise ValueError(
+                f"two columns {name} differ; keep one" if name == first else f"{first} and {name} differ; keep one"
+            )
+        first, value = first or name, other if value is None else value
+    return value
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def others(names: tuple[str, ...], texts: tuple[str, ...]) -> Mapping[str, str]:
+    """Other columns of a row. A million rows say few things: what is equal is one object."""
+    return dict(zip(names, texts, strict=True))
+
+
 def plain(value: Any) -> str:
     """A value of another column as text; a list or object as JSON."""
+    if isinstance(value, str):
+        return value
     if isinstance(value, list | dict):
         return json.dumps(value, ensure_ascii=False, default=str)
     return "" if value is None or (isinstance(value, float) and math.isnan(value)) else str(value)

@@ -271,8 +271,7 @@ def _lines(path: Path, problems: Problems) -> Iterator[tuple[int, dict[str, Any]
                 text = raw.decode("utf-8-sig" if line == 1 else "utf-8").strip()
                 if not text:
                     continue
-                row = json.loads(text, object_pairs_hook=_once)
-                json.dumps(row, ensure_ascii=False).encode()  # an unpaired surrogate is not text
+                row = _whole(_STRICT.decode(text), text)
             except (ValueError, RecursionError) as error:
                 problems.add(line, f"no JSON ({error})")
                 continue
@@ -292,7 +291,7 @@ _BLANK = re.compile(r"[ \t\n\r]*")
 
 def _list(path: Path, problems: Problems) -> Iterator[tuple[int, dict[str, Any]]]:
     """A JSON list, one element at a time; what is broken ends it."""
-    strict, plain, number = json.JSONDecoder(object_pairs_hook=_once), json.JSONDecoder(), 0
+    plain, number = json.JSONDecoder(), 0
     try:
         text = path.read_text(encoding="utf-8-sig")
         place = _blank(text, text.index("[") + 1)
@@ -300,8 +299,8 @@ def _list(path: Path, problems: Problems) -> Iterator[tuple[int, dict[str, Any]]
             number += 1
             start, problem = place, ""
             try:
-                row, place = strict.raw_decode(text, start)
-                json.dumps(row, ensure_ascii=False).encode()
+                row, place = _STRICT.raw_decode(text, start)
+                _whole(row, text[start:place])
             except json.JSONDecodeError:
                 raise
             except ValueError as error:
@@ -335,9 +334,7 @@ def _cell(value: str) -> Any:
     """The value of a cell of a CSV file."""
     if value[:1] in ("[", "{"):
         try:
-            found = json.loads(value, object_pairs_hook=_once)
-            json.dumps(found, ensure_ascii=False).encode()
-            return found
+            return _whole(_STRICT.decode(value), value)
         except (ValueError, RecursionError):
             return value
     return value or None
@@ -351,10 +348,11 @@ def _cells(files: Sequence[Path], problems: Problems) -> Iterator[tuple[int, dic
 def _labelled(file: Path) -> Iterator[dict[str, Any]]:
     """The rows of a file, with the names of classes for their numbers."""
     labels = _classes((file,))
-    for row in cells.rows(file):
-        for column, names in labels.items():
-            row[column] = _label(row.get(column), names)
-        yield row
+    return (_named(row, labels) for row in cells.rows(file)) if labels else cells.rows(file)
+
+
+def _named(row: dict[str, Any], labels: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    return row | {column: _label(row.get(column), names) for column, names in labels.items()}
 
 
 def _classes(files: Sequence[Path]) -> dict[str, list[str]]:
@@ -382,3 +380,14 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         names = [name for name, _ in pairs]
         raise ValueError(f"keys {', '.join(sorted({n for n in names if names.count(n) > 1}))} are there twice")
     return row
+
+
+_STRICT = json.JSONDecoder(object_pairs_hook=_once)
+_HALF = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def _whole(found: Any, text: str) -> Any:
+    """What was read from a JSON text; raises if half a character is in it, which is no text."""
+    if _HALF.search(text):
+        json.dumps(found, ensure_ascii=False).encode()
+    return found

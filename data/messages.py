@@ -153,6 +153,35 @@ def placed(
     return tuple(turns), media
 
 
+def simple(prompt: str, media: Sequence[Media]) -> tuple[str, tuple[Turn, ...]] | None:
+    r"""Reads a prompt that is text with all media before it, which is what most rows have.
+
+    Args:
+        prompt: the text, with a tag for each medium at its beginning, or without any.
+        media: of the row.
+
+    Returns:
+        The question and its turns (none, if they go without saying), as the other functions of this module together
+        have them; None for a prompt of another form.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from fairgrpo_jax.data import messages
+        >>> from fairgrpo_jax.data.record import Media
+        >>> picture = Media("image", path=Path("a.png"))
+        >>> messages.simple("<image>What is seen?", [picture]), messages.simple("What is <image>?", [picture])
+        (('What is seen?', ()), None)
+        >>> messages.simple("<image>\nWhat is seen?", [picture])
+        ('What is seen?', (Turn(role='user', content=(None, '\nWhat is seen?')),))
+    """
+    text = prompt.strip()
+    rest = text.removeprefix("".join([f"<{medium.kind}>" for medium in media]))
+    question = rest.lstrip()
+    if not question or text[0] == "[" or "<image>" in rest or "<video>" in rest:
+        return None
+    return question, () if rest == question else (Turn("user", (*(None for _ in media), rest)),)
+
+
 def plain(turns: Sequence[Turn], question: str) -> bool:
     """Whether turns are one of the user with the media first and then the question, which goes without saying.
 
@@ -178,7 +207,7 @@ def embedded(value: Any) -> Any:
         >>> messages.embedded("data:text/plain;base64,YWI="), messages.embedded("a.png")
         ({'bytes': b'ab', 'path': None}, 'a.png')
     """
-    if not isinstance(value, str):
+    if not isinstance(value, str) or ":" not in value:
         return value
     if _WEB.match(value):
         raise ValueError(f"{reprlib.repr(value)} is an address on the web; wanted a file: download it first")

@@ -109,6 +109,9 @@ def test_one_file_that_tells_the_splits(tmp_path):
     write(path, [{**TEXT, "split": "train"}, TEXT])
     with pytest.raises(ValueError, match="line 2: split is missing"):
         jsonl.load(path, split="train")
+    write(path, [TEXT, {**TEXT, "split": "train"}, {"prompt": "x"}])  # also a row before the first that tells one
+    with pytest.raises(ValueError, match="2 bad rows: line 1: split is missing.*; line 3: answer is missing"):
+        jsonl.load(path, split="train")
 
 
 BAD = {

@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from PIL import Image
 
 from fairgrpo_jax import models
-from fairgrpo_jax.data import media
+from fairgrpo_jax.data import media, messages
 from fairgrpo_jax.data.datasets import jsonl
-from fairgrpo_jax.data.record import Turn, conversation
+from fairgrpo_jax.data.record import Media, Turn, conversation, spoken
 from tests import tiny_folder
 from tests.test_models_folder import theirs
 
@@ -240,6 +240,25 @@ def test_nothing_moves_and_nothing_is_lost(tmp_path, said, answer):
 
 
 # ---- what is refused -------------------------------------------------------------------------------------------------
+
+
+@FUZZ
+@given(
+    st.lists(st.sampled_from(["<image>", "<video>", "\n", " ", "What?", "[1]", "<image", ""]), max_size=5).map("".join),
+    st.lists(st.sampled_from(["image", "video"]), max_size=2),
+)
+def test_a_simple_prompt_is_what_the_other_functions_make_of_it(prompt, kinds):
+    own = [Media(kind, path=pathlib.Path(f"{place}")) for place, kind in enumerate(kinds)]
+    if (found := messages.simple(prompt, own)) is None:
+        return
+    turns, placed = messages.placed(messages.read(prompt), own, lambda place: pytest.fail(f"{place}"))
+    question = spoken(turns)
+    assert found == (question, () if messages.plain(turns, question) else turns) and [*placed] == own
+
+
+@pytest.mark.parametrize("prompt", ["<image>What?", "What?", " <image>\nWhat?\n"])
+def test_most_prompts_are_simple(prompt):
+    assert messages.simple(prompt, [Media("image", path=pathlib.Path("a.png"))])
 
 
 def user(content, **more):

@@ -19,17 +19,18 @@ import dataclasses
 import functools
 import io
 import math
+import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fairgrpo_jax.data import demographics, forms, messages
 from fairgrpo_jax.data.about import About
 from fairgrpo_jax.data.cells import Address
-from fairgrpo_jax.data.column_names import FILMS, KNOWN, NAMES, Columns, plain
+from fairgrpo_jax.data.column_names import FILMS, NAMES, Columns, Row, others
 from fairgrpo_jax.data.media import open_image
-from fairgrpo_jax.data.record import Media, Record, RecordList, spoken
+from fairgrpo_jax.data.record import Media, Record, RecordList, Turn, spoken
 from fairgrpo_jax.data.splits import by_patient
 
 
@@ -91,32 +92,39 @@ def load(
         raise ValueError(f"num_frames is {num_frames}; wanted at least 1")
     rows = forms.find(Path(root), split)
     path, alone, problems = rows.path, rows.alone, rows.problems()
-    records, column, seen = [], False, dict[str, int]()
+    records, seen = [], dict[str, int]()  # both in the order of the rows
     found = Columns(columns or {}, codes or {})
     choices = next((names for name, names in rows.classes.items() if found.name(name) in NAMES["answer"]), None)
+    given = _Given(
+        path.parent, path.stem, "" if alone else path.stem, path.stem if alone else _folder_name(path), num_frames
+    )
     for line, row in rows.read(problems):
         try:
             if choices and "choices" not in row:
                 row["choices"] = [*choices]
-            row = _banded(found.named(row))
-            column = column or "split" in row
-            record = _record(row, path, line, alone, num_frames)
+            told = found.named(row)
+            record = _record(told, given, line)
             if (first := seen.setdefault(record.uid, line)) != line:
                 raise ValueError(f"{record.uid} is also {problems.unit} {first}")
-            if alone and column and not record.split:
-                raise ValueError("split is missing and other rows have one")
-            records.append(record)
-            found.said += not _answer(row)
-            if not record.media:
-                found.without_media.append(line)
         except ValueError as error:
             problems.add(line, str(error))
+            continue
+        records.append(record)
+        found.said += record.answer != told.answer and not _answer(told)
+        if not record.media:
+            found.without_media.append(line)
     found.require_given()
+    told_split = found.has("split")
+    if alone and told_split:
+        for line, record in zip(seen.values(), records, strict=True):
+            if not record.split:
+                problems.add(line, "split is missing and other rows have one")
+        problems.found.sort(key=operator.itemgetter(0))
     problems.raise_if_any()
     notes = (*rows.notes, *found.notes(len(records), problems.unit), *_bands(records))
-    if others := [name for name in forms.splits(Path(root)) if name not in (split, *SPLITS)]:
-        notes += (f"other splits that are there: {', '.join(others)}",)
-    if not alone or column:
+    if further := [name for name in forms.splits(Path(root)) if name not in (split, *SPLITS)]:
+        notes += (f"other splits that are there: {', '.join(further)}",)
+    if not alone or told_split:
         return RecordList(tuple(r for r in records if not alone or r.split == split), notes=notes)
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}; {path} has no column split, so there are 'train' and 'test'")
@@ -125,20 +133,10 @@ def load(
     return RecordList(tuple(dataclasses.replace(r, split=split) for r in kept), notes=notes)
 
 
-def _banded(row: dict[str, Any]) -> dict[str, Any]:
-    """A row with a band of ages: the age is one inside it, the band is kept as it is told."""
-    band = _remembered(demographics.age_band, row.get("age"))
-    if band is None:
-        return row
-    told = str(row["age"]).strip()
-    if row.get(demographics.AGE_TOLD) not in (None, told):
-        raise ValueError(f"the column {demographics.AGE_TOLD} differs from the age {told}; rename it")
-    return row | {"age": demographics.within(band), demographics.AGE_TOLD: told}
-
-
 def _bands(records: Sequence[Record]) -> tuple[str, ...]:
     """What became of ages that are told as bands, in a sentence."""
-    counts = collections.Counter(r.extra[demographics.AGE_TOLD] for r in records if demographics.band(r))
+    banded = [r for r in records if demographics.AGE_TOLD in r.extra]
+    counts = collections.Counter(r.extra[demographics.AGE_TOLD] for r in banded if demographics.band(r))
     if not counts:
         return ()
     told = ", ".join(f"{band} ({count})" for band, count in sorted(counts.items())[:20])
@@ -149,51 +147,94 @@ def _bands(records: Sequence[Record]) -> tuple[str, ...]:
     )
 
 
-def _record(row: Mapping[str, Any], path: Path, line: int, alone: bool, num_frames: int) -> Record:
-    talk, answer = messages.split_answer(messages.read(_one(row, "prompt")), _answer(row))
-    own = _media(row, path.parent, num_frames)
-    turns, media = messages.placed(talk, own, lambda place: _inline(place, path.parent, row.get("fps"), num_frames))
-    question, choices = spoken(turns), _choices(row)
+class _Given(NamedTuple):
+    """What all rows of a file share.
+
+    Attributes:
+        folder: files that rows name are relative to it.
+        stem: of the file's name; with the row's number the id of a row without one, unless the file stands alone.
+        split: the split, or ``""`` for the row's own.
+        dataset: of rows that name none.
+        num_frames: of a video file that the model sees.
+    """
+
+    folder: Path
+    stem: str
+    split: str
+    dataset: str
+    num_frames: int
+
+
+def _record(row: Row, given: _Given, line: int) -> Record:
+    question, turns, media, answer = _asked(row, given)
     if not question:
         raise ValueError("prompt has no text")
+    choices = _choices(row.choices)
     _check_answer(answer, choices)
-    dataset = _text(row, "data_source") or (path.stem if alone else _folder_name(path))
-    name = _scalar("id", _one(row, "id")) or (str(line) if alone else f"{path.stem}-{line}")
+    dataset = _text("data_source", row.data_source) or given.dataset
+    name = _scalar("id", row.id) or (f"{given.stem}-{line}" if given.split else str(line))
+    modality, patient = _text("modality", row.modality), _text("patient", row.patient) or name
+    sex, (age, extra) = _remembered(demographics.sex, row.sex), _aged(row)
     return Record(
         uid=f"{dataset}/{name}",
         dataset=dataset,
-        modality=_text(row, "modality"),
+        modality=modality,
         media=media,
         question=question,
         answer=answer,
         choices=choices,
-        patient=_scalar("patient", _one(row, "patient")) or name,
-        sex=_remembered(demographics.sex, _one(row, "sex")),
-        age=_remembered(demographics.age, row.get("age")),
-        extra=_attributes(tuple((key, plain(value)) for key, value in row.items() if key not in KNOWN)),
-        split=_text(row, "split") if alone else _same(path.stem),
-        finding=_text(row, "finding"),
-        turns=() if messages.plain(turns, question) else turns,
+        patient=patient,
+        sex=sex,
+        age=age,
+        extra=extra,
+        split=given.split or _text("split", row.split),
+        finding=_text("finding", row.finding),
+        turns=turns,
     )
 
 
-# A million rows say few things: equal values are one object, and are read once.
+def _asked(row: Row, given: _Given) -> tuple[str, tuple[Turn, ...], tuple[Media, ...], str]:
+    """The question of a row, its turns if they do not go without saying, its media and its answer."""
+    if isinstance(row.prompt, str):
+        answer, media = _answer(row), _media(row, given)
+        if simple := messages.simple(row.prompt, media):
+            return *simple, media, answer
+    talk, answer = messages.split_answer(messages.read(row.prompt), _answer(row))
+    turns, media = messages.placed(talk, _media(row, given), functools.partial(_inside, row, given))
+    question = spoken(turns)
+    return question, () if messages.plain(turns, question) else turns, media, answer
+
+
+def _aged(row: Row) -> tuple[float | None, Mapping[str, str]]:
+    """The age of a row, and its other columns; of a band of ages one inside it, and the band as it is told."""
+    age, told = _remembered(_age, row.age)
+    if told is None:
+        return age, row.extra
+    if row.extra.get(demographics.AGE_TOLD, told) not in ("", told):
+        raise ValueError(f"the column {demographics.AGE_TOLD} differs from the age {told}; rename it")
+    extra = {**row.extra, demographics.AGE_TOLD: told}
+    return age, others(tuple(extra), tuple(extra.values()))
+
+
+def _age(raw: Any) -> tuple[float | None, str | None]:
+    """An age in years; if it is told as a band, one inside it, and the band."""
+    if (band := demographics.age_band(raw)) is None:
+        return demographics.age(raw), None
+    return demographics.within(band), str(raw).strip()
 
 
 @functools.lru_cache(maxsize=1 << 14)
 def _same(value: Any) -> Any:
-    """A value, or one that is equal to it and came before."""
+    """A value, or one that is equal to it and came before: a million rows say few things."""
     return value
-
-
-@functools.lru_cache(maxsize=1 << 14)
-def _attributes(pairs: tuple[tuple[str, str], ...]) -> Mapping[str, str]:
-    return dict(pairs)
 
 
 def _remembered(read: Callable[[Any], Any], raw: Any) -> Any:
     """What ``read`` makes of a value."""
-    return _read(read, raw) if isinstance(raw, str | int | float | None) else read(raw)
+    try:
+        return _read(read, raw)
+    except TypeError:  # a list or an object
+        return read(raw)
 
 
 @functools.lru_cache(maxsize=1 << 14, typed=True)
@@ -206,48 +247,37 @@ def _folder_name(path: Path) -> str:
     return path.resolve().parent.name
 
 
-def _one(row: Mapping[str, Any], name: str) -> Any:
-    """The value of a column with several names; if a row has two of them, they must agree."""
-    first, value = "", None
-    for key in NAMES[name]:
-        if (other := row.get(key)) is None:
-            continue
-        if value is not None and other != value:
-            raise ValueError(f"{first} and {key} differ; keep one")
-        first, value = first or key, other
-    return value
-
-
-def _media(row: Mapping[str, Any], folder: Path, num_frames: int) -> tuple[Media, ...]:
-    image, video = _one(row, "image"), row.get("video")
-    for one, several in ((image, "images"), (video, "videos")):
-        if one is not None and row.get(several):
-            raise ValueError(f"{several[:-1]} and {several} are both there; keep one")
-    videos = _several(row, "videos") if video is None else [video]
+def _media(row: Row, given: _Given) -> tuple[Media, ...]:
+    image, video = row.image, row.video
+    for one, name, several in ((image, "image", row.images), (video, "video", row.videos)):
+        if one is not None and several:
+            raise ValueError(f"{name} and {name}s are both there; keep one")
+    videos = _several(row.videos) if video is None else [video]
     if isinstance(image, str) and image.lower().endswith(FILMS):
         image, videos = None, [*videos, image]
-    images = _several(row, "images") if image is None else [image]
-    places = [*(messages.Place("image", image) for image in images), *(messages.Place("video", one) for one in videos)]
-    return tuple(_inline(place, folder, row.get("fps"), num_frames) for place in places)
+    images = _several(row.images) if image is None else [image]
+    found = [_image(messages.embedded(image), given) for image in images]
+    return (*found, *(_video(messages.embedded(video), row.fps, given) for video in videos))
 
 
-def _several(row: Mapping[str, Any], name: str) -> list[Any]:
+def _several(value: Any) -> list[Any]:
     """Media of a column that holds a list of them, or one."""
-    value = row.get(name)
     if value is None or value == "":
         return []
     return value if isinstance(value, list) else [value]
 
 
-def _inline(place: messages.Place, folder: Path, fps: Any, num_frames: int) -> Media:
-    """A medium from what a row or a part of its prompt has for it."""
-    given = messages.embedded(place.given)
+def _inside(row: Row, given: _Given, place: messages.Place) -> Media:
+    """A medium from what a part of the prompt has for it."""
+    value = messages.embedded(place.given)
     if place.kind == "image":
-        return _image(given, folder)
-    return _video(given, folder, fps if place.fps is None else place.fps, num_frames)
+        return _image(value, given)
+    return _video(value, row.fps if place.fps is None else place.fps, given)
 
 
-def _image(value: Any, folder: Path) -> Media:
+def _image(value: Any, given: _Given) -> Media:
+    if isinstance(value, str):
+        return Media("image", path=_path(value, given))
     held = value.get("bytes") if isinstance(value, dict) else value
     if isinstance(held, Address):
         return Media("image", path=held.path, member=held.member)
@@ -255,24 +285,24 @@ def _image(value: Any, folder: Path) -> Media:
         return Media("image", pixels=open_image(io.BytesIO(value["bytes"]), str(value.get("path") or "its bytes")))
     if isinstance(value, dict):
         value = value.get("path")
-    return Media("image", path=_path(value, folder))
+    return Media("image", path=_path(value, given))
 
 
-def _video(value: Any, folder: Path, fps: Any, num_frames: int) -> Media:
+def _video(value: Any, fps: Any, given: _Given) -> Media:
     speed = _speed(fps)
     if isinstance(value, list):
         if speed is None:
             raise ValueError(f"fps is {_short(fps)}; wanted the frames a second of a video given as frames")
         if not value:
             raise ValueError("videos has a video without frames")
-        frames = tuple(_path(frame, folder) for frame in value)
-        return Media("video", frames=frames, fps=speed, num_frames=num_frames)
+        frames = tuple(_path(frame, given) for frame in value)
+        return Media("video", frames=frames, fps=speed, num_frames=given.num_frames)
     held = value.get("bytes") if isinstance(value, dict) else value
     if isinstance(held, Address):
-        return Media("video", path=held.path, member=held.member, num_frames=num_frames, fps=speed)
+        return Media("video", path=held.path, member=held.member, num_frames=given.num_frames, fps=speed)
     if isinstance(value, dict):
         value = value.get("path") or value.get("video")
-    return Media("video", path=_path(value, folder), num_frames=num_frames, fps=speed)
+    return Media("video", path=_path(value, given), num_frames=given.num_frames, fps=speed)
 
 
 def _speed(fps: Any) -> float | None:
@@ -287,19 +317,21 @@ def _speed(fps: Any) -> float | None:
     raise ValueError(f"fps is {_short(fps)}; wanted frames a second, above 0")
 
 
-def _path(value: Any, folder: Path) -> Path:
+def _path(value: Any, given: _Given) -> Path:
     if not isinstance(value, str) or not value or "\0" in value or len(value) > 4096:
         raise ValueError(f"{_short(value)} is no file name")
-    return folder / value.removeprefix("file://")
+    return given.folder / value.removeprefix("file://")
 
 
-def _answer(row: Mapping[str, Any]) -> str:
+def _answer(row: Row) -> str:
     """The answer of a row's columns; empty if there is none."""
-    value = _one(row, "answer")
-    if value is None and isinstance(row.get("reward_model"), dict):
-        value = row["reward_model"].get("ground_truth")
+    value = row.answer
+    if value is None and isinstance(row.reward_model, dict):
+        value = row.reward_model.get("ground_truth")
+    if isinstance(value, str):
+        return _same(value.strip())
     if not isinstance(value, list):
-        return _scalar("answer", value)
+        return _text("answer", value)
     labels = [label.strip() if isinstance(label, str) else "" for label in value]
     if not all(labels) or len(set(labels)) < len(labels):
         raise ValueError(
@@ -322,31 +354,37 @@ def _check_answer(answer: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"answer is {answer!r}; wanted one of the choices, or several joined by ', '{alone}")
 
 
-def _choices(row: Mapping[str, Any]) -> tuple[str, ...]:
-    choices = tuple(_scalar("choices", choice) for choice in _list(row, "choices"))
+def _choices(value: Any) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, list):
+        raise ValueError(f"choices is {_short(value)}; wanted a list")
+    return _different(
+        tuple([choice.strip() if isinstance(choice, str) else _scalar("choices", choice) for choice in value])
+    )
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def _different(choices: tuple[str, ...]) -> tuple[str, ...]:
     if len(set(choices)) < len(choices) or "" in choices:
         raise ValueError(f"choices are {_short(list(choices))}; wanted different ones, none empty")
-    return _same(choices)
+    return choices
 
 
-def _list(row: Mapping[str, Any], name: str) -> list[Any]:
-    value = row.get(name)
-    if value is None or isinstance(value, list):
-        return value or []
-    raise ValueError(f"{name} is {_short(value)}; wanted a list")
-
-
-def _text(row: Mapping[str, Any], name: str) -> str:
-    return _scalar(name, row.get(name))
+def _text(name: str, value: Any) -> str:
+    """Text that many rows share."""
+    return "" if value is None else _same(_scalar(name, value))
 
 
 def _scalar(name: str, value: Any) -> str:
     """A string, number or None as stripped text."""
+    if isinstance(value, str):
+        return value.strip()
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
-    if not isinstance(value, str | int | float):
+    if not isinstance(value, int | float):
         raise ValueError(f"{name} is {_short(value)}; wanted text or a number")
-    return _same(str(value).strip())
+    return str(value)
 
 
 def _short(value: Any) -> str:
