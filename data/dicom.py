@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from fairgrpo_jax.data import dicom_values
+from fairgrpo_jax.data import decoder_process, dicom_values
 from fairgrpo_jax.data.pictures import Refused, require_size
 
 
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 # De-identified files hold hashes where the standard requires an identifier; the pixels are not affected.
 _QUIET = ("ignore", re.compile("Invalid value for VR UI", re.IGNORECASE), UserWarning, None, 0)
-# Decoders in the order in which they are tried: all give the same values, but GDCM can
-# end the process on a damaged stream.
+# Decoders in the order in which they are tried: all give the same values.
 _DECODERS = ("pylibjpeg", "pillow", "pyjpegls", "pydicom", "gdcm")
+_APART = ("gdcm",)  # which can end its process on a damaged stream
 _PIXELS = {"PixelData": 16, "FloatPixelData": 8, "DoubleFloatPixelData": 9}  # and their numbers in group 7FE0
 _EXPLICIT = (b"OB", b"OW", b"OF", b"OD", b"UN")  # types of pixel data where each element names its type
 Window = Literal["voi", "minmax"]
@@ -302,17 +302,27 @@ def _times(dataset: "Dataset", fps: float | None) -> np.ndarray:
 
 
 def _decoded(file: IO[bytes], dataset: "Dataset", indices: Sequence[int], window: str) -> dict[int, np.ndarray]:
-    from pydicom.pixels.utils import iter_pixels
-
-    syntax, decoder = dataset.file_meta.TransferSyntaxUID, _decoder(dataset, "")
-    source: Any = dataset if any(tag in dataset for tag in _PIXELS) else file
-    options = {"indices": indices, "decoding_plugin": decoder, "transfer_syntax_uid": syntax}
-    stored, found = iter_pixels(source, **options), {}
+    decoder = _decoder(dataset, "")
+    stored, found = _stored(file, dataset, indices, decoder), {}
     for index in indices:
         try:
             values = next(stored)
         except Exception as error:
-            how = f", or {decoder} does not know this form of {syntax.name}" if decoder else ""
-            raise Refused(f"is broken{how} ({error}); download it again from the dataset's owner") from error
+            how = f", or {decoder} does not know this form of {dataset.file_meta.TransferSyntaxUID.name}"
+            told = f"is broken{how if decoder else ''} ({error})"
+            raise Refused(f"{told}; download it again from the dataset's owner") from error
         found[index] = dicom_values.picture(dicom_values.of_frame(dataset, index), values, window)
     return found
+
+
+def _stored(file: IO[bytes], dataset: "Dataset", indices: Sequence[int], decoder: str) -> Iterator[np.ndarray]:
+    """The values of frames as they are stored."""
+    from pydicom.pixels.utils import iter_pixels
+
+    syntax, whole = dataset.file_meta.TransferSyntaxUID, any(tag in dataset for tag in _PIXELS)
+    options: dict[str, Any] = {"indices": indices, "decoding_plugin": decoder, "transfer_syntax_uid": syntax}
+    if decoder not in _APART:
+        yield from iter_pixels(dataset if whole else file, **options)
+    else:
+        file.seek(0)
+        yield from decoder_process.decode(dataset if whole else file.read(), options)
