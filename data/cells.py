@@ -1,4 +1,4 @@
-"""Reads images and videos out of the cells of Parquet and Arrow files, one at a time; thread-safe.
+"""Reads images and videos out of the cells of tables, one at a time; thread-safe.
 
 Other columns are read without them: an ``Address`` stands for the bytes, which stay on disk. Of a Parquet file the row
 group that holds the cell is unpacked, its one column alone, and the last groups are kept (``HELD`` bytes a process); an
@@ -14,9 +14,11 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from fairgrpo_jax.data import embedded
+from fairgrpo_jax.data.embedded import Address as Address
 
 
 if TYPE_CHECKING:
@@ -31,25 +33,9 @@ LARGEST = 1 << 30  # bytes of a column of a row group that is unpacked
 STEP = 8 << 20  # bytes of media that are in memory at a time where their being there can only be seen by reading them
 
 
-@dataclass(frozen=True, slots=True)
-class Address:
-    """Where the bytes of a medium are; ``read`` gives them.
-
-    Attributes:
-        path: a Parquet or Arrow file.
-        member: ``"<row>/<column>"``, or ``"<row>.<item>/<column>"`` in a column of lists; counted from 0.
-    """
-
-    path: Path
-    member: str
-
-    def __str__(self) -> str:
-        return f"{self.path}!{self.member}"
-
-
 def is_table(path: Path) -> bool:
     """Whether members of a file are cells."""
-    return path.suffix.lower() in SUFFIXES
+    return path.suffix.lower() in (*SUFFIXES, *embedded.SUFFIXES)
 
 
 def schema(path: Path) -> "pa.Schema":
@@ -66,8 +52,8 @@ def rows(path: Path) -> Iterator[dict[str, Any]]:
     """The rows of a Parquet or Arrow file, with an ``Address`` in place of bytes.
 
     Args:
-        path: the file. Bytes are those in columns of binary, of ``{"bytes": ..., ...}`` (Hugging Face's Image and
-            Video), and of lists of either.
+        path: the file. Bytes are not even read in columns of binary, of ``{"bytes": ..., ...}`` (Hugging Face's Image
+            and Video), and of lists of either; elsewhere (messages), and as ``data:`` URIs, for a few rows at a time.
 
     Raises:
         ValueError: if the file is broken, or a row group holds more than ``LARGEST`` bytes of media.
@@ -91,7 +77,7 @@ def rows(path: Path) -> Iterator[dict[str, Any]]:
         for batch in batches:
             columns = {}
             for name, array in zip(batch.schema.names, batch.columns, strict=True):
-                columns[name] = _addresses(array, path, first, name) if name in media else array.to_pylist()
+                columns[name] = (_addresses if name in media else _values)(array, path, first, name)
             for name in media - columns.keys():  # all its bytes are there
                 columns[name] = [Address(path, f"{row}/{name}") for row in range(first, first + batch.num_rows)]
             first += batch.num_rows
@@ -105,15 +91,20 @@ def read(path: Path, member: str) -> bytes:
     Raises:
         ValueError: if there are none, or the file is broken or another one by now.
     """
+    if path.suffix.lower() in embedded.SUFFIXES:
+        return embedded.read(path, member)
     place, _, column = member.partition("/")
-    row, _, item = place.partition(".")
+    row, *steps = place.split(".")
     with _failing(path):
         try:
             array, index = (_parquet_column if _is_parquet(path) else _arrow_column)(_state(path), int(row), column)
-            cell = array[index].values[int(item)] if item else array[index]
-            content = (cell if _is_binary(cell.type) else cell["bytes"]).as_py()
+            cell = array[index]
+            for step in steps:
+                cell = cell.values[int(step)] if _is_list(cell.type) else cell[step]
+            content = (cell["bytes"] if _has(cell.type, "bytes") else cell).as_py()
         except (IndexError, KeyError, TypeError, AttributeError) as error:
             raise _Told(f"{path} has no cell {member} ({error}); load the dataset again") from error
+        content = embedded.decoded(content) if isinstance(content, str) else content
         if not isinstance(content, bytes):
             raise _Told(f"{path} has no bytes in the cell {member}; load the dataset again")
     return content
@@ -125,9 +116,9 @@ def largest_group(path: Path) -> int:
         return 0
     with _failing(path):
         file = _parquet(*_state(path))
-        leaves = _leaves(file)
+        leaves = _binary(file)
         groups = [file.metadata.row_group(group) for group in range(file.num_row_groups)]
-        return max((group.column(i).total_uncompressed_size for group in groups for i in leaves.values()), default=0)
+        return max((group.column(i).total_uncompressed_size for group in groups for i in leaves), default=0)
 
 
 # ---- both forms ------------------------------------------------------------------------------------------------------
@@ -158,6 +149,31 @@ def _has(kind: Any, field: str) -> bool:
 def _is_media(kind: Any) -> bool:
     kind = kind.value_type if _is_list(kind) else kind
     return _is_binary(kind) or (_has(kind, "bytes") and _is_binary(kind.field("bytes").type))
+
+
+def _values(array: Any, path: Path, first: int, name: str) -> list[Any]:
+    """The values of another column, with addresses for media in it."""
+    values = array.to_pylist()
+    if not _holds(array):
+        return values
+    return [embedded.located(value, path, f"{row}", name) for row, value in enumerate(values, start=first)]
+
+
+def _holds(array: Any) -> bool:
+    """Whether there are bytes or ``data:`` URIs in a column."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    kind = array.type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return pc.any(pc.starts_with(array, "data:")).as_py() or False  # type: ignore[attr-defined]
+    if _is_list(kind):
+        return _holds(array.flatten())
+    if pa.types.is_struct(kind):
+        return any(_holds(array.field(i)) for i in range(kind.num_fields))
+    if pa.types.is_dictionary(kind):
+        return _holds(array.dictionary)
+    return _is_binary(kind) or pa.types.is_string_view(kind)
 
 
 def _addresses(array: Any, path: Path, first: int, name: str) -> list[Any]:
@@ -231,6 +247,14 @@ def _leaves(file: "pq.ParquetFile") -> dict[str, int]:
     return found
 
 
+def _binary(file: "pq.ParquetFile") -> set[int]:
+    """The numbers of all leaves of bytes, also of those inside messages."""
+    leaves = (file.schema.column(i) for i in range(len(file.schema)))
+    return {
+        i for i, leaf in enumerate(leaves) if leaf.physical_type == "BYTE_ARRAY" and leaf.logical_type.type == "NONE"
+    }
+
+
 def _parquet_batches(path: Path) -> "Iterator[pa.RecordBatch]":
     """The rows without bytes that need not be read: a few rows at a time where some must."""
     file = _parquet(*_state(path))
@@ -238,15 +262,15 @@ def _parquet_batches(path: Path) -> "Iterator[pa.RecordBatch]":
     paths = [file.schema.column(i).path for i in range(len(file.schema))]
     for group in range(file.num_row_groups):
         told = file.metadata.row_group(group)
-        sizes = {name: told.column(i).total_uncompressed_size for name, i in leaves.items()}
-        if wrong := [name for name, size in sizes.items() if size > LARGEST]:
+        sizes = [told.column(i).total_uncompressed_size for i in range(len(paths))]
+        if wrong := [i for i in sorted(_binary(file)) if sizes[i] > LARGEST]:
             raise ValueError(
-                f"row group {group} holds {sizes[wrong[0]]:,} bytes of {wrong[0]}, which are unpacked to read one; "
-                f"wanted at most {LARGEST:,}: write it in row groups of some 100 rows (row_group_size=100)"
+                f"row group {group} holds {sizes[wrong[0]]:,} bytes of {paths[wrong[0]].removesuffix('.bytes')}, which "
+                f"are unpacked to read one; wanted at most {LARGEST:,}: write it in row groups of some 100 rows "
+                "(row_group_size=100)"
             )
-        read = {name: i for name, i in leaves.items() if not _all_there(file, group, name, i, paths)}
-        unread = set(leaves.values()) - set(read.values())
-        step = STEP * told.num_rows // max(1, sum(sizes[name] for name in read)) if read else BATCH
+        unread = {i for name, i in leaves.items() if _all_there(file, group, name, i, paths)}
+        step = STEP * told.num_rows // max(1, sum(size for i, size in enumerate(sizes) if i not in unread))
         columns = [leaf for i, leaf in enumerate(paths) if i not in unread]
         yield from file.iter_batches(max(1, min(step, BATCH)), row_groups=[group], columns=columns)
 
@@ -281,8 +305,9 @@ class _Groups:
         with self._lock:
             if key not in self._held:
                 file = _parquet(*state)
-                leaf = file.schema.column(_leaves(file)[column]).path
-                self._held[key] = file.read_row_group(group, columns=[leaf]).column(0)
+                leaf = _leaves(file).get(column)
+                wanted = column if leaf is None else file.schema.column(leaf).path
+                self._held[key] = file.read_row_group(group, columns=[wanted]).column(0)
                 while len(self._held) > 1 and sum(array.nbytes for array in self._held.values()) > HELD:
                     self._held.popitem(last=False)
             self._held.move_to_end(key)

@@ -11,6 +11,7 @@ In a folder the rows of a split, here ``train``, are one of:
 A file, and a folder with one split saved alone, hold rows of all splits.
 """
 
+import codecs
 import dataclasses
 import functools
 import itertools
@@ -21,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fairgrpo_jax.data import cells, tables
+from fairgrpo_jax.data import cells, embedded, tables
 from fairgrpo_jax.data.tables import Problems
 
 
@@ -265,8 +266,10 @@ def _shown(folder: Path) -> list[Path]:
 
 def _lines(path: Path, problems: Problems) -> Iterator[tuple[int, dict[str, Any]]]:
     """JSON lines."""
+    end = 0
     with path.open("rb") as file:
         for line, raw in enumerate(file, start=1):
+            start, end = end, end + len(raw)
             try:
                 text = raw.decode("utf-8-sig" if line == 1 else "utf-8").strip()
                 if not text:
@@ -276,9 +279,14 @@ def _lines(path: Path, problems: Problems) -> Iterator[tuple[int, dict[str, Any]
                 problems.add(line, f"no JSON ({error})")
                 continue
             if isinstance(row, dict):
-                yield line, row
+                yield line, _located(row, path, start, end) if b";base64," in raw else row
             else:
                 problems.add(line, f"{text[:40]} is no object")
+
+
+def _located(row: dict[str, Any], path: Path, start: int, end: int) -> dict[str, Any]:
+    """A row whose media as text stay in the file, between two of its bytes."""
+    return {column: embedded.located(value, path, f"{start}-{end}", column) for column, value in row.items()}
 
 
 def _is_list(path: Path) -> bool:
@@ -293,7 +301,10 @@ def _list(path: Path, problems: Problems) -> Iterator[tuple[int, dict[str, Any]]
     """A JSON list, one element at a time; what is broken ends it."""
     plain, number = json.JSONDecoder(), 0
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        content = path.read_bytes()
+        text, counted = content.decode("utf-8-sig"), 0
+        end, heavy = len(content) - len(content.removeprefix(codecs.BOM_UTF8)), b";base64," in content
+        del content
         place = _blank(text, text.index("[") + 1)
         while text[place : place + 1] != "]":
             number += 1
@@ -307,6 +318,10 @@ def _list(path: Path, problems: Problems) -> Iterator[tuple[int, dict[str, Any]]
                 problem, (row, place) = f"no JSON ({error})", plain.raw_decode(text, start)
             if problem or not isinstance(row, dict):
                 problems.add(number, problem or f"{text[start:place][:40]} is no object")
+            elif heavy:
+                begin = end + len(text[counted:start].encode())
+                counted, end = place, begin + len(text[start:place].encode())
+                yield number, _located(row, path, begin, end)
             else:
                 yield number, row
             place = _blank(text, place)

@@ -6,14 +6,13 @@ A message is ``{"role": ..., "content": ...}`` or ``{"from": ..., "value": ...}`
 {"url": ...}}``, videos alike. Texts are kept to the letter; nothing moves.
 """
 
-import base64
-import binascii
 import json
 import re
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
+from fairgrpo_jax.data import embedded as inside
 from fairgrpo_jax.data.record import Media, Turn
 
 
@@ -43,7 +42,6 @@ _ROLES: dict[Any, Literal["system", "user", "assistant"]] = {
     **{"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"},
 }
 _WEB = re.compile(r"(?!file:)[a-zA-Z][a-zA-Z0-9+.-]+://")
-_DATA = re.compile(r"data:[^,]*;base64,")
 
 
 def read(prompt: Any) -> list[Message]:
@@ -213,11 +211,8 @@ def embedded(value: Any) -> Any:
         raise ValueError(f"{reprlib.repr(value)} is an address on the web; wanted a file: download it first")
     if not value.startswith("data:"):
         return value
-    if head := _DATA.match(value):
-        try:
-            return {"bytes": base64.b64decode(value[head.end() :], validate=True), "path": None}
-        except binascii.Error:
-            pass
+    if (content := inside.decoded(value)) is not None:
+        return {"bytes": content, "path": None}
     raise ValueError(f"{reprlib.repr(value)} is no data:...;base64, URI; wanted one, or a file")
 
 

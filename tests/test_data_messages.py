@@ -109,21 +109,68 @@ def test_every_form_is_the_same_record(tmp_path, form):
     assert record.question == "You read X-rays.\nBefore: \nWhat is seen?\nNodule\nand now, ?"
 
 
-def test_media_inside_a_part_as_bytes(tmp_path):
-    wanted = np.asarray(Image.open(PNG))
-    as_uri = [{"role": "user", "content": [text("a"), {"type": "image_url", "image_url": {"url": DATA}}, text("b")]}]
-    (record,) = load(tmp_path, {"messages": as_uri, "answer": "x"})
-    np.testing.assert_array_equal(media.decode(record.media[0]), wanted)
-    (record,) = load(tmp_path, {"prompt": "a", "images": DATA, "answer": "x"})
-    np.testing.assert_array_equal(media.decode(record.media[0]), wanted)
-    parts = [{"type": "text", "text": "a", "image": None}, {"type": "image", "text": None}]
-    parts[1]["image"] = {"bytes": PNG.getvalue(), "path": "x.png"}
-    table = pa.Table.from_pylist([{"messages": [{"role": "user", "content": parts}], "answer": "x"}])
-    (tmp_path / "train.jsonl").unlink()
-    pq.write_table(table, tmp_path / "train.parquet")
+AS_URI = [{"role": "user", "content": [text("ä"), {"type": "image_url", "image_url": {"url": DATA}}, text("b")]}]
+AS_BYTES = [
+    {
+        "role": "user",
+        "content": [text("ä") | {"image": None}, IMAGE | {"image": {"bytes": PNG.getvalue()}, "text": None}],
+    }
+]
+INSIDE = [
+    *[{"messages": AS_URI, "answer": "x"}, {"prompt": "ä", "images": DATA, "answer": "x"}],
+    *[{"prompt": "<image>ä", "images": [DATA], "answer": "x"}, {"prompt": AS_BYTES, "answer": "x"}],
+]
+
+
+def json_lines(path, rows):
+    path.with_suffix(".jsonl").write_text("\ufeff" + "".join(json.dumps(one) + "\n" for one in rows), encoding="utf-8")
+
+
+def json_list(path, rows):
+    path.with_suffix(".json").write_text(json.dumps(rows, indent=1, ensure_ascii=False).replace("\n", "\r\n"), "utf-8")
+
+
+def parquet(path, rows):
+    pq.write_table(pa.Table.from_pylist(rows), path.with_suffix(".parquet"), row_group_size=2)
+
+
+def arrow(path, rows):
+    table = pa.Table.from_pylist(rows)
+    with pa.OSFile(str(path.with_suffix(".arrow")), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table, max_chunksize=2)
+
+
+@pytest.mark.parametrize("row", INSIDE, ids=["URI in a message", "URI", "URIs", "bytes in a message"])
+@pytest.mark.parametrize("write", [json_lines, json_list, parquet, arrow])
+def test_media_inside_rows_stay_on_disk(tmp_path, write, row):
+    """Of the right row, behind others with letters of several bytes; a file that was written anew is noticed."""
+    if row is INSIDE[3] and write in (json_lines, json_list):
+        return  # JSON has no bytes
+    other = Image.new("RGB", (3, 2), "red")
+    other.save(buffer := io.BytesIO(), "png")
+    uri = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    first = json.loads(json.dumps(row, default=lambda _: None).replace(DATA, uri)) if row is not INSIDE[3] else row
+    write(tmp_path / "train", [first, first, row, first])
+    records = jsonl.load(tmp_path, split="train").records
+    for record, size in zip(records, [(2, 3), (2, 3), (60, 40), (2, 3)], strict=True):
+        (medium,) = record.media
+        assert medium.pixels is None and medium.member is not None and record.question.startswith("ä")
+        assert row is INSIDE[3] or media.decode(medium).shape[:2] == size
+    np.testing.assert_array_equal(media.decode(records[2].media[0]), np.asarray(Image.open(PNG)))
+    write(tmp_path / "train", [{"prompt": "a", "images": "1.png", "messages": None, "answer": "x"}])
+    with pytest.raises(ValueError, match="record .*train.*(no cell|is no).*"):
+        media.decode_record(records[2])
+
+
+def test_media_in_the_text_of_a_cell(tmp_path, monkeypatch):
+    """In the text of CSV there is no place to name; such media are held in memory, and not too many of them."""
+    content = json.dumps([*AS_URI]).replace('"', '""')
+    (tmp_path / "train.csv").write_text(f'messages,answer\n"{content}",x\n', encoding="utf-8")
     (record,) = jsonl.load(tmp_path, split="train")
-    assert record.turns == (Turn("user", ("a", None)),)
-    np.testing.assert_array_equal(media.decode(record.media[0]), wanted)
+    np.testing.assert_array_equal(record.media[0].pixels, np.asarray(Image.open(PNG)))
+    monkeypatch.setattr(jsonl, "HELD", 7000)
+    with pytest.raises(ValueError, match="train.csv: the pictures inside its rows up to line 2 take 7,200 bytes"):
+        jsonl.load(tmp_path, split="train")
 
 
 def test_what_goes_without_saying_is_not_said(tmp_path):

@@ -35,6 +35,7 @@ from fairgrpo_jax.data.splits import by_patient
 
 
 SPLITS = ("train", "test")
+HELD = 1 << 30  # bytes of pictures that stand as text in the cells of CSV, which are held in memory
 HELD_OUT = 0.2  # share of the patients, if the file has no splits
 ABOUT = About(
     name="jsonl",
@@ -92,7 +93,7 @@ def load(
         raise ValueError(f"num_frames is {num_frames}; wanted at least 1")
     rows = forms.find(Path(root), split)
     path, alone, problems = rows.path, rows.alone, rows.problems()
-    records, seen = [], dict[str, int]()  # both in the order of the rows
+    records, seen, held = [], dict[str, int](), 0  # the first two in the order of the rows
     found = Columns(columns or {}, codes or {})
     choices = next((names for name, names in rows.classes.items() if found.name(name) in NAMES["answer"]), None)
     given = _Given(
@@ -110,6 +111,12 @@ def load(
             problems.add(line, str(error))
             continue
         records.append(record)
+        held += sum([medium.pixels.nbytes for medium in record.media if medium.pixels is not None])
+        if held > HELD:
+            raise ValueError(
+                f"{path}: the pictures inside its rows up to {problems.unit} {line} take {held:,} bytes of memory; "
+                f"wanted at most {HELD:,}: keep them in files, or write JSON lines or Parquet, where they stay on disk"
+            )
         found.said += record.answer != told.answer and not _answer(told)
         if not record.media:
             found.without_media.append(line)
