@@ -4,7 +4,7 @@ One step, as data:
 
     records      -> prompts        P questions with images or video, their domain and demographic group
     prompts      -> rollouts       G sampled completions of each, with log-probabilities
-    rollouts     -> rewards        (P, G): 1 where the boxed answer is right, else 0
+    rollouts     -> rewards        (P, G): by default 1 where the boxed answer is right, else 0
     rewards      -> advantages     (P, G), on the whole rollout batch; FairGRPO weighs prompts by their group
     advantages   -> policy         one or several clipped updates
 
