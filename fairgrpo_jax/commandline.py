@@ -1,6 +1,7 @@
 """Helpers of all commands: an optional preset name, dotted overrides, ``--list``, readable errors."""
 
 import contextlib
+import csv
 import dataclasses
 import io
 import logging
@@ -55,7 +56,9 @@ def parse(argv: list[str], *, prog: str, description: str | None, schema: type =
 
 
 def override(config: options.Config, changes: Mapping[str, str]) -> options.Config:
-    """The config with other values of options, by their dotted names; a list is joined by commas.
+    """The config with other values of options, by their dotted names.
+
+    A list is joined by commas, as a line of CSV: an element with a comma of its own stands in double quotes.
 
     Raises:
         ValueError: for an unknown option or an invalid value, as the command line says it.
@@ -67,7 +70,7 @@ def override(config: options.Config, changes: Mapping[str, str]) -> options.Conf
             section, dot, option = name.replace("_", "-").rpartition(".")
             argv.append(f"--{section}{dot}{'' if value == 'true' else 'no-'}{option}")
         else:
-            argv += [flag, *value.split(",")]
+            argv += [flag, *next(csv.reader([value]), [""])]
     return apply(config, argv)
 
 

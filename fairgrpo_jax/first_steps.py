@@ -19,6 +19,11 @@ SHOWN = 240  # characters of a text that are shown
 BEGINNINGS = ("none of the completions", "all completions")
 
 
+# What reads answers in boxes alone, and forms.
+BOXED = frozenset({"exact", "set_f1", "think_box", "one_box"})
+IN_BOX, IN_TAGS = r"\boxed{...}", f"{parsing.ANSWER}...{parsing.ANSWER_END}"
+
+
 class Example(NamedTuple):
     """A completion, what it was asked, and what was looked for."""
 
@@ -40,6 +45,8 @@ class FirstSteps:
         means = [row["reward/mean"] for row in rows if row["kind"] == "train"]
         notes = [line for row in rows if row["kind"] == "note" for line in row["changes"]]
         self._config = config
+        self._boxed = {part.name for part in config.reward.parts} <= BOXED
+        self._asked = _asked(config.data.instruction)
         self._silent = any(line.startswith(BEGINNINGS) for line in notes)
         self._none, self._full = all(mean <= 0 for mean in means), all(mean == 1 for mean in means)
         self._seen: collections.Counter[str] = collections.Counter()
@@ -54,8 +61,9 @@ class FirstSteps:
         self._none &= not (values > 0).any()
         self._full &= bool((values == 1).all())
         for row, (record, prompt) in enumerate(zip(given.records, prompts, strict=True)):
+            self._asked |= _asked(prompt)
             for text, finished in zip(given.texts[row], given.finished[row], strict=True):
-                kind = kind_of(text, record.answer, bool(finished))
+                kind = kind_of(text, record.answer, bool(finished), boxed=self._boxed)
                 self._seen[kind] += 1
                 self._examples[kind] = Example(getattr(record, "uid", ""), prompt, text, record.answer)
 
@@ -81,8 +89,8 @@ class FirstSteps:
         parts = ", ".join(f"{count / total:.0%} {KINDS[kind]}" for kind, count in self._seen.most_common())
         return [
             f"none of the completions of the first {STEPS} steps has a reward, so nothing is learned "
-            f"(reward.components {' '.join(self._config.reward.components)})",
-            f"of the {total:,}: {parts}",
+            f"(reward.components {self._components})",
+            f"of the {total:,}: {parts.format(form=self._form)}",
             f"likeliest: {self._remedy(most)}",
         ]
 
@@ -92,27 +100,40 @@ class FirstSteps:
             "likeliest: the questions are too easy for this policy, all have one answer, or the prompt gives it away",
         ]
 
+    @property
+    def _components(self) -> str:
+        return " ".join(self._config.reward.components)
+
+    @property
+    def _form(self) -> str:
+        """The form of an answer: what prompts ask for, or what the reward reads."""
+        return " or ".join(sorted(self._asked)) or (IN_BOX if self._boxed else f"{IN_TAGS} or {IN_BOX}")
+
     def _remedy(self, kind: str) -> str:
-        asked = "boxed" in self._config.data.instruction
-        if kind == "no box" and not asked:
-            return r"nothing asks for the box: --data.instruction 'Give the final answer in \boxed{}.'"
-        return REMEDIES[kind].format(limit=self._config.sampling.max_new_tokens)
+        if kind == "no answer" and not self._asked:
+            return rf"no prompt asks for {self._form}: --data.instruction 'Give the final answer in \boxed{{}}.'"
+        if kind == "tags" and self._asked == {IN_TAGS}:
+            return f"the prompts ask for {IN_TAGS}, the reward reads boxes: --reward.components answered"
+        return REMEDIES[kind].format(limit=self._config.sampling.max_new_tokens, reward=self._components)
 
 
 # What a completion without reward is, most telling first, and what to do about it.
 KINDS = {
     "cut off": "were cut off before an answer",
-    "open thought": "have a box only inside <think>, which is not closed after it",
-    "no box": r"ended without \boxed{...}",
-    "spelling": "box the answer in another spelling",
-    "other": "box another answer",
+    "open thought": "answer only inside <think>, which is not closed after it",
+    "no answer": "ended without {form}",
+    "tags": "answer in tags instead of a box",
+    "spelling": "give the answer in another spelling",
+    "other": "give another answer",
 }
 REMEDIES = {
     "cut off": "sampling.max_new_tokens={limit} is too short for them: a larger one, or an instruction to be brief",
     "open thought": "the policy answers within its thoughts: an instruction that says where the thought ends, or a "
     "larger sampling.max_new_tokens than {limit}",
-    "no box": "the policy does not do what data.instruction asks for: plainer words there, or a supervised stage "
-    "(--warmup.steps)",
+    "no answer": "the policy does not do what the prompt asks for: plainer words in data.instruction, or a supervised "
+    "stage (--warmup.steps)",
+    "tags": "{reward} reads boxes alone: --reward.components answered, or --data.instruction 'Give the final answer in "
+    "\\boxed{{}}.'",
     "spelling": "answers are compared letter by letter: show the wanted spelling (--data.list-choices), or write the "
     "answers of the data as the policy does",
     "other": "the answers are wrong: the questions are too hard, or the column read as answer is not the answer "
@@ -120,18 +141,33 @@ REMEDIES = {
 }
 
 
-def kind_of(text: str, answer: str, finished: bool) -> str:
+def kind_of(text: str, answer: str, finished: bool, *, boxed: bool = True) -> str:
     r"""What a completion is in the eyes of ``parsing.parse``, as a key of ``KINDS``.
 
+    Args:
+        text: the completion.
+        answer: the reference.
+        finished: whether it ended by itself.
+        boxed: whether the reward reads answers in boxes alone.
+
     >>> kind_of("Nevus.", "Nevus", True), kind_of(r"\boxed{nevus.}", "Nevus", True), kind_of("It seems", "Nevus", False)
-    ('no box', 'spelling', 'cut off')
+    ('no answer', 'spelling', 'cut off')
     """
-    said = parsing.parse(text).answer
-    if said is not None:
-        return "spelling" if _plain(said) == _plain(answer) else "other"
-    if parsing.BOX in text and parsing.THOUGHT in text.rpartition(parsing.THOUGHT_END)[2]:
+    found = parsing.parse(text)
+    if found.answer is not None and boxed and not found.boxes:
+        return "tags"
+    if found.answer is not None:
+        return "spelling" if _plain(found.answer) == _plain(answer) else "other"
+    given = parsing.BOX in text or parsing.ANSWER in text
+    if given and parsing.THOUGHT in text.rpartition(parsing.THOUGHT_END)[2]:
         return "open thought"
-    return "no box" if finished else "cut off"
+    return "no answer" if finished else "cut off"
+
+
+def _asked(prompt: str) -> set[str]:
+    """The forms of answers that a prompt names."""
+    named = {IN_BOX: "\\boxed", IN_TAGS: parsing.ANSWER}
+    return {form for form, words in named.items() if words in prompt}
 
 
 def _plain(text: str) -> str:
@@ -143,7 +179,7 @@ def _shown(example: Example) -> list[str]:
     return [
         f"for example {example.uid}: the prompt ends with {_end(example.prompt)!r}",
         f"said: {_end(example.text)!r}",
-        f"looked for: {example.answer!r}; found in the box: {'nothing' if found is None else repr(found)}",
+        f"looked for: {example.answer!r}; found as the answer: {'nothing' if found is None else repr(found)}",
     ]
 
 

@@ -295,12 +295,12 @@ def open_run(config: options.Config, workdir: Path | None) -> Iterator[Run]:
 
 
 def _judge(config: options.Config, path: Path) -> Any:
-    """The judge of a run, on its devices or behind an endpoint; the second keeps its answers in the run folder."""
-    if config.judge.path is not None:
-        return local_judge.LocalJudge(config.judge, mesh=config.mesh)
+    """The judge of a run, on its devices or behind an endpoint; its answers are kept in the run folder."""
     folder.create(path)
-    cache = config.judge.cache or path / "judge.sqlite"
-    return rewards.Judge(dataclasses.replace(config.judge, cache=cache))
+    settings = dataclasses.replace(config.judge, cache=config.judge.cache or path / "judge.sqlite")
+    if settings.path is not None:
+        return local_judge.LocalJudge(settings, mesh=config.mesh)
+    return rewards.Judge(settings)
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ One step, as data:
 
     records      -> prompts        P questions with images or video, their domain and demographic group
     prompts      -> rollouts       G sampled completions of each, with log-probabilities
-    rollouts     -> rewards        (P, G): 1 where the boxed answer is right, else 0
+    rollouts     -> rewards        (P, G): by default 1 where the boxed answer is right, else 0
     rewards      -> advantages     (P, G), on the whole rollout batch; FairGRPO weighs prompts by their group
     advantages   -> policy         one or several clipped updates
 
@@ -124,7 +124,7 @@ def reinforce(run: runs.Run, state: learner.TrainState, start: int, prompts: Pro
                         copy, batch.prompt, key, config, run.encoder, run.mesh, listener(run, batch, asked)
                     )
                 with phases("reward"):
-                    texts = rollout.texts(rollouts, run.tokenizer)
+                    texts = decoded(asked) if asked else rollout.texts(rollouts, run.tokenizer)
                     seen.append(score(batch, rollouts, texts, run.scorer, architecture, state.memory, asked))
                     require_scores(step + 1, seen, config.reward)
                 kept, drawn = refill(kept, seen, by_cell=config.data.sampling == "fair")
@@ -226,6 +226,12 @@ def listener(
         asked.append((rows, run.scorer.start(given)))
 
     return heard
+
+
+def decoded(asked: Asked) -> list[list[str]]:
+    """The texts of a batch whose waves were all ``asked`` about, in the order of its prompts."""
+    texts = {row: said for rows, part in asked for row, said in zip(rows.tolist(), part.answers.texts, strict=True)}
+    return [[*texts[row]] for row in range(len(texts))]
 
 
 def score(

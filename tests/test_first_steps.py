@@ -1,5 +1,6 @@
 """What is said about first steps without a reward, or with nothing else."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,11 @@ from tests import tiny_batch
 
 
 ASKING = options.Config(data=options.Data(instruction=r"Answer in \boxed{}."))
+ANSWERED = options.Config(
+    reward=options.Reward(("answered", "think_answer=0.5")), fairness=options.Fairness(history="ring")
+)
+TAGGED = dataclasses.replace(ANSWERED, data=options.Data(instruction="Answer between <answer> and </answer>."))
+BOTH = options.Config(data=TAGGED.data)
 
 
 def given(*texts, answer="Nevus", finished=True):
@@ -38,12 +44,18 @@ def told(*texts, config=ASKING, rows=(), finished=True):
 @pytest.mark.parametrize(
     "text, finished, config, named",
     [
-        ("It is a nevus.", True, ASKING, r"100% ended without \\boxed.*does not do what data.instruction asks for"),
-        ("It is a nevus.", True, options.Config(), r"nothing asks for the box: --data.instruction .*\\boxed"),
+        ("It is a nevus.", True, ASKING, r"100% ended without \\boxed.*does not do what the prompt asks for"),
+        ("It is a nevus.", True, options.Config(), r"no prompt asks for \\boxed{...}: --data.instruction .*\\boxed"),
+        ("It is a nevus.", True, TAGGED, "100% ended without <answer>...</answer>.*does not do what the prompt asks"),
+        ("It is a nevus.", True, ANSWERED, r"no prompt asks for <answer>...</answer> or \\boxed{...}: --data"),
+        ("<answer>B</answer>", True, TAGGED, "100% give another answer.*found as the answer: 'B'"),
+        ("<answer>Nevus</answer>", True, BOTH, "prompts ask for <answer>...</answer>, the reward reads boxes: --rew"),
+        ("<answer>Nevus</answer>", True, ASKING, "100% answer in tags instead of a box.*exact reads boxes alone: --"),
+        ("<think><answer>Nevus</answer>", False, TAGGED, "100% answer only inside <think>"),
         ("It is", False, ASKING, "100% were cut off before an answer.*sampling.max_new_tokens=12 is too short"),
-        (r"\boxed{nevus.}", True, ASKING, "another spelling.*letter by letter.*found in the box: 'nevus.'"),
-        (r"\boxed{Melanoma}", True, ASKING, "100% box another answer.*`data check`.*found in the box: 'Melanoma'"),
-        (r"<think>\boxed{Nevus}", False, ASKING, "only inside <think>.*found in the box: nothing"),
+        (r"\boxed{nevus.}", True, ASKING, "another spelling.*letter by letter.*found as the answer: 'nevus.'"),
+        (r"\boxed{Melanoma}", True, ASKING, "100% give another answer.*`data check`.*found as the answer: 'Melanoma'"),
+        (r"<think>\boxed{Nevus}", False, ASKING, "answer only inside <think>.*found as the answer: nothing"),
     ],
 )
 def test_no_reward_is_said_with_its_likeliest_reason_and_an_example(text, finished, config, named):
@@ -60,13 +72,13 @@ def raise_it(text):
 
 def test_shares_of_several_reasons_add_up():
     lines = told("no", "no", r"\boxed{nevus}", r"\boxed{Edema}")
-    assert r"of the 20: 50% ended without \boxed{...}, 25% box" in lines[1] and "said: 'no'" in lines[4]
+    assert r"of the 20: 50% ended without \boxed{...}, 25% give" in lines[1] and "said: 'no'" in lines[4]
 
 
 def test_all_rewards_full_is_said_too():
     lines = told(r"\boxed{Nevus}", r"\boxed{Nevus}")
     assert lines[0].startswith("all completions of the first 5 steps have the full reward")
-    assert lines[-1] == "looked for: 'Nevus'; found in the box: 'Nevus'"
+    assert lines[-1] == "looked for: 'Nevus'; found as the answer: 'Nevus'"
 
 
 def test_nothing_is_said_where_rewards_differ():

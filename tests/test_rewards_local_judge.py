@@ -82,11 +82,39 @@ def test_without_a_chat_template_a_question_is_plain_text(tmp_path):
 
 
 def test_neighbours_change_nothing_to_the_last_bit(one):
-    with opened(one, mode="typed") as judge:
-        together = ask(judge, TEXTS * 3)
-        np.testing.assert_array_equal(together, ask(judge, (TEXTS * 3)[::-1])[::-1])
-        np.testing.assert_array_equal(together[: len(TEXTS)], [ask(judge, [text])[0] for text in TEXTS])
-        np.testing.assert_array_equal(together, ask(judge, TEXTS * 3))
+    def anew(texts):  # by a judge that has kept nothing
+        with opened(one, mode="typed") as judge:
+            return ask(judge, texts)
+
+    together = anew(TEXTS * 3)
+    np.testing.assert_array_equal(together, anew((TEXTS * 3)[::-1])[::-1])
+    np.testing.assert_array_equal(together[: len(TEXTS)], [anew([text])[0] for text in TEXTS])
+    np.testing.assert_array_equal(together, anew(TEXTS * 3))
+
+
+def test_what_was_read_is_kept_in_the_file(one, tmp_path):
+    """By another judge of the same weights, whichever its mode; not by one of other weights or another dtype."""
+    file = tmp_path / "judge.sqlite"
+    with opened(one, mode="typed", cache=file) as judge:
+        first = ask(judge, TEXTS[:4])
+        assert judge.counts()["calls"] == 4 and judge.counts()["cache_hits"] == 0
+        np.testing.assert_array_equal(first, ask(judge, TEXTS[:4]))
+        said = judge.counts()["said"]
+    with opened(one, mode="typed", cache=file) as judge:
+        np.testing.assert_array_equal(first, ask(judge, TEXTS[:4]))
+        assert (judge.counts()["calls"], judge.counts()["cache_hits"], judge.counts()["said"]) == (0, 4, said)
+        ask(judge, [TEXTS[0], TEXTS[5], TEXTS[5]])
+        assert (judge.counts()["calls"], judge.counts()["cache_hits"]) == (1, 6)
+    with opened(one, cache=file) as judge:
+        np.testing.assert_array_equal(ask(judge, TEXTS[:4]), first > 0.5)
+        assert judge.counts()["calls"] == 0
+    with LocalJudge(Options(path=one, cache=file)) as judge:
+        assert ask(judge, TEXTS[:1]).shape == (1, 1) and judge.counts()["calls"] == 1  # bfloat16
+    other = tiny_judge.write(tmp_path / "other", seed=1)
+    with opened(other, cache=file) as judge:
+        assert ask(judge, TEXTS[:1]).shape == (1, 1) and judge.counts()["calls"] == 1
+    with pytest.raises(ValueError, match="judge.cache=.*config.json.*wanted a file of ours"):
+        opened(one, cache=one / "config.json")
 
 
 def test_over_a_mesh(one):

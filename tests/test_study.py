@@ -96,6 +96,16 @@ def test_methods_of_a_seed_differ_in_their_own_options_only(tmp_path):
     assert (smaller.config.prompts, smaller.config.optim.lr) == (32, 1e-4)
 
 
+def test_elements_of_a_list_may_hold_commas_in_quotes(tmp_path):
+    """As a line of CSV: components of a reward have flags behind commas."""
+    names = ("grpo", 'grpo reward.components="exact@cxr,normalised",set_f1@us=0.2', "grpo reward.components=exact")
+    setting = "fairness.history=ring data.options=domains=cxr,test_cell=9"
+    _, first, mixed, plain = study.plan(arguments(methods=names, settings=(setting,)), tmp_path)
+    assert first.config.data.options == ("domains=cxr", "test_cell=9")
+    assert mixed.config.reward.components == ("exact@cxr,normalised", "set_f1@us=0.2")
+    assert plain.config.reward.components == ("exact",) and mixed.folder != plain.folder
+
+
 def test_data_change_with_the_seed_if_asked(tmp_path):
     tasks = study.plan(arguments(methods=("grpo",), seeds=(7,), vary_data=True), tmp_path)
     assert all(task.config.data.options == ("test_cell=120", "seed=7") for task in tasks)

@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fairgrpo_jax import config as options, evaluate, runs
+from fairgrpo_jax import config as options, evaluate, rollout, runs, train
+from fairgrpo_jax.models.tiny.tokenizer import tiny_tokenizer
 from fairgrpo_jax.rewards import judge as client, judge_prompts
 from tests import tiny_judge
 from tests.scripted_judge import Reply, Scripted
@@ -83,7 +84,18 @@ def without_counts(log):
 def test_a_judge_is_asked_once_beside_the_sampling_and_never_again(tmp_path, monkeypatch):
     """Rules and judges in waves; a run that lost its last step takes what was answered from the file in its folder."""
     monkeypatch.setattr(client, "BACK_OFF", 0.01)
-    asked = []
+    asked, decoded, decode, score = [], [], rollout.texts, train.score
+
+    def counted(batch, tokenizer):
+        decoded.append(batch.tokens.shape[:2])
+        return decode(batch, tokenizer)
+
+    def checked(batch, rollouts, texts, *rest):
+        assert texts == decode(rollouts, tiny_tokenizer())
+        return score(batch, rollouts, texts, *rest)
+
+    monkeypatch.setattr(rollout, "texts", counted)
+    monkeypatch.setattr(train, "score", checked)
 
     def script(body, before):
         text = body["messages"][0]["content"]
@@ -108,6 +120,8 @@ def test_a_judge_is_asked_once_beside_the_sampling_and_never_again(tmp_path, mon
             f"reward/judge/judge/{name}" for name in judge_prompts.DIMENSIONS
         }
         assert 0 <= steps[0]["reward/component/semantic"] < 0.5  # few thoughts yet, and of the others nobody was asked
+        waves = [shape for shape in decoded if shape[1] == config.rollouts]
+        assert waves == [(config.prompts // 2, config.rollouts)] * 6  # of three steps, each once
         calls = len(asked)  # the last evaluation comes after the last step
         assert calls > steps[-1]["judge/calls"] > 50 and len(set(asked)) == calls
         shutil.rmtree(tmp_path / "checkpoints" / "3")

@@ -259,7 +259,11 @@ def build(
     table = None
     if reward.percentiles is not None:
         table = _table(reward)
-        table.lookup(wanted)
+        if missing := ["|".join(key) for key in wanted if key not in table.stats]:
+            raise ValueError(
+                f"got reward.percentiles={reward.percentiles} without {', '.join(missing)} (dataset|task|component); "
+                "wanted the percentiles of all: PercentileTable.fit with their scores, or no table for those of the run"
+            )
     return Scorer(
         parts,
         functions,

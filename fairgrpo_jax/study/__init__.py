@@ -1,9 +1,10 @@
 r"""Compare methods: every method on the same data, warm-up, prompts and random keys, over seeds and settings.
 
 For every setting and seed the supervised stage runs once; each method starts from its weights. A method is one of those
-of the presets (``train --list``), with options after it in quotes: "fair_sampling draw.window=1". Finished runs are
-kept: the same command goes on with what is missing. ``results.md`` and ``results.csv`` hold the outcome, and
-``report.html`` shows the runs of the first seed side by side, by group, with intervals.
+of the presets (``train --list``), with options after it in quotes: "fair_sampling draw.window=1". A list is joined by
+commas; an element with a comma of its own stands in double quotes: 'grpo reward.components="exact,normalised"'.
+Finished runs are kept: the same command goes on with what is missing. ``results.md`` and ``results.csv`` hold the
+outcome, and ``report.html`` shows the runs of the first seed side by side, by group, with intervals.
 
 With --primaries the study is registered: methods, seeds and tests are written down before the first run, and a later
 change is refused.

@@ -1,0 +1,118 @@
+"""Under the reward of every preset a wrong answer is worth no more than a right one; the manual says how near it comes.
+
+The rewards are read from the presets, so that new ones are covered. A judge, where a reward asks one, is the most
+lenient there is: it gives the best grade to whatever it is asked about. Lengths are in words.
+"""
+
+import concurrent.futures
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+
+from fairgrpo_jax import config as options, configs, rewards
+from fairgrpo_jax.rewards import accuracy
+from fairgrpo_jax.rewards.audit import ATTACKS, EXAMPLES, REASONING, audit, forms
+from fairgrpo_jax.rewards.parsing import parse
+from tests.test_rewards_audit import COMPLETIONS
+
+
+DOCS = Path(__file__).parent.parent / "docs" / "rewards.md"
+LONG = " ".join([REASONING] * 200)
+PRESETS = {name: configs.get(name) for name in configs.names()}
+# One preset of each reward.
+REWARDS = {" ".join(config.reward.components): name for name, config in reversed(PRESETS.items())}
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """An example of the audit, with the further attributes of a record."""
+
+    question: str
+    answer: str
+    choices: tuple[str, ...] = ()
+    uid: str = "own/1"
+    dataset: str = "own"
+    extra: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+RECORDS = [Asked(*found) for found in EXAMPLES]
+
+
+class Lenient:
+    """A judge to whom everything is excellent."""
+
+    options = options.Judge()
+
+    def submit(self, questions):
+        done: concurrent.futures.Future[np.ndarray] = concurrent.futures.Future()
+        done.set_result(np.ones((len(questions), len(questions[0].dimensions)), np.float32))
+        return done
+
+
+def words(text):
+    return len(text.split())
+
+
+def rule(name):
+    """The reward of a preset as its run has it: completions and their records to (N,)."""
+    config, judge = PRESETS[name], None
+    if rewards.asks_judge(config.reward.components):
+        judge: Any = Lenient()
+    how = {"count": words, "lettered": config.data.letters, "judge": judge}
+    scorer = rewards.build(config.reward, config.sampling, RECORDS, **how)
+
+    def score(texts, records):
+        known = {record.question: record for record in RECORDS}
+        lengths = np.array([[words(text)] for text in texts])
+        asked = [known[record.question] for record in records]
+        found = rewards.Answers([[text] for text in texts], asked, lengths, np.ones(lengths.shape, bool))
+        return scorer(found, scorer.begin()).rewards[:, 0]
+
+    return score
+
+
+RULES = {name: rule(name) for name in REWARDS.values()}
+
+
+def right(name, thought):
+    """The reward of the right answer to each record, in the better of the two forms."""
+    both = [[forms(record.answer, thought)[form] for record in RECORDS] for form in (0, 1)]
+    return np.max([RULES[name](texts, RECORDS) for texts in both], axis=0)
+
+
+def is_right(text, record):
+    """Whether a completion names the answer, by letter or in words, with nothing else."""
+    said = parse(text).answer or ""
+    named = accuracy.choice(said, record.choices) or said
+    labels = {accuracy.words(accuracy.unwrapped(label)) for label in named.split(", ")}
+    return labels == {accuracy.words(label) for label in record.answer.split(", ")}
+
+
+@pytest.mark.parametrize("name", REWARDS.values(), ids=REWARDS)
+@settings(max_examples=25)
+@given(text=COMPLETIONS)
+@example(text=forms("Left lower lobe", LONG)[0])
+@example(text=forms("something else", LONG)[0])
+@example(text=forms("something else", LONG)[1])
+def test_no_completion_scores_above_a_correct_one(name, text):
+    got = RULES[name]([text] * len(RECORDS), RECORDS)
+    assert np.isfinite(got).all() and np.all(got <= right(name, LONG))
+    wrong = np.array([not is_right(text, record) for record in RECORDS])
+    assert np.all(got[wrong] <= right(name, "")[wrong]), "not even above a right answer without any reasoning"
+
+
+def test_the_table_of_the_manual():
+    lines = ["| reward | right, long thought | right, no thought | best wrong answer |", "|---|---|---|---|"]
+    for components, name in sorted(REWARDS.items(), key=lambda pair: (pair[0].count(" "), pair[0])):
+        most, least = right(name, LONG), right(name, "")
+        assert len({*most}) == len({*least}) == 1
+        rows = audit(RULES[name], EXAMPLES)
+        assert [row.attack for row in rows] == [*ATTACKS]
+        wrong = max(row.wrong for row in rows)
+        reached = "**" if wrong >= least[0] else ""
+        lines.append(f"| `{components}` | {most[0]:.2f} | {least[0]:.2f} | {reached}{wrong:.2f}{reached} |")
+    assert "\n".join(lines) in DOCS.read_text(), "\n".join(lines)
