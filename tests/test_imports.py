@@ -58,7 +58,13 @@ ORDER = {name: (floor, place) for floor, names in enumerate(FLOORS) for place, n
 # On the second floor only these arrows exist; data knows no model, models know no dataset.
 SIDEWAYS = {("configs", "config"), ("models", "mesh"), ("rewards", "config"), ("rewards", "models")}
 SIDEWAYS |= {("report", "config"), ("report", "tracking"), ("report", "files"), ("tracking", "files")}
-SIDEWAYS |= {("report", "processes"), ("data", "processes"), ("audit", "data"), ("audit", "files")}
+SIDEWAYS |= {
+    ("report", "processes"),
+    ("data", "processes"),
+    ("audit", "data"),
+    ("audit", "files"),
+    ("audit", "processes"),
+}
 
 
 def modules():
@@ -115,9 +121,9 @@ def test_pure_modules_load_nothing_heavy():
 
 
 def test_audit_needs_no_jax():
-    code = (
-        "import sys, fairgrpo_jax.audit; print([m for m in ('jax', 'scipy.stats', 'tyro') if m in sys.modules])"
-    )
+    """Whoever has predictions of another model waits for none of it."""
+    code = "import sys, fairgrpo_jax.evaluate; from fairgrpo_jax.audit import command, page, paired"
+    code += "; print([name for name in ('jax', 'scipy.stats', 'tyro', 'matplotlib') if name in sys.modules])"
     assert printed(code).strip() == "[]"
 
 

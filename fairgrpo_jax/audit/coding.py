@@ -168,8 +168,8 @@ def people(
             name = SEPARATOR.join(part for _, part in parts)
             found.append(Group(JOINT, key, name, True, np.all(different[:, known] == row, axis=1)))
         if len(full) < len(cells):
-            missing = (different[:, known] < 0).any(1)
-            found.append(Group(JOINT, UNKNOWN, UNKNOWN, False, missing))
+            missing = np.any(different[:, known] < 0, axis=1)
+            found.append(Group(JOINT, UNKNOWN, UNKNOWN, False, np.asarray(missing)))
     return People(found, cell.reshape(-1), numbered(patients)[0])
 
 
