@@ -154,7 +154,25 @@ def read_csv(
     return Table(path, tuple(name for name in places if places[name] is not None), problems, places, len(header))
 
 
-def read_all(path: Path, problems: Problems) -> Iterator[tuple[int, dict[str, str]]]:
+def delimiter(path: Path) -> str:
+    r"""What separates the columns of a CSV file, by its first line: a comma or a semicolon; a tab in ``.tsv``.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> from fairgrpo_jax.data.tables import delimiter
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "people.csv"
+        >>> _ = path.write_text("id;age\na;61,5\n")
+        >>> delimiter(path)
+        ';'
+    """
+    if path.suffix.lower() in (".tab", ".tsv"):
+        return "\t"
+    with path.open("rb") as file:
+        head = file.readline(1 << 20)
+    return ";" if head.count(b";") > head.count(b",") else ","
+
+
+def read_all(path: Path, problems: Problems, *, separator: str = "") -> Iterator[tuple[int, dict[str, str]]]:
     r"""Reads a CSV file with all of its columns, by their names as they are written.
 
     The form is that of ``read_csv``. A column without a name, as pandas writes it for the numbers of rows, is called
@@ -163,6 +181,7 @@ def read_all(path: Path, problems: Problems) -> Iterator[tuple[int, dict[str, st
     Args:
         path: the file.
         problems: to which damaged rows are added.
+        separator: what separates the columns, see ``delimiter``; by default as in ``read_csv``.
 
     Yields:
         Line and stripped values of each row that is whole.
@@ -179,12 +198,12 @@ def read_all(path: Path, problems: Problems) -> Iterator[tuple[int, dict[str, st
         >>> list(read_all(path, problems)), problems.found
         ([(2, {'Unnamed: 0': '0', 'id': 'a', 'Age': '61'})], [(3, '2 fields, the header has 3')])
     """
-    rows = _rows(path, problems)
+    rows = _rows(path, problems, separator)
     _, header = next(rows, (1, []))
     if not header:
         problems.raise_if_any()
         raise ValueError(f"{path} is empty; wanted a table with a header")
-    if len(header) == 1 and ";" in header[0]:
+    if not separator and len(header) == 1 and ";" in header[0]:
         raise ValueError(
             f"{path} is separated by semicolons; wanted commas: write it again as such, or with tabs as .tsv"
         )
@@ -198,11 +217,11 @@ def read_all(path: Path, problems: Problems) -> Iterator[tuple[int, dict[str, st
             problems.add(line, f"{len(fields)} fields, the header has {len(names)}")
 
 
-def _rows(path: Path | zipfile.Path, problems: Problems) -> Iterator[tuple[int, list[str]]]:
+def _rows(path: Path | zipfile.Path, problems: Problems, separator: str = "") -> Iterator[tuple[int, list[str]]]:
     """First line and fields of each row that is not blank; invalid rows are added to ``problems``."""
-    delimiter = "\t" if path.suffix.lower() in (".tab", ".tsv") else ","
+    separator = separator or ("\t" if path.suffix.lower() in (".tab", ".tsv") else ",")
     with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, delimiter=delimiter, strict=True)
+        reader = csv.reader(file, delimiter=separator, strict=True)
         line = 1
         while True:
             try:

@@ -1,20 +1,28 @@
-"""Evaluation on held-out patients: one answer per record, scored and reported by group.
+"""Evaluation on held-out patients inside a run; as a command, the audit of any model's answers (``audit.command``).
+
+In a run there is one answer per record, scored and reported by group.
 
 Answers are greedy, as in the papers' evaluations. In the log, ``reward`` is their mean reward as the run computes it,
 ``exact`` the share that is exactly right, and ``reward_sampled`` the mean reward of answers sampled as in training, the
 quantity that reinforcement learning maximises.
 """
 
+from __future__ import annotations
+
 import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from fairgrpo_jax import answers, config as options, demographics, files, grouping, metrics, runs
-from fairgrpo_jax.data.record import Record
+from fairgrpo_jax import demographics, files, metrics
+
+
+if TYPE_CHECKING:  # the command needs neither JAX nor what imports it
+    from fairgrpo_jax import answers, config as options, runs
+    from fairgrpo_jax.data.record import Record
 
 
 SMALLEST_GROUP = 20  # records; smaller groups cannot be the worst or the best group
@@ -25,6 +33,8 @@ def held_out(run: runs.Run, params: Any, step: int) -> dict[str, float]:
 
     At step 0 and at the last step it answers all, in between those of ``chosen``.
     """
+    from fairgrpo_jax import answers
+
     config = run.config
     records = run.sources["test"].records
     if 0 < step < config.steps:
@@ -57,6 +67,8 @@ def chosen(records: Sequence[Record], count: int | None, seed: int) -> Sequence[
 
     The same records for the same seed, whatever step it is.
     """
+    from fairgrpo_jax import grouping
+
     if count is None or count >= len(records):
         return records
     names = sorted({record.dataset for record in records})
@@ -99,6 +111,8 @@ def measured(rows: Sequence[answers.Answer], settings: options.Evaluation) -> di
         With further datasets, ``exact/<dataset>`` and ``length/<dataset>``, in tokens; ``measured/<component>``, the
         mean of its scores; ``perplexity``, exp of the mean over all tokens; the last two also ``/<dataset>``.
     """
+    from fairgrpo_jax import config as options
+
     names = sorted({row["dataset"] for row in rows})
     parts = [("", rows), *((f"/{name}", [row for row in rows if row["dataset"] == name]) for name in names)]
     values: dict[str, float] = {}
@@ -141,3 +155,9 @@ def read(folder: Path, step: int) -> list[answers.Answer]:
 
 def _path(folder: Path, step: int) -> Path:
     return folder / "evals" / f"{step:06d}.jsonl"
+
+
+if __name__ == "__main__":
+    from fairgrpo_jax.audit import command
+
+    command.main()

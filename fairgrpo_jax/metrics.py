@@ -243,7 +243,7 @@ class _Table:
     """Label sets of all rows."""
 
     def __init__(self, predictions: Sequence[str | None], labels: Sequence[str]):
-        self.predictions, self.labels = [_label_set(p) for p in predictions], [_label_set(x) for x in labels]
+        self.predictions, self.labels = [label_set(p) for p in predictions], [label_set(x) for x in labels]
 
 
 def _read(
@@ -263,8 +263,12 @@ def _read(
     return _Table(predictions, labels)
 
 
-def _label_set(answer: str | None) -> LabelSet:
-    """Labels of an answer; no answer gives a set that equals no set of labels."""
+def label_set(answer: str | None) -> LabelSet:
+    """Labels of an answer; no answer gives a set that equals no set of labels.
+
+    >>> sorted(label_set("A, B")), label_set(None) == label_set("")
+    (['A', 'B'], False)
+    """
     if answer is None:
         return frozenset([None])
     return frozenset(label.strip() for label in answer.split(", ") if label.strip())
@@ -278,8 +282,19 @@ def _counts(table: _Table, rows: np.ndarray) -> np.ndarray:
     return np.stack([truth & guess, ~truth & guess, truth & ~guess], axis=-1).astype(np.float64)
 
 
-def _macro(counts: np.ndarray, n: np.ndarray | float) -> dict[str, np.ndarray]:
-    """Figures from summed counts (..., classes, 3) of n (...) rows; classes that occur in no label are excluded."""
+def macro(counts: np.ndarray, n: np.ndarray | float) -> dict[str, np.ndarray]:
+    """Figures from summed counts of records; classes that occur in no label are excluded.
+
+    Args:
+        counts: (..., classes, 3) TP, FP and FN of each class.
+        n: (...) records.
+
+    Returns:
+        The figures of ``fairness_report``, each (...), but top1 and similarity.
+
+    >>> float(macro(np.array([[1, 0, 1], [2, 1, 0]]), 4.0)["tpr"])
+    0.75
+    """
     tp, fp, fn = np.moveaxis(counts, -1, 0)
     total = np.broadcast_to(np.asarray(n, np.float64)[..., None], tp.shape)
     tn = total - tp - fp - fn
@@ -309,7 +324,7 @@ def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
 def _figures(table: _Table, rows: np.ndarray) -> dict[str, float]:
     """Figures of one subset."""
     pairs = [(table.predictions[i], table.labels[i]) for i in rows]
-    figures = {name: float(value) for name, value in _macro(_counts(table, rows).sum(0), float(len(rows))).items()}
+    figures = {name: float(value) for name, value in macro(_counts(table, rows).sum(0), float(len(rows))).items()}
     figures["top1"] = float(np.mean([p == y for p, y in pairs]))
     figures["similarity"] = float(np.mean([1.0 if p == y else 2 * len(p & y) / (len(p) + len(y)) for p, y in pairs]))
     figures["n"] = float(len(rows))
@@ -438,7 +453,7 @@ def _replicates(sums: np.ndarray, shape: tuple[int, ...], num_resamples: int, se
     """Figures (1 + num_resamples,) of the sample and of each draw; NaN where a draw has no record."""
     drawn = np.concatenate([sums.sum(0, keepdims=True), _resample(sums, num_resamples, seed)])
     n, hits, counts = drawn[:, 0], drawn[:, 1], drawn[:, 2:]
-    found = _macro(counts.reshape(-1, *shape), n) | {"top1": _ratio(hits, n)}
+    found = macro(counts.reshape(-1, *shape), n) | {"top1": _ratio(hits, n)}
     return {name: np.where(n > 0, found[name], np.nan) for name in ("top1", "accuracy", "f1")}
 
 

@@ -31,7 +31,8 @@ FLOORS = (
         "interop",
         "adapters",
     ),
-    ("files", "processes", "programs", "config", "mesh", "configs", "data", "models", "rewards", "tracking", "report"),
+    ("files", "processes", "programs", "config", "mesh", "configs", "data", "models", "rewards", "tracking", "report")
+    + ("audit",),
     ("rollout", "staged", "plan.cost", "plan.devices", "plan.footprint", "chunking", "learner", "checkpoint", "policy")
     + (
         "plan.utilisation",
@@ -57,7 +58,13 @@ ORDER = {name: (floor, place) for floor, names in enumerate(FLOORS) for place, n
 # On the second floor only these arrows exist; data knows no model, models know no dataset.
 SIDEWAYS = {("configs", "config"), ("models", "mesh"), ("rewards", "config"), ("rewards", "models")}
 SIDEWAYS |= {("report", "config"), ("report", "tracking"), ("report", "files"), ("tracking", "files")}
-SIDEWAYS |= {("report", "processes"), ("data", "processes")}
+SIDEWAYS |= {
+    ("report", "processes"),
+    ("data", "processes"),
+    ("audit", "data"),
+    ("audit", "files"),
+    ("audit", "processes"),
+}
 
 
 def modules():
@@ -111,6 +118,13 @@ def test_pure_modules_load_nothing_heavy():
     code = "import importlib, sys\n"
     code += f"for name in {public}:\n    importlib.import_module('fairgrpo_jax.' + name)\n    print(name, {LOADED})"
     assert printed(code).splitlines() == [f"{name} []" for name in public]
+
+
+def test_audit_needs_no_jax():
+    """Whoever has predictions of another model waits for none of it."""
+    code = "import sys, fairgrpo_jax.evaluate; from fairgrpo_jax.audit import command, page, paired"
+    code += "; print([name for name in ('jax', 'scipy.stats', 'tyro', 'matplotlib') if name in sys.modules])"
+    assert printed(code).strip() == "[]"
 
 
 def test_package_itself_imports_nothing():

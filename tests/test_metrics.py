@@ -169,7 +169,7 @@ def test_equalized_odds_takes_the_larger_gap():
 
 def test_a_class_that_a_resample_has_lost_is_left_out():
     counts = np.array([[2.0, 0.0, 0.0], [0.0, 1.0, 0.0]])  # TP, FP, FN: the second class was only predicted
-    figures = metrics._macro(counts, 3.0)
+    figures = metrics.macro(counts, 3.0)
     assert figures["f1"] == 1 and figures["fdr"] == 0 and figures["accuracy"] == 1
 
 

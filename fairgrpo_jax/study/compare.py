@@ -1,12 +1,13 @@
 """Paired comparisons of two methods over seeds: difference, interval, exact test, adjustment, power."""
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
+
+from fairgrpo_jax.audit.multiplicity import holm as holm
 
 
 EXACT = 16  # seeds up to which all sign flips are counted; above, 100,000 are drawn at random
@@ -64,21 +65,6 @@ def paired(ours: ArrayLike, theirs: ArrayLike, *, margin: float = 0.0) -> Paired
     spread = float(d.std(ddof=1))
     half = float(stats.t.ppf(0.975, n - 1)) * spread / n**0.5
     return Paired(n, mean, spread, mean - half, mean + half, float(test.pvalue), better)
-
-
-def holm(p: Sequence[float]) -> list[float]:
-    """Holm's adjusted p values: each may be compared with the level of the whole family.
-
-    Source: Holm 1979; the same as ``p.adjust(p, "holm")`` in R.
-
-    >>> [round(x, 3) for x in holm([0.01, 0.04, 0.03])]
-    [0.03, 0.06, 0.06]
-    """
-    values, adjusted, highest = np.asarray(p, float), np.empty(len(p)), 0.0
-    for rank, place in enumerate(np.argsort(values, kind="stable")):
-        highest = max(highest, min(1.0, (len(p) - rank) * values[place]))
-        adjusted[place] = highest
-    return adjusted.tolist()
 
 
 def seeds_needed(mean: float, deviation: float, *, alpha: float = 0.05, power: float = 0.8, most: int = 1000) -> int:
