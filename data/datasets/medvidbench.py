@@ -85,7 +85,8 @@ def load(
 
         The box of a region to caption is drawn on its frame (``Media.box``); a region whose frame is not in the clip
         has no box; its record is kept but counted in ``left_out``. ``extra``: ``task`` (of ``TASKS``), ``writer``
-        ("gpt" or "gemini" if a model wrote the reference), ``source``, ``video``, ``id``, ``row`` (from 0), ``start``,
+        ("gpt" or "gemini" if a model wrote the reference), ``source``, ``scale`` (the same: scores are on the scale of
+        their source), ``video``, ``fps`` of the frames, ``id``, ``row`` (from 0), ``start``,
         ``end`` and ``unit`` ("frames" or "seconds" of the source video), ``box`` and ``struc_info``, the structured
         answer (a JSON list).
 
@@ -158,6 +159,8 @@ def _record(row: Mapping, index: int, split: str, place: Callable[[str], Path], 
             "task": task,
             "writer": writer,
             "source": source,
+            "scale": source,
+            "fps": text(metadata, "fps"),
             "video": video,
             "id": text(row, "id"),
             "row": str(index),

@@ -56,3 +56,8 @@ class Answers(NamedTuple):
 def task(record: Asked) -> str:
     """The task of a record in its dataset, "" if it has a single one."""
     return record.extra.get("task", "")
+
+
+def scale(record: Asked) -> str:
+    """The dataset on whose scale a record's scores are: its own, or of a collection the part that it is from."""
+    return record.extra.get("scale") or record.dataset

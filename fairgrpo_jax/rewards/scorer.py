@@ -11,7 +11,7 @@ from fairgrpo_jax import config as options, normalization
 from fairgrpo_jax.losses import overlong_penalty
 from fairgrpo_jax.normalization import Key, PercentileTable, RunningQuantiles
 from fairgrpo_jax.rewards import own
-from fairgrpo_jax.rewards.answers import Answers, Asked, task
+from fairgrpo_jax.rewards.answers import Answers, Asked, scale, task
 from fairgrpo_jax.rewards.builtin import BUILTIN, JUDGED, Tools, require_gradable
 from fairgrpo_jax.rewards.composition import Percentiles, compose, normalise
 from fairgrpo_jax.rewards.judge_components import Component, Judge, Judged
@@ -62,7 +62,7 @@ class Scorer:
     Attributes:
         components: K of them.
         functions: of each, from answers to (P, G).
-        keys: dataset, task and component of every window of running percentiles; none with a table.
+        keys: dataset (``scale``), task and component of every window of running percentiles; none with a table.
         table: fixed percentiles.
         settings: the options of the reward.
         sampling: the options of sampling, for the penalty of long completions.
@@ -196,8 +196,8 @@ class Scorer:
     def _key_ids(self, records: Sequence[Asked]) -> np.ndarray:
         """(P, K) int, the index in ``keys`` of each normalised component, -1 for the others."""
         place = {key: i for i, key in enumerate(self.keys)}
-        names = [part.name for part in self.components]
-        return np.array([[place.get((r.dataset, task(r), name), -1) for name in names] for r in records], np.int32)
+        found = [[place.get(key, -1) for key in _keys(record, self.components)] for record in records]
+        return np.array(found, np.int32)
 
     def _percentiles(self, records: Sequence[Asked], quantiles: RunningQuantiles | None) -> Percentiles | None:
         if not any(part.normalised for part in self.components):
@@ -255,7 +255,14 @@ def build(
     if bare:
         there = ", ".join("/".join(filter(None, pair)) for pair in bare)
         raise ValueError(f"got no reward component for records of {there}; wanted one: reward.components NAME@{there}")
-    wanted = [(*pair, part.name) for part in parts if part.normalised for pair in pairs if part.applies(*pair)]
+    scales = sorted({(record.dataset, task(record), scale(record)) for record in records})
+    wanted = [
+        (on, name, part.name)
+        for part in parts
+        if part.normalised
+        for dataset, name, on in scales
+        if part.applies(dataset, name)
+    ]
     table = None
     if reward.percentiles is not None:
         table = _table(reward)
@@ -308,4 +315,4 @@ def _table(reward: options.Reward) -> PercentileTable:
 
 
 def _keys(record: Asked, components: Sequence[options.Component]) -> list[Key]:
-    return [(record.dataset, task(record), part.name) for part in components]
+    return [(scale(record), task(record), part.name) for part in components]
