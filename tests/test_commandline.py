@@ -1,5 +1,8 @@
 """The command line as a user meets it: help, list, and one line for everything that is wrong."""
 
+import contextlib
+import importlib
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +10,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import pytest
 
-from fairgrpo_jax import commandline, configs, folder, runs, sft, study, train
+from fairgrpo_jax import commandline, configs, folder, processes, runs, sft, study, train
 from tests import covid_fixture
 
 
@@ -162,18 +165,24 @@ def test_ctrl_c_at_any_time_is_one_line(monkeypatch, capsys):
     assert code == 130 and output.err.startswith("interrupted; what was saved stays") and "Traceback" not in output.err
 
 
+# In this process too, quicker: test_every_command_may_lose_its_reader.
+ALIKE = (
+    "fairgrpo_jax.train --list",
+    "fairgrpo_jax.sft --help",
+    "fairgrpo_jax.study --help",
+    "fairgrpo_jax.export --help",
+    "fairgrpo_jax.plan --list",
+    "fairgrpo_jax.report --help",
+)
+
+
 @pytest.mark.parametrize(
     "command",
     [
-        "fairgrpo_jax.train --list",
         "fairgrpo_jax.train --help",
-        "fairgrpo_jax.sft --help",
-        "fairgrpo_jax.study --help",
-        "fairgrpo_jax.export --help",
-        "fairgrpo_jax.plan --list",
-        "fairgrpo_jax.report --help",
         "fairgrpo_jax.data check --all",
         "-u -m fairgrpo_jax.train --list",
+        *(pytest.param(command, marks=pytest.mark.slow) for command in ALIKE),
     ],
 )
 def test_a_reader_that_leaves_ends_a_command_quietly(command):
@@ -185,6 +194,39 @@ def test_a_reader_that_leaves_ends_a_command_quietly(command):
     said = process.stderr.read().decode()
     process.stderr.close()
     assert process.wait() in (0, 141) and not said
+
+
+@pytest.mark.parametrize("command", ALIKE)
+def test_every_command_may_lose_its_reader(monkeypatch, command):
+    """What ends them quietly is around all that they print."""
+    entered = []
+
+    @contextlib.contextmanager
+    def until_nobody_reads():
+        entered.append(command)
+        yield
+
+    name, *arguments = command.split()
+    module = importlib.import_module(name)
+    module = importlib.import_module(f"{name}.__main__") if hasattr(module, "__path__") else module
+    monkeypatch.setattr(processes, "until_nobody_reads", until_nobody_reads)
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
+    monkeypatch.setattr(sys, "stdout", Printed(lambda: bool(entered)))
+    with contextlib.suppress(SystemExit):
+        module.main()
+    assert entered == [command] and isinstance(sys.stdout, Printed) and sys.stdout.getvalue()
+
+
+class Printed(io.StringIO):
+    """Output that must not come before it may."""
+
+    def __init__(self, may):
+        super().__init__()
+        self.may = may
+
+    def write(self, text):
+        assert self.may()
+        return super().write(text)
 
 
 def test_a_pipe_that_is_not_the_output_is_no_quiet_end(monkeypatch, capsys):

@@ -73,7 +73,8 @@ def gradient(*args, **kwargs):
     [
         ("clip", "token", dict(dual_clip=1.5)),
         ("gspo", "sequence", dict(clip_low=0.05, clip_high=0.05)),
-        ("cispo", "constant", dict()),
+        # test_losses has all kinds and sums, in parts too
+        pytest.param("cispo", "constant", dict(), marks=pytest.mark.slow),
     ],
 )
 def test_chunks_and_accumulation_change_neither_gradient_nor_metrics(params, batch, kind, aggregation, more):
@@ -106,7 +107,10 @@ def numbers(estimator, d):
     return (d * d / 2, d) if estimator == "k2" else (np.exp(-d) - 1 + d, 1 - np.exp(-d))
 
 
-@pytest.mark.parametrize("estimator, aggregation", [("k1", "token"), ("k2", "constant"), ("k3", "sequence")])
+@pytest.mark.parametrize(
+    "estimator, aggregation",
+    [("k1", "token"), pytest.param("k2", "constant", marks=pytest.mark.slow), ("k3", "sequence")],
+)
 def test_kl_to_the_reference_by_hand(params, batch, estimator, aggregation):
     """Value and derivative of every token written out, pulled back through the log-probabilities."""
     logprobs, pull = jax.vjp(jax.jit(lambda p: LOGPROBS(p, MODEL, batch.prompt, batch.tokens)), params)

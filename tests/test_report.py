@@ -328,16 +328,14 @@ def test_figures_are_drawn_and_described(page):
     assert "digits · unlabelled" in drawn["Mean share of the absolute advantage by group"]
 
 
-def test_what_was_drawn_is_shown_for_runs_that_drew_by_group(two, tmp_path):
-    folder = run_folder.write(tmp_path / "fair", steps=40)
+def test_what_was_drawn_is_shown_for_runs_that_drew_by_group(tmp_path):
+    folder = tiny(tmp_path / "fair")
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     for row in rows:
         if row["kind"] == "train":
             row |= {"drawn/ratio/cxr/F, >75": 4.0, "drawn/ratio/digits/unlabelled": 0.5, "reward/group/cxr/F, >75": 0.1}
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    page = Page(
-        report.build({"natural": run_folder.write(tmp_path / "run"), "fair": folder}, tmp_path / "x.html", title="x")
-    )
+    page = Page(report.build({"natural": tiny(tmp_path / "run"), "fair": folder}, tmp_path / "x.html", title="x"))
     (image,) = re.findall(r'base64,([^"]+)" alt="How often each group was drawn[^"]*, fair"', page.source)
     svg = base64.b64decode(image).decode()
     assert all(word in svg for word in ("cxr", "digits", "F, &gt;75", "unlabelled", "mean reward"))
