@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fairgrpo_jax import answers, config as options, demographics, files, grouping, metrics, runs
+from fairgrpo_jax import answers, config as options, demographics, files, grouping, hosts, metrics, runs
 from fairgrpo_jax.data.record import Record
 
 
@@ -43,9 +43,10 @@ def held_out(run: runs.Run, params: Any, step: int) -> dict[str, float]:
         measures=run.measures,
         reference=run.reference(params) if config.evaluation.perplexity else None,
     )
-    path = _path(run.folder, step)
-    path.parent.mkdir(exist_ok=True)
-    files.write(path, "".join(json.dumps(row) + "\n" for row in rows))
+    if hosts.first():
+        path = _path(run.folder, step)
+        path.parent.mkdir(exist_ok=True)
+        files.write(path, "".join(json.dumps(row) + "\n" for row in rows))
     values = summary(rows, config.data.scheme) | {"reward_sampled": _mean(drawn, "reward")}
     values |= measured(rows, config.evaluation)
     run.log.append("eval", step, values | run.phases.collect())

@@ -44,7 +44,7 @@ def step_of(rewards, domains, groups, rollouts=None):
     rollouts = rollout.RolloutBatch(tokens, tokens >= 0, tokens / 10, part * 0 + 3) if rollouts is None else rollouts
     prompt = models.Prompt(**{f.name: part for f in dataclasses.fields(models.Prompt)})
     names: Any = [f"record {i}" for i in part]
-    batch = batches.PromptBatch(prompt, names, domains, groups)
+    batch = batches.PromptBatch(prompt, names, domains, groups, np.arange(len(names)))
     learned = np.asarray(rollouts.mask)
     return train.Sampled(
         batch, rollouts, [[f"text {i}"] for i in part], Scores.of(rewards), np.ones(rewards.shape, bool), learned
