@@ -228,8 +228,8 @@ def require_equal(name: str, value: str) -> None:
     other = next((i for i, its in enumerate(found) if its != found[0]), None)
     if other is not None:
         raise ValueError(
-            f"got process {other} of {len(found)} with {name} {found[other]}, and process 0 with {found[0]}; wanted the "
-            "same command, options and version on all of them"
+            f"got process {other} of {len(found)} with {name} {found[other]}, and process 0 with {found[0]}; wanted "
+            "the same command, options and version on all of them"
         )
 
 

@@ -1,6 +1,7 @@
 """What several processes do in tests/test_hosts.py: each checks what it gets; not a test by itself."""
 
 import sys
+from typing import Any
 
 from fairgrpo_jax import hosts, mesh
 
@@ -28,13 +29,13 @@ def refuse():
     raise ValueError(f"said by process {jax.process_index()}")
 
 
-def prompts(rows):
+def prompts(rows) -> Any:
     return {"tokens": np.stack([rows, rows * 10], axis=1)}
 
 
 def main():
     place, index = hosts.parse(SPEC), jax.process_index()
-    assert (hosts.count(), index, hosts.first()) == (COUNT, place.index, place.index == 0)
+    assert place is not None and (hosts.count(), index, hosts.first()) == (COUNT, place.index, place.index == 0)
     devices, whole = mesh.make("4x1"), np.arange(24.0, dtype=np.float32).reshape(8, 3)
     assert [d.process_index for d in devices.devices.flat] == sorted(i % COUNT for i in range(4))
     assert fails(lambda: mesh.make("2x1"), "wanted all of them") and fails(lambda: mesh.make("1x4"), "divides")
@@ -62,23 +63,26 @@ def main():
     assert chunking.memory() > 0
 
     # A batch of 8 prompts: each process has the arrays of its rows, and encodes again what it takes from others.
-    asked = []
+    asked: list[Any] = []
 
-    def encode(records):
+    def encode(records: Any) -> Any:
         asked.append(records)
         return prompts(np.array(records))
 
     held, ids = np.arange(8)[hosts.rows(8)], np.arange(8, dtype=np.int32)
-    batch = batches.PromptBatch(prompts(held), list(range(8)), ids, -ids, held, encode)
+    records: Any = list(range(8))
+    batch = batches.PromptBatch(prompts(held), records, ids, -ids, held, encode)
     rows = np.array([7, 0, 3, 3, 4, 1, 6, 2])
     taken = batch.take(rows)
     mine = rows[hosts.rows(8)]
-    assert (taken.prompt["tokens"] == prompts(mine)["tokens"]).all() and taken.records == rows.tolist()
+    array: Any = taken.prompt
+    assert (array["tokens"] == prompts(mine)["tokens"]).all() and taken.records == rows.tolist()
     assert sorted(sum(asked, [])) == sorted(row for row in mine.tolist() if row not in held)
     twice = batch.join(taken)
     both = np.concatenate([np.arange(8), rows])
     back = twice.take(np.arange(16)[::-1][:8])
-    assert (back.prompt["tokens"] == prompts(both[::-1][:8][hosts.rows(8)])["tokens"]).all()
+    array = back.prompt
+    assert (array["tokens"] == prompts(both[::-1][:8][hosts.rows(8)])["tokens"]).all()
 
     # Groups of like size have as many prompts of one process as of another, in the order of the processes.
     sizes = np.array([[n, 0] for n in (9, 1, 5, 9, 2, 8, 16, 3)])

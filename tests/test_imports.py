@@ -31,7 +31,20 @@ FLOORS = (
         "interop",
         "adapters",
     ),
-    ("files", "processes", "programs", "config", "mesh", "configs", "data", "models", "rewards", "tracking", "report"),
+    (
+        "files",
+        "processes",
+        "programs",
+        "hosts",
+        "config",
+        "mesh",
+        "configs",
+        "data",
+        "models",
+        "rewards",
+        "tracking",
+        "report",
+    ),
     ("rollout", "staged", "plan.cost", "plan.devices", "plan.footprint", "chunking", "learner", "checkpoint", "policy")
     + (
         "plan.utilisation",
@@ -51,7 +64,7 @@ FLOORS = (
         "lock",
         "runs",
     ),
-    ("commandline", "evaluate", "sft", "train", "study", "export", "plan.plan"),
+    ("commandline", "evaluate", "sft", "train", "study", "export", "plan.plan", "plan.here"),
 )
 ORDER = {name: (floor, place) for floor, names in enumerate(FLOORS) for place, name in enumerate(names)}
 # On the second floor only these arrows exist; data knows no model, models know no dataset.

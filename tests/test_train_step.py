@@ -352,7 +352,7 @@ def test_speed_counts_tokens_and_useful_work_only():
     mask = np.arange(6) < np.array([[2, 4], [6, 4], [3, 1], [4, 4]])[..., None]
     arrays: Any = mask.astype(int), mask, mask * 0.0, mask.sum(-1).max(-1)
     sampled: Any = types.SimpleNamespace(
-        batch=types.SimpleNamespace(prompt=jax.device_get(prompt)), rollouts=rollout.RolloutBatch(*arrays)
+        batch=types.SimpleNamespace(sizes=models.sizes(jax.device_get(prompt))), rollouts=rollout.RolloutBatch(*arrays)
     )
     config = dataclasses.replace(SMALL, prompts=4, rollouts=2)
     device = types.SimpleNamespace(device_kind="NVIDIA H200")
