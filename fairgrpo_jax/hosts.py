@@ -8,6 +8,7 @@ first process alone writes and prints.
 With one process, every function returns its argument, or what is true of one.
 """
 
+import collections
 import contextlib
 import ipaddress
 import os
@@ -15,7 +16,7 @@ import pickle
 import re
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -191,6 +192,16 @@ def everyone(value: Any) -> list[Any]:
 def total(number: float) -> float:
     """The sum over all processes."""
     return number if count() == 1 else float(sum(everyone(number)))
+
+
+def summed(counts: Mapping[str, float]) -> dict[str, float]:
+    """Counts by name, summed over all processes."""
+    if count() == 1:
+        return dict(counts)
+    found: collections.Counter[str] = collections.Counter()
+    for its in everyone(dict(counts)):
+        found.update(its)
+    return dict(found)
 
 
 def any_of(flag: bool) -> bool:

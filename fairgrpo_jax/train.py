@@ -149,7 +149,7 @@ def reinforce(run: runs.Run, state: learner.TrainState, start: int, prompts: Pro
             if hosts.first():
                 samples.save(run.folder, step, kept, advantage, config.evaluation, run.encoder, run.scorer)
             values = step_metrics(kept, seen, advantage, run.encoder, run.scorer) | drawn | prompts.watched() | trained
-            values |= agreement(watched.pop("clusters", None), seen) | watched | run.scorer.watched()
+            values |= agreement(watched.pop("clusters", None), seen) | watched | hosts.summed(run.scorer.watched())
             values = {name: float(value) for name, value in values.items()} | phases.collect()
             values |= speed(kept, seen, values, config, run.encoder, run.mesh)
             run.log.append("train", step + 1, values)

@@ -55,6 +55,9 @@ def main():
         {"i": i, "text": "é" * (i + 1)} for i in range(COUNT)
     ]
     assert hosts.total(index + 0.5) == sum(i + 0.5 for i in range(COUNT))
+    assert hosts.summed({"calls": 2, f"of {index}": 1.5}) == {"calls": 2 * COUNT} | {
+        f"of {i}": 1.5 for i in range(COUNT)
+    }
     assert hosts.any_of(index == COUNT - 1) and not hosts.any_of(False)
     assert hosts.on_first(lambda: f"only {index}") == "only 0"
     assert fails(lambda: hosts.on_first(refuse), "said by process 0")
