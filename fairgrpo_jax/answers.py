@@ -8,7 +8,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fairgrpo_jax import batches, config as options, learner, lengths, mesh, models, rewards, rollout, tracking, workers
+from fairgrpo_jax import (
+    batches,
+    config as options,
+    hosts,
+    learner,
+    lengths,
+    mesh,
+    models,
+    rewards,
+    rollout,
+    tracking,
+    workers,
+)
 from fairgrpo_jax.data.record import Record
 from fairgrpo_jax.rewards import accuracy, parsing
 
@@ -87,7 +99,11 @@ def answer(
         with phases("evaluation"):
             least = encode.sizes[-1] if sizes is None else encode.sizes[needed[part].max()]
             prompt = mesh.put(models.cut(batch.prompt, *least), devices)
-            keys = record_keys(key, jax.device_put(part))
+            keys = (
+                record_keys(key, jax.device_put(part))
+                if hosts.count() == 1
+                else mesh.put(record_keys(key, part[hosts.rows(size)]), devices)
+            )
             drawn = [
                 rollout.sample(
                     params,
@@ -103,17 +119,24 @@ def answer(
                 )
                 for temperature in temperatures
             ]
-        own = batch.records[: len(set(part.tolist()))]
+        here = hosts.rows(size)
+        own = batch.records[: len(set(part.tolist()))][here]
         for found, rollouts in zip(rows, drawn, strict=True):
+            rollouts = learner.take(rollouts, here)
+            likely = None if reference is None else _likelihoods(reference, prompt, rollouts, config, encode, devices)
+            if not own:  # this process has but the repeated rows of the last batch
+                continue
             said = rollout.texts(rollouts, encode.processor.tokenizer)
             given = completed(rollouts, said, own, encode.architecture.eos_ids)
-            likely = None if reference is None else _likelihoods(reference, prompt, rollouts, config, encode)
             extra = measures and measures.start(given)
-            waiting.append(_Waiting(found, part[: len(own)], scorer.start(given), extra, likely))
+            waiting.append(_Waiting(found, part[here][: len(own)], scorer.start(given), extra, likely))
         while len(waiting) > len(temperatures):  # a judge scores a batch while the next one is sampled
             _settle(waiting.popleft(), config.data, scorer, measures)
     for each in waiting:
         _settle(each, config.data, scorer, measures)
+    if hosts.count() > 1:
+        rows = [[next(filter(None, found)) for found in zip(*each, strict=True)]
+                for each in zip(*hosts.everyone(rows), strict=True)]  # fmt: skip
     return cast(list[list[Answer]], rows)
 
 
@@ -145,9 +168,14 @@ def _settle(waiting: _Waiting, settings: options.Data, scorer: rewards.Scorer, m
 
 
 def _likelihoods(
-    params: Any, prompt: models.Prompt, rollouts: rollout.RolloutBatch, config: options.Config, encode: batches.Encoder
+    params: Any,
+    prompt: models.Prompt,
+    rollouts: rollout.RolloutBatch,
+    config: options.Config,
+    encode: batches.Encoder,
+    devices: jax.sharding.Mesh,
 ) -> np.ndarray:
-    """Negative log-likelihoods (P,) of single completions, in nats."""
+    """Negative log-likelihoods (P,) of single completions, in nats; of several processes, of this one's."""
     mask = np.asarray(rollouts.mask)
     piece = learner.PolicyBatch(prompt, rollouts.tokens, mask, rollouts.logprobs, advantages=np.zeros(mask.shape[:2]))
     scored = learner.with_logprobs(
@@ -157,6 +185,7 @@ def _likelihoods(
         temperature=1.0,
         compute=config.model.compute,
         policy="reference",
+        place=lambda x: x if isinstance(x, models.Prompt) else mesh.put(x, devices),
     )
     return -np.asarray(scored.reference_logprobs, np.float64)[:, 0].sum(-1)
 

@@ -3,14 +3,14 @@
 import dataclasses
 import functools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fairgrpo_jax import config as options, grouping, models
+from fairgrpo_jax import config as options, grouping, hosts, models
 from fairgrpo_jax.data import demographics, media, mixture
 from fairgrpo_jax.data.record import Record, RecordList, conversation, target
 
@@ -19,10 +19,12 @@ from fairgrpo_jax.data.record import Record, RecordList, conversation, target
 class PromptBatch:
     """P prompts of one step: arrays for the device, and the records that rewards and log need."""
 
-    prompt: models.Prompt  # NumPy leaves with leading axis P
+    prompt: models.Prompt  # NumPy leaves with leading axis P; of several processes, those of the ``held`` rows alone
     records: list[Record]
     domains: np.ndarray  # (P,) int32
     groups: np.ndarray  # (P,) int32, -1 unlabelled
+    held: np.ndarray  # the rows whose prompts this process has
+    encode: Callable[[list[Record]], models.Prompt] | None = None  # prompts that another process has, once more
 
     @property
     def cells(self) -> list[tuple[int, int]]:
@@ -36,14 +38,34 @@ class PromptBatch:
     @staticmethod
     def joined(parts: Sequence["PromptBatch"]) -> "PromptBatch":
         """Copies the prompts of all parts into one batch."""
-        arrays = [(part.prompt, part.domains, part.groups) for part in parts]
-        prompt, domains, groups = jax.tree.map(lambda *x: np.concatenate(x), *arrays)
-        return PromptBatch(prompt, [record for part in parts for record in part.records], domains, groups)
+        before = np.cumsum([0, *(len(part.records) for part in parts)])
+        arrays = [
+            (part.prompt, part.domains, part.groups, part.held + start)
+            for part, start in zip(parts, before, strict=False)
+        ]
+        prompt, domains, groups, held = jax.tree.map(lambda *x: np.concatenate(x), *arrays)
+        records = [record for part in parts for record in part.records]
+        return PromptBatch(prompt, records, domains, groups, held, parts[0].encode)
 
     def take(self, rows: np.ndarray) -> "PromptBatch":
-        """Selects the prompts of ``rows``, in that order."""
-        prompt, domains, groups = jax.tree.map(lambda x: x[rows], (self.prompt, self.domains, self.groups))
-        return PromptBatch(prompt, [self.records[row] for row in rows], domains, groups)
+        """Selects the prompts of ``rows``, in that order; encodes those that come from another process."""
+        own = hosts.rows(len(rows))
+        wanted, places = rows[own], {row: place for place, row in enumerate(self.held.tolist())}
+        missing = [row for row in wanted.tolist() if row not in places]
+        prompt = self.prompt
+        if missing:
+            assert self.encode is not None
+            further = self.encode([self.records[row] for row in missing])
+            prompt = jax.tree.map(lambda *x: np.concatenate(x), prompt, further)
+            places |= {row: len(self.held) + place for place, row in enumerate(missing)}
+        prompt = jax.tree.map(lambda x: x[[places[row] for row in wanted.tolist()]], prompt)
+        records, held = [self.records[row] for row in rows], np.arange(len(rows))[own]
+        return PromptBatch(prompt, records, self.domains[rows], self.groups[rows], held, self.encode)
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """(P, 2) the sizes of all prompts; an exchange between processes."""
+        return hosts.gathered(models.sizes(self.prompt))
 
 
 class Size(NamedTuple):
@@ -80,7 +102,6 @@ class Encoder:
         Raises:
             ValueError: if media cannot be decoded or a prompt is too long, with the name of the record.
         """
-        settings = self.settings
         inputs = self.processor(**self.arguments(records, [media.decode_record(record) for record in records]))
         try:
             prompt = models.pack(
@@ -94,13 +115,13 @@ class Encoder:
             row = re.match(r"prompt (\d+)", str(error))
             name = records[int(row[1])].uid if row else f"one of {', '.join(r.uid for r in records)}"
             raise ValueError(f"record {name}: {error} (options data.prompt_length and data.num_patches)") from error
-        attributes = [groups_of(record, settings) for record in records]
-        return PromptBatch(
-            prompt=prompt,
-            records=list(records),
-            domains=np.array([self.domains.index(record.dataset) for record in records], np.int32),
-            groups=np.asarray(grouping.explicit_groups(attributes, self.vocabulary), np.int32),
-        )
+        return PromptBatch(prompt, list(records), *self.labels(records), np.arange(len(records)))
+
+    def labels(self, records: Sequence[Record]) -> tuple[np.ndarray, np.ndarray]:
+        """The domains and the groups (P,) of records."""
+        attributes = [groups_of(record, self.settings) for record in records]
+        domains = np.array([self.domains.index(record.dataset) for record in records], np.int32)
+        return domains, np.asarray(grouping.explicit_groups(attributes, self.vocabulary), np.int32)
 
     def target(self, record: Record) -> list[int]:
         """The tokens of a record's reference completion, end token included."""

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from fairgrpo_jax import mesh
+from fairgrpo_jax import hosts, mesh
 from fairgrpo_jax.config import KEEP
 
 
@@ -136,9 +136,14 @@ def set_aside(checkpoints: ocp.CheckpointManager, step: int) -> Path:
     """Moves a checkpoint out of the way, into ``damaged/`` beside the folder of the checkpoints; returns its path."""
     place = Path(checkpoints.directory)
     folder = place.parent / "damaged"
-    folder.mkdir(exist_ok=True)
-    free = next(path for n in range(1 << 20) if not (path := folder / f"{step}{f'-{n}' * bool(n)}").exists())
-    (place / str(step)).rename(free)
+
+    def move() -> Path:
+        folder.mkdir(exist_ok=True)
+        free = next(path for n in range(1 << 20) if not (path := folder / f"{step}{f'-{n}' * bool(n)}").exists())
+        (place / str(step)).rename(free)
+        return free
+
+    free = hosts.on_first(move)
     checkpoints.reload()
     return free
 

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fairgrpo_jax import config as options, mesh as meshes, models
+from fairgrpo_jax import config as options, hosts, mesh as meshes, models
 from fairgrpo_jax.plan import cost, footprint
 
 
@@ -25,8 +25,8 @@ SHARE = 0.9  # share of the memory that a phase may take by the formulas, since 
 
 
 def memory() -> int:
-    """Bytes of a device of this process that JAX may take."""
-    return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", MEMORY)
+    """Bytes of a device that JAX may take, the least of all processes."""
+    return min(hosts.everyone((jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", MEMORY)))
 
 
 def layout(config: options.Config, architecture: Any) -> footprint.Layout:

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from fairgrpo_jax import config as options, configs, mesh, processes, programs, runs
+from fairgrpo_jax import config as options, configs, hosts, mesh, processes, programs, runs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,14 +27,25 @@ class Arguments:
     """Run folder; default: a folder under outputs/ named after the options. The same command resumes it."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Distributed(Arguments):
+    """Options of a command that several processes may run together."""
+
+    distributed: str = "auto"
+    """Other processes of this run: auto (those of SLURM, Open MPI, Kubernetes or a Cloud TPU, if JAX detects one), off,
+    or HOST:PORT,N,I: the address of the first process, the number of processes, and which of them this one is, from 0.
+    See docs/clusters.md."""
+
+
 def run(command: Callable[[options.Config, Path | None], Any], *, prog: str, description: str | None) -> None:
     """Parses the command line, prepares the devices and calls ``command(config, workdir)``.
 
     ``prog [CONFIG] [--workdir DIR] [--any.option VALUE ...]``; without CONFIG the default preset is used.
     """
-    with one_line_errors():
-        arguments = parse(sys.argv[1:], prog=prog, description=description)
-        mesh.simulate(arguments.config.mesh)
+    with hosts.alone(), one_line_errors():
+        arguments = parse(sys.argv[1:], prog=prog, description=description, schema=Distributed)
+        processes_ = hosts.start(arguments.distributed)
+        mesh.simulate(arguments.config.mesh, processes_)
         programs.keep()
         command(arguments.config, arguments.workdir)
 
@@ -116,7 +127,7 @@ def one_line_errors() -> Iterator[None]:
         except Exception as error:
             if isinstance(error, BrokenPipeError) and processes.nobody_reads():
                 raise
-            line = _line(error)
+            line = hosts.lost(error) or _line(error)
             if line is None:
                 traceback.print_exc()
                 line = "this is a defect of fairgrpo_jax, not of your input: please report it with the lines above"

@@ -33,7 +33,7 @@ def held_out(run: runs.Run, params: Any, step: int) -> dict[str, float]:
 
     At step 0 and at the last step it answers all, in between those of ``chosen``.
     """
-    from fairgrpo_jax import answers
+    from fairgrpo_jax import answers, hosts
 
     config = run.config
     records = run.sources["test"].records
@@ -53,9 +53,10 @@ def held_out(run: runs.Run, params: Any, step: int) -> dict[str, float]:
         measures=run.measures,
         reference=run.reference(params) if config.evaluation.perplexity else None,
     )
-    path = _path(run.folder, step)
-    path.parent.mkdir(exist_ok=True)
-    files.write(path, "".join(json.dumps(row) + "\n" for row in rows))
+    if hosts.first():
+        path = _path(run.folder, step)
+        path.parent.mkdir(exist_ok=True)
+        files.write(path, "".join(json.dumps(row) + "\n" for row in rows))
     values = summary(rows, config.data.scheme) | {"reward_sampled": _mean(drawn, "reward")}
     values |= measured(rows, config.evaluation)
     run.log.append("eval", step, values | run.phases.collect())

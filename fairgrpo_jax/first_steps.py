@@ -74,7 +74,8 @@ class FirstSteps:
             ends = [tokens[valid][-SHOWN:] for tokens, valid in zip(prompt.tokens, prompt.valid, strict=True)]
             lengths = np.asarray(part.rollouts.mask).sum(-1)
             given = rewards.Answers(part.texts, part.batch.records, lengths, part.finished)
-            self.see(given, part.rewards, tokenizer.batch_decode(ends))
+            held = part.batch.held  # of several processes, each looks at its own
+            self.see(given.take(held), part.rewards[held], tokenizer.batch_decode(ends))
         return self.told(step)
 
     def told(self, step: int) -> list[str]:

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from flax import struct
 
-from fairgrpo_jax import config as options, losses, mesh, models, staged
+from fairgrpo_jax import config as options, hosts, losses, mesh, models, staged
 from fairgrpo_jax.estimators import Memory
 from fairgrpo_jax.models import lora
 
@@ -155,7 +155,7 @@ def with_logprobs(
     plan = staged.Plan(architecture, chunks, temperature, remat)
     prompt, rollouts = jax.tree.map(place, (piece.prompt, {name: piece.rollouts[name] for name in ("tokens", "mask")}))
     logprobs = _logprobs(params, prompt, rollouts, plan, compute)
-    return dataclasses.replace(piece, **{f"{policy}_logprobs": jax.device_get(logprobs)})
+    return dataclasses.replace(piece, **{f"{policy}_logprobs": mesh.fetch(logprobs)})
 
 
 @functools.partial(jax.jit, static_argnames=("plan", "compute"))
@@ -222,7 +222,7 @@ def supervised_step(
         compute: see ``cast``.
         place: moves arrays of the host to the devices.
     """
-    total = np.float32(sum(np.sum(piece.mask) for piece in pieces))
+    total = np.float32(hosts.total(float(sum(np.sum(piece.mask) for piece in pieces))))
     gradient = functools.partial(
         supervised_gradient, plan=staged.Plan(architecture, remat=remat), freeze=freeze, compute=compute
     )
@@ -299,7 +299,7 @@ def policy_step(
     rollouts = pieces[0].tokens.shape[1]
     if rollouts % max(update.chunks, 1):
         raise ValueError(f"got update.chunks={update.chunks} for {rollouts} rollouts; wanted a divisor of {rollouts}")
-    total = np.float32(sum(losses.denominator(piece.mask, update.aggregation) for piece in pieces))
+    total = np.float32(hosts.total(float(sum(losses.denominator(piece.mask, update.aggregation) for piece in pieces))))
     gradient = functools.partial(
         policy_gradient,
         plan=staged.Plan(architecture, max(update.chunks, 1), temperature, update.remat),

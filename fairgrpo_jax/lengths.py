@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import rich.progress
 
-from fairgrpo_jax import batches, config as options, files
+from fairgrpo_jax import batches, config as options, files, hosts
 from fairgrpo_jax.batches import Size
 from fairgrpo_jax.data import headers
 from fairgrpo_jax.data.record import Media, Record, RecordList, Source, without_medium
@@ -378,10 +378,12 @@ def rung(ladder: Sequence[Size], sizes: np.ndarray) -> np.ndarray:
 def groups(ladder: Sequence[Size], sizes: np.ndarray, count: int) -> list[tuple[np.ndarray, Size]]:
     """Cuts a batch into ``count`` equal groups of prompts of like size, small ones first.
 
+    Every group has as many prompts of one process as of another, in the order of the processes.
+
     Args:
         ladder: the sizes to which prompts are padded.
-        sizes: of the prompts (N, 2).
-        count: a divisor of N.
+        sizes: of the prompts (N, 2), N / processes of each process.
+        count: a divisor of N / processes.
 
     Returns:
         For each group the indices of its prompts and the size that holds them.
@@ -390,8 +392,14 @@ def groups(ladder: Sequence[Size], sizes: np.ndarray, count: int) -> list[tuple[
     [(array([1, 3]), Size(tokens=8, patches=0)), (array([0, 2]), Size(tokens=16, patches=4))]
     """
     needed = rung(ladder, sizes)
-    order = np.argsort(needed, kind="stable")
-    return [(rows, ladder[needed[rows].max()]) for rows in np.split(order, count)]
+    return [(rows, ladder[needed[rows].max()]) for rows in in_order(needed, count)]
+
+
+def in_order(needed: np.ndarray, count: int) -> list[np.ndarray]:
+    """The indices of ``count`` equal parts of a batch, sorted by what each prompt needs (N,) within each process."""
+    each = hosts.by_process(len(needed))
+    order = np.take_along_axis(each, np.argsort(needed[each], axis=1, kind="stable"), axis=1)
+    return [part.reshape(-1) for part in np.split(order, count, axis=1)]
 
 
 def padding(ladder: Sequence[Size], sizes: np.ndarray, count: int) -> tuple[float, float]:

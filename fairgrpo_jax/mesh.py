@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 
@@ -43,8 +44,8 @@ def parse(spec: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def simulate(spec: str) -> None:
-    """Requests as many simulated CPU devices as the mesh needs; call it before JAX starts its backend.
+def simulate(spec: str, processes: int = 1) -> None:
+    """Requests this process's share of as many simulated CPU devices as the mesh needs; call it before JAX's backend.
 
     GPUs and TPUs are not affected. Once a backend runs (in a notebook, say), or with more than ``MOST_SIMULATED``
     devices, the call has no effect, and ``make`` reports too few devices.
@@ -52,22 +53,31 @@ def simulate(spec: str) -> None:
     fsdp, tensor = parse(spec)
     if fsdp * tensor <= MOST_SIMULATED:
         with contextlib.suppress(RuntimeError):
-            jax.config.update("jax_num_cpu_devices", fsdp * tensor)
+            jax.config.update("jax_num_cpu_devices", max(fsdp * tensor // processes, 1))
 
 
 def make(spec: str) -> Mesh:
-    """The mesh of the first ``fsdp * tensor`` devices.
+    """The mesh of the first ``fsdp * tensor`` devices; with several processes, of all devices.
+
+    The devices of a process are neighbours along ``fsdp``, and none shares prompts with another.
 
     Raises:
-        ValueError: if there are fewer devices.
+        ValueError: if there are fewer devices, or, with several processes, more, or ``tensor`` crosses processes.
     """
-    shape = parse(spec)
+    shape, processes = parse(spec), jax.process_count()
     wanted = shape[0] * shape[1]
     devices = jax.devices()
     if len(devices) < wanted:
         raise ValueError(
             f"got mesh={spec}, {wanted} devices, with {len(devices)} of {devices[0].platform} at hand; wanted a mesh "
             f"that fits, e.g. {len(devices)}x1 (on a CPU, call fairgrpo_jax.mesh.simulate before anything uses JAX)"
+        )
+    if processes > 1 and (len(devices) > wanted or shape[0] % processes):
+        fitting = len(devices) // shape[1] if not len(devices) % shape[1] else len(devices)
+        raise ValueError(
+            f"got mesh={spec}, {wanted} devices, with {len(devices)} in {processes} processes; wanted all of them, and "
+            f"a first number that {processes} divides, so that tensor stays within a process, e.g. "
+            f"{fitting}x{len(devices) // fitting}"
         )
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 2, devices=devices[:wanted])
 
@@ -167,8 +177,31 @@ def gathered(tree: Any, mesh: Mesh, *, tensor: bool = False) -> Any:
 
 
 def put(batch: Any, mesh: Mesh) -> Any:
-    """Moves host arrays to the devices, with axis 0 split along ``fsdp``."""
-    return jax.device_put(batch, NamedSharding(mesh, P("fsdp")))
+    """Moves host arrays to the devices, with axis 0 split along ``fsdp``; of several processes, each has its rows."""
+    sharding = NamedSharding(mesh, P("fsdp"))
+    if jax.process_count() == 1:
+        return jax.device_put(batch, sharding)
+    return jax.tree.map(lambda x: _put_own(x, sharding), batch)
+
+
+def _put_own(x: Any, sharding: NamedSharding) -> jax.Array:
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(_put_own(jax.random.key_data(x), sharding))
+    return jax.make_array_from_process_local_data(sharding, np.asarray(x))
+
+
+def fetch(tree: Any) -> Any:
+    """The inverse of ``put``: host arrays of this process's rows, all rows with one process."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    return jax.tree.map(_fetch_own, tree)
+
+
+def _fetch_own(x: jax.Array) -> np.ndarray:
+    if x.is_fully_replicated:
+        return np.asarray(x)
+    parts = {(shard.index[0].start or 0): shard.data for shard in x.addressable_shards}  # one of each row
+    return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])
 
 
 def _spec(path: tuple, shape: tuple[int, ...], sizes: Any) -> P:

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from fairgrpo_jax import mesh, models
+from fairgrpo_jax import hosts, mesh, models
 from fairgrpo_jax.models import decoder
 from fairgrpo_jax.models.attention import heads_first
 from fairgrpo_jax.models.inputs import widen
@@ -170,7 +170,7 @@ def sample(
         places: length at which the prompts are decoded; default: that of the first.
 
     Returns:
-        Arrays of the host, the rows in the order of the groups.
+        Arrays of the host, the rows in the order of the groups, on every process all of them.
     """
     groups = [prompt] if isinstance(prompt, models.Prompt) else prompt
     prompts, place, hidden, prompt_kv = prefill_all(
@@ -423,7 +423,7 @@ def _alive(done: jax.Array) -> jax.Array:
 
 def _collect(found: RolloutBatch, rows: Rows, now: Decoding) -> None:
     """Fetches what has been drawn, to the places of the prompts."""
-    place, drawn = jax.device_get((rows.place, now.drawn))
+    place, drawn = hosts.gathered(mesh.fetch((rows.place, now.drawn)))
     for whole, part in zip(jax.tree.leaves(found), jax.tree.leaves(drawn), strict=True):
         whole[place] = part
 

@@ -13,6 +13,7 @@ import functools
 import hashlib
 import json
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ import jax
 import numpy as np
 
 from fairgrpo_jax import (
+    __version__,
     batches,
     checkpoint,
     chunking,
@@ -30,6 +32,7 @@ from fairgrpo_jax import (
     fairness,
     folder,
     grouping,
+    hosts,
     learner,
     lengths,
     lock,
@@ -172,7 +175,7 @@ class Run:
                 "data": iterator.get_state(),
                 "domains": self.encoder.domains,
                 "groups": self.encoder.vocabulary.cells,
-                "records": self._records,
+                "records": self.records,
             }
             checkpoint.save(self.checkpoints, done, state.params, _training(state), json.loads(json.dumps(host)))
 
@@ -194,7 +197,8 @@ class Run:
                 continue
             for step, fault in damaged.items():
                 print(f"warning: {fault}; kept as {checkpoint.set_aside(self.checkpoints, step)}", flush=True)
-            self._cut_log(done)
+            if hosts.first():
+                self._cut_log(done)
             return done, state, host["data"]
         if damaged:
             raise ValueError(
@@ -217,7 +221,7 @@ class Run:
                 f"got data with domains {domains} and groups {cells} for a checkpoint of domains "
                 f"{host['domains']} and groups {host['groups']}; wanted the dataset with which {self.folder} began"
             )
-        for split, now in self._records.items():
+        for split, now in self.records.items():
             before = host.get("records", {}).get(split, now)
             if before != now:
                 line = f"records of {split!r}: {before} -> {now}; batches are drawn from the new ones from here on"
@@ -228,7 +232,7 @@ class Run:
         return dataclasses.replace(like, params=params, memory=memory, **training), host
 
     @functools.cached_property
-    def _records(self) -> dict[str, str]:
+    def records(self) -> dict[str, str]:
         """Number and digest of the records of each split, in their order."""
         found = {}
         for split, source in self.sources.items():
@@ -296,7 +300,12 @@ def open_run(config: options.Config, workdir: Path | None) -> Iterator[Run]:
 
 def _judge(config: options.Config, path: Path) -> Any:
     """The judge of a run, on its devices or behind an endpoint; its answers are kept in the run folder."""
-    folder.create(path)
+    if config.judge.path is not None and hosts.count() > 1:
+        raise ValueError(
+            f"got judge.path={config.judge.path} with {hosts.count()} processes; wanted one process, or judge.url: an "
+            "endpoint that all of them reach"
+        )
+    hosts.on_first(lambda: folder.create(path))
     settings = dataclasses.replace(config.judge, cache=config.judge.cache or path / "judge.sqlite")
     if settings.path is not None:
         return local_judge.LocalJudge(settings, mesh=config.mesh)
@@ -306,6 +315,8 @@ def _judge(config: options.Config, path: Path) -> Any:
 @contextlib.contextmanager
 def _opened(config: options.Config, path: Path, judge: Any) -> Iterator[Run]:
     devices = mesh.make(config.mesh)
+    if hosts.count() > 1:
+        _require_alike(config, path)
     mesh.require_divisible(config.split_sizes, *mesh.parse(config.mesh))
     config = folder.recall(path, config) or policy.settled(config)
     records, encoder = load(config)
@@ -331,7 +342,7 @@ def _opened(config: options.Config, path: Path, judge: Any) -> Iterator[Run]:
         judge.check()
     architecture = encoder.architecture
     tree = policy.shapes(config.model, architecture)
-    folder.create(path)
+    _create(path)
     fitting = lengths.fit(records, encoder, config)
     used = {use: sizes for use, sizes in fitting.sizes.items() if use != "warmup" or config.warmup.own_steps}
     every = [size for sizes in used.values() for size in sizes]
@@ -344,17 +355,18 @@ def _opened(config: options.Config, path: Path, judge: Any) -> Iterator[Run]:
         print(f"{use}: {len(sizes)} records; {'; '.join(lengths.told(sizes, encoder.sizes))}", flush=True)
     with contextlib.ExitStack() as open_while_running:
         enter = open_while_running.enter_context
-        enter(lock.held(path))
+        hosts.on_first(lambda: enter(lock.held(path)))
         manager = checkpoint.manager(path / "checkpoints", always=[config.warmup.own_steps])
         checkpoints = enter(contextlib.closing(manager))
         done = checkpoints.latest_step()
         _require_ahead(config, done)
-        changes = folder.claim(path, config)
+        changes = hosts.on_first(lambda: folder.claim(path, config))
         stop = enter(Stop())
-        log = enter(tracking.MetricsLog(path / "metrics.jsonl"))
+        log = enter(tracking.MetricsLog(path / "metrics.jsonl", write=hosts.first()))
         enter(jax.set_mesh(devices))
         print(f"run folder {path}: {'new' if done is None else f'going on after update {done}'}", flush=True)
-        lengths.write(path / "unfit.jsonl", fitting.unfit)
+        if hosts.first():
+            lengths.write(path / "unfit.jsonl", fitting.unfit)
         if fitting.unfit:
             line = f"{len(fitting.unfit)} records do not fit and are left out or shortened: see unfit.jsonl"
             print(f"warning: {line}", flush=True)
@@ -365,7 +377,7 @@ def _opened(config: options.Config, path: Path, judge: Any) -> Iterator[Run]:
         fitted = chunking.fit(config, architecture, tree, chunking.memory())
         if parts := chunking.told(fitted):
             print(f"to fit into memory: {parts}", flush=True)
-        yield Run(
+        run = Run(
             config=fitted,
             folder=path,
             mesh=devices,
@@ -379,7 +391,47 @@ def _opened(config: options.Config, path: Path, judge: Any) -> Iterator[Run]:
             scorer=scorer,
             measures=measures,
         )
+        hosts.require_equal("records", json.dumps(run.records))
+        yield run
         checkpoints.wait_until_finished()
+
+
+def _require_alike(config: options.Config, path: Path) -> None:
+    """Tells which processes run together, and refuses those that would not do the same.
+
+    Raises:
+        ValueError: if versions, options or run folders differ, or a process leaves GPUs of its host to nobody.
+    """
+    for line in hosts.everyone(hosts.told()):
+        print(line, flush=True)
+    hosts.require_equal("version", f"fairgrpo_jax {__version__}, jax {jax.__version__}, {_source()}")
+    hosts.require_equal("run folder", str(path))
+    shown = json.dumps(options.to_dict(config), sort_keys=True)
+    hosts.require_equal("options", hashlib.sha256(shown.encode()).hexdigest()[:8])
+    hosts.require_devices_in_use()
+
+
+def _source() -> str:
+    """A digest of this library's code."""
+    found = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.rglob("*.py")):
+        found.update(file.read_bytes())
+    return found.hexdigest()[:8]
+
+
+def _create(path: Path) -> None:
+    """Creates the run folder, which all processes must see.
+
+    Raises:
+        ValueError: if it cannot be written, or another host does not see it.
+    """
+    hosts.on_first(lambda: folder.create(path))
+    seen = hosts.everyone((socket.gethostname(), path.is_dir()))
+    if blind := sorted({name for name, there in seen if not there}):
+        raise ValueError(
+            f"got a run folder {path} that {', '.join(blind)} cannot see; wanted one on a file system that all hosts "
+            "share: --workdir DIR"
+        )
 
 
 def _require_ahead(config: options.Config, done: int | None) -> None:
@@ -421,7 +473,7 @@ class Stop:
         return self.signal is not None
 
 
-class Interrupted(SystemExit):
+class Interrupted(hosts.Ending):
     """Raised when a run has saved after a signal; exits with the status that shells expect (130 for Ctrl-C)."""
 
     def __init__(self, run: Run, done: int):

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from fairgrpo_jax import commandline, config as options, evaluate, learner, mesh, runs, tracking
+from fairgrpo_jax import commandline, config as options, evaluate, hosts, learner, mesh, runs, tracking
 
 
 def sft(config: options.Config, workdir: Path | None = None) -> dict[str, float]:
@@ -72,9 +72,10 @@ def warm_up(run: runs.Run, found: tuple[int, learner.TrainState, dict] | None) -
             run.log.append("warmup", step + 1, values)
             runs.require_finite(step + 1, "warm-up", values)
             progress.update(step + 1, values)
-            if step + 1 < spec.steps and ((step + 1) % config.checkpoint_every == 0 or run.stop):
+            stop = hosts.any_of(bool(run.stop))
+            if step + 1 < spec.steps and ((step + 1) % config.checkpoint_every == 0 or stop):
                 run.save(step + 1, state, batches)
-            if run.stop and step + 1 < spec.steps:
+            if stop and step + 1 < spec.steps:
                 raise runs.Interrupted(run, step + 1)
     return state.params
 

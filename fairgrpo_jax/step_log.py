@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
-from fairgrpo_jax import batches, chunking, config as options, grouping, lengths, models, rewards
+from fairgrpo_jax import batches, chunking, config as options, grouping, lengths, rewards
 from fairgrpo_jax.drawn import Sampled
 from fairgrpo_jax.plan import utilisation
 
@@ -90,20 +90,19 @@ def speed(
     architecture, tokens = encoder.architecture, sum(int(part.rollouts.mask.sum()) for part in seen)
     waves = max(config.sampling.waves, 1)
     parts = waves * chunking.groups(config.prompts // waves, config)
-    shares = [lengths.padding(encoder.sizes, models.sizes(part.batch.prompt), parts) for part in seen]
+    shares = [lengths.padding(encoder.sizes, part.batch.sizes, parts) for part in seen]
     spent = sum(value for name, value in values.items() if name.startswith("time/"))
     rates = {
         "speed/rollout_tokens_per_s": tokens / max(values["time/rollout"], 1e-9),
         "speed/data_wait_share": values["time/data"] / max(spent, 1e-9),
     } | {f"speed/padding/{name}": share for name, share in zip(lengths.Size._fields, np.mean(shares, 0), strict=True)}
-    prompt = kept.batch.prompt
-    merge = 1 if architecture.vision is None else architecture.vision.spatial_merge_size**2
+    prompt, patches = kept.batch.sizes.mean(0)
     mfu = utilisation.update_mfu(
         architecture,
         config,
-        prompt=int(prompt.valid.sum(1).mean()),
+        prompt=int(prompt),
         completion=float(kept.rollouts.mask.sum(-1).mean()),
-        patches=int((prompt.feature >= 0).sum(1).mean()) * merge,
+        patches=int(patches),
         seconds=values["time/update"],
         device_kind=devices.devices.flat[0].device_kind,
         count=devices.size,

@@ -39,6 +39,7 @@ from fairgrpo_jax import (
     estimators,
     evaluate,
     first_steps,
+    hosts,
     learner,
     lengths,
     losses,
@@ -72,7 +73,8 @@ def train(config: options.Config, workdir: Path | None = None) -> dict[str, floa
     with runs.open_run(config, workdir) as run:
         state, start, prompts = sft.begin(run)
         final = reinforce(run, state, start, prompts)
-        show(run)
+        if hosts.first():
+            show(run)
     return final
 
 
@@ -104,7 +106,7 @@ def reinforce(run: runs.Run, state: learner.TrainState, start: int, prompts: Pro
     with tracking.Progress(max(config.steps, 1), config.algorithm, start=start) as progress:
         progress.note("the first evaluation and the first step compile their programs")
         for step in range(start, config.steps + 1):
-            if run.stop:
+            if hosts.any_of(bool(run.stop)):
                 run.save(run.warmup_steps + step, state, prompts)
                 raise runs.Interrupted(run, step)
             if step % config.evaluation.every == 0 or step == config.steps:
@@ -124,7 +126,8 @@ def reinforce(run: runs.Run, state: learner.TrainState, start: int, prompts: Pro
                         copy, batch.prompt, key, config, run.encoder, run.mesh, listener(run, batch, asked)
                     )
                 with phases("reward"):
-                    texts = decoded(asked) if asked else rollout.texts(rollouts, run.tokenizer)
+                    own = learner.take(rollouts, hosts.rows(config.prompts))
+                    texts = decoded(asked) if asked else rollout.texts(own, run.tokenizer)
                     seen.append(score(batch, rollouts, texts, run.scorer, architecture, state.memory, asked))
                     require_scores(step + 1, seen, config.reward)
                 kept, drawn = refill(kept, seen, by_cell=config.data.sampling == "fair")
@@ -143,9 +146,10 @@ def reinforce(run: runs.Run, state: learner.TrainState, start: int, prompts: Pro
                 advantage = np.asarray(advantage)
                 batch = policy_batch(kept, advantage)
                 state, trained = update(state, batch, config, run.encoder, run.mesh, run.reference)
-            samples.save(run.folder, step, kept, advantage, config.evaluation, run.encoder, run.scorer)
+            if hosts.first():
+                samples.save(run.folder, step, kept, advantage, config.evaluation, run.encoder, run.scorer)
             values = step_metrics(kept, seen, advantage, run.encoder, run.scorer) | drawn | prompts.watched() | trained
-            values |= agreement(watched.pop("clusters", None), seen) | watched | run.scorer.watched()
+            values |= agreement(watched.pop("clusters", None), seen) | watched | hosts.summed(run.scorer.watched())
             values = {name: float(value) for name, value in values.items()} | phases.collect()
             values |= speed(kept, seen, values, config, run.encoder, run.mesh)
             run.log.append("train", step + 1, values)
@@ -176,21 +180,24 @@ def sample(
 ) -> rollout.RolloutBatch:
     """Samples G completions of each prompt, in ``sampling.waves``.
 
-    The prompts of a wave run in groups of like size, of which at most two are on the devices, and are decoded together.
-    ``heard`` gets the rows and completions of every wave as soon as it has ended.
+    Every process has its own rows of the prompts, and gets the completions of all. The prompts of a wave run in groups
+    of like size, of which at most two are on the devices, and are decoded together. ``heard`` gets the rows and
+    completions of every wave as soon as it has ended.
     """
     count, waves, ladder = config.prompts, max(config.sampling.waves, 1), encoder.sizes
     keys = rollout.row_keys(key, count, config.rollouts)
-    sizes = models.sizes(prompt)
-    order = np.argsort(lengths.rung(ladder, sizes), kind="stable")
-    parts = chunking.groups(count // waves, config)
-    found = []
-    for rows in np.split(order, waves):
+    sizes, here = hosts.gathered(models.sizes(prompt)), hosts.rows(count)
+    parts, found = chunking.groups(count // waves, config), []
+    for rows in lengths.in_order(lengths.rung(ladder, sizes), waves):
         groups = [(rows[own], size) for own, size in lengths.groups(ladder, sizes[rows], parts)]
+        placed = np.concatenate([own for own, _ in groups])
         drawn = rollout.sample(
             params,
-            (mesh.put(learner.take(models.cut(prompt, *size), own), devices) for own, size in groups),
-            mesh.put(keys[np.concatenate([own for own, _ in groups])], devices),
+            (
+                mesh.put(learner.take(models.cut(prompt, *size), mine(own) - here.start), devices)
+                for own, size in groups
+            ),
+            mesh.put(keys[np.concatenate([mine(own) for own, _ in groups])], devices),
             architecture=encoder.architecture,
             num_rollouts=config.rollouts,
             max_new_tokens=config.sampling.max_new_tokens,
@@ -200,7 +207,7 @@ def sample(
             cache=config.cache_dtype,
             places=ladder[-1].tokens,
         )
-        found.append((np.concatenate([own for own, _ in groups]), drawn))
+        found.append((placed, drawn))
         if heard is not None:
             heard(*found[-1])
     whole = jax.tree.map(lambda *parts: np.empty((count, *parts[0].shape[1:]), parts[0].dtype), *[x for _, x in found])
@@ -210,7 +217,12 @@ def sample(
     return whole
 
 
-Asked = list[tuple[np.ndarray, rewards.Started]]  # rows of a batch, and their scores as far as they are known
+def mine(rows: np.ndarray) -> np.ndarray:
+    """Those of ``rows``, of which every process has as many, that are this process's."""
+    return rows[hosts.rows(len(rows))]
+
+
+Asked = list[tuple[np.ndarray, rewards.Started]]  # own rows of a batch, and their scores as far as they are known
 
 
 def listener(
@@ -220,16 +232,20 @@ def listener(
     if not run.scorer.judged:
         return None
 
+    here = hosts.rows(len(batch.records))
+
     def heard(rows: np.ndarray, drawn: rollout.RolloutBatch) -> None:
+        own = np.flatnonzero((rows >= here.start) & (rows < here.stop))
+        drawn, rows = learner.take(drawn, own), rows[own]
         texts, records = rollout.texts(drawn, run.tokenizer), [batch.records[row] for row in rows]
         given = answers.completed(drawn, texts, records, run.encoder.architecture.eos_ids)
-        asked.append((rows, run.scorer.start(given)))
+        asked.append((rows - here.start, run.scorer.start(given)))
 
     return heard
 
 
 def decoded(asked: Asked) -> list[list[str]]:
-    """The texts of a batch whose waves were all ``asked`` about, in the order of its prompts."""
+    """The texts of this process's prompts, whose waves were all ``asked`` about, in the order of the batch."""
     texts = {row: said for rows, part in asked for row, said in zip(rows.tolist(), part.answers.texts, strict=True)}
     return [[*texts[row]] for row in range(len(texts))]
 
@@ -243,13 +259,20 @@ def score(
     memory: estimators.Memory,
     asked: Sequence[tuple[np.ndarray, rewards.Started]] = (),
 ) -> Sampled:
-    """Computes the rewards of the completions and the loss mask; ``asked`` are those that a judge scores already."""
-    given = answers.completed(rollouts, texts, batch.records, architecture.eos_ids)
+    """Computes the rewards of the completions and the loss mask.
+
+    Every process scores its own rows, of which ``texts`` are, and gets the texts and scores of all; ``asked`` are those
+    that a judge scores already.
+    """
+    here = hosts.rows(len(batch.records))
+    given = answers.completed(learner.take(rollouts, here), texts, batch.records[here], architecture.eos_ids)
+    scores = scorer.finish(asked, memory.quantiles) if asked else scorer(given, memory.quantiles)
+    scores, finished = hosts.gathered((scores, given.finished))
+    texts = [own for part in hosts.everyone(texts) for own in part]
     learned = np.asarray(rollouts.mask)
     if scorer.sampling.truncated == "mask":
-        learned = np.asarray(losses.mask_truncated(rollouts.mask, given.finished))
-    scores = scorer.finish(asked, memory.quantiles) if asked else scorer(given, memory.quantiles)
-    return Sampled(batch, rollouts, texts, scores, given.finished, learned)
+        learned = np.asarray(losses.mask_truncated(rollouts.mask, finished))
+    return Sampled(batch, rollouts, texts, scores, finished, learned)
 
 
 def require_scores(step: int, seen: list[Sampled], reward: options.Reward) -> None:
@@ -336,23 +359,23 @@ def _estimate(
 
 
 def policy_batch(sampled: Sampled, advantage: np.ndarray) -> learner.PolicyBatch:
-    """The input of the update, on the host."""
-    rollouts = sampled.rollouts
-    return learner.PolicyBatch(
-        sampled.batch.prompt, rollouts.tokens, sampled.learned, rollouts.logprobs, advantages=advantage
-    )
+    """The input of the update, on the host: the rows of this process."""
+    rollouts, here = sampled.rollouts, hosts.rows(len(advantage))
+    arrays = rollouts.tokens[here], sampled.learned[here], rollouts.logprobs[here]
+    return learner.PolicyBatch(sampled.batch.prompt, *arrays, advantages=advantage[here])
 
 
 def micro_batches(
     batch: learner.PolicyBatch, config: options.Config, ladder: Sequence[lengths.Size]
 ) -> list[list[learner.PolicyBatch]]:
     """The micro-batches of each mini-batch, prompts of like size together, without padding that they do not need."""
-    sizes, parts = models.sizes(batch.prompt), max(config.update.accumulation, 1)
+    sizes, parts = hosts.gathered(models.sizes(batch.prompt)), max(config.update.accumulation, 1)
     cut = {size: dataclasses.replace(batch, prompt=models.cut(batch.prompt, *size)) for size in ladder}
-    each = learner.split(np.arange(len(sizes)), config.update.mini_batches)
+    each = learner.split(hosts.by_process(len(sizes)).T, config.update.mini_batches)
+    start = hosts.rows(len(sizes)).start
     return [
-        [learner.take(cut[size], rows[own]) for own, size in lengths.groups(ladder, sizes[rows], parts)]
-        for rows in each
+        [learner.take(cut[size], mine(rows[own]) - start) for own, size in lengths.groups(ladder, sizes[rows], parts)]
+        for rows in (part.T.reshape(-1) for part in each)
     ]
 
 
@@ -368,7 +391,7 @@ def update(
 
     Args:
         state: donated.
-        batch: the whole rollout batch, on the host.
+        batch: the whole rollout batch, on the host; of several processes, the rows of this one.
         config: options of the run.
         encoder: of the run: the model's architecture, and the sizes to which prompts are padded.
         devices: the mesh.

@@ -21,7 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fairgrpo_jax import batches, processes
+from fairgrpo_jax import batches, hosts, processes
 from fairgrpo_jax.data.record import Record
 
 
@@ -64,19 +64,31 @@ class Workers:
             pool.shutdown(wait=True, cancel_futures=True)
 
     def submit(self, records: Sequence[Record], length: int | None = None) -> concurrent.futures.Future[Any]:
-        """Starts to encode a batch.
+        """Starts to encode a batch; of several processes, each encodes its rows.
 
         Args:
-            records: those of the batch.
+            records: those of the batch, of all processes.
             length: as in ``Encoder.targets``; None encodes prompts alone.
 
         Returns:
             A future of what the encoder returns; it raises a ValueError as the encoder does, and if a worker process
             was killed.
         """
-        parts = [records[i : i + PART] for i in range(0, len(records), PART)]
+        own = records[hosts.rows(len(records))]
+        parts = [own[i : i + PART] for i in range(0, len(own), PART)]
         found = [self._pool.submit(self._encode, part, length) for part in parts]
-        return self._joiner.submit(_joined, found)
+        if hosts.count() == 1:
+            return self._joiner.submit(_joined, found)
+        return self._joiner.submit(self._of_all, found, records)
+
+    def _of_all(self, parts: Sequence[concurrent.futures.Future[Any]], records: Sequence[Record]) -> Any:
+        """The prompts of this process as part of a batch of all."""
+        found = _joined(parts)
+        batch, rest = (found, ()) if isinstance(found, batches.PromptBatch) else (found[0], found[1:])
+        held = np.arange(len(records))[hosts.rows(len(records))]
+        encode = lambda records: self.encoder(records).prompt
+        whole = batches.PromptBatch(batch.prompt, list(records), *self.encoder.labels(records), held, encode)
+        return (whole, *rest) if rest else whole
 
     def encode(self, records: Sequence[Record]) -> batches.PromptBatch:
         """Encodes a batch of prompts, and waits for it."""

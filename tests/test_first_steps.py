@@ -103,7 +103,7 @@ def test_the_steps_of_a_run_are_taken_as_they_are():
     records = tiny_batch.records(2)
     prompt = tiny_batch.prompt(records)
     prompt = prompt.replace(tokens=np.asarray(prompt.tokens), valid=np.asarray(prompt.valid))
-    batch = batches.PromptBatch(prompt, records, np.zeros(2, np.int32), np.zeros(2, np.int32))
+    batch = batches.PromptBatch(prompt, records, np.zeros(2, np.int32), np.zeros(2, np.int32), np.arange(2))
     mask = np.ones((2, 2, 3), bool)
     arrays: Any = (np.zeros(mask.shape, np.int32), mask, np.zeros(mask.shape), np.full(2, 3))
     drawn = rollout.RolloutBatch(*arrays)

@@ -31,8 +31,8 @@ FLOORS = (
         "interop",
         "adapters",
     ),
-    ("files", "processes", "programs", "config", "mesh", "configs", "data", "models", "rewards", "tracking", "report")
-    + ("audit",),
+    ("files", "processes", "programs", "hosts", "config", "mesh", "configs", "data", "models", "rewards", "tracking")
+    + ("report", "audit"),
     ("rollout", "staged", "plan.cost", "plan.devices", "plan.footprint", "chunking", "learner", "checkpoint", "policy")
     + (
         "plan.utilisation",
@@ -52,7 +52,7 @@ FLOORS = (
         "lock",
         "runs",
     ),
-    ("commandline", "evaluate", "sft", "train", "study", "export", "plan.plan"),
+    ("commandline", "evaluate", "sft", "train", "study", "export", "plan.plan", "plan.here"),
 )
 ORDER = {name: (floor, place) for floor, names in enumerate(FLOORS) for place, name in enumerate(names)}
 # On the second floor only these arrows exist; data knows no model, models know no dataset.

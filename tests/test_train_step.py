@@ -44,7 +44,7 @@ def step_of(rewards, domains, groups, rollouts=None):
     rollouts = rollout.RolloutBatch(tokens, tokens >= 0, tokens / 10, part * 0 + 3) if rollouts is None else rollouts
     prompt = models.Prompt(**{f.name: part for f in dataclasses.fields(models.Prompt)})
     names: Any = [f"record {i}" for i in part]
-    batch = batches.PromptBatch(prompt, names, domains, groups)
+    batch = batches.PromptBatch(prompt, names, domains, groups, np.arange(len(names)))
     learned = np.asarray(rollouts.mask)
     return train.Sampled(
         batch, rollouts, [[f"text {i}"] for i in part], Scores.of(rewards), np.ones(rewards.shape, bool), learned
@@ -352,7 +352,7 @@ def test_speed_counts_tokens_and_useful_work_only():
     mask = np.arange(6) < np.array([[2, 4], [6, 4], [3, 1], [4, 4]])[..., None]
     arrays: Any = mask.astype(int), mask, mask * 0.0, mask.sum(-1).max(-1)
     sampled: Any = types.SimpleNamespace(
-        batch=types.SimpleNamespace(prompt=jax.device_get(prompt)), rollouts=rollout.RolloutBatch(*arrays)
+        batch=types.SimpleNamespace(sizes=models.sizes(jax.device_get(prompt))), rollouts=rollout.RolloutBatch(*arrays)
     )
     config = dataclasses.replace(SMALL, prompts=4, rollouts=2)
     device = types.SimpleNamespace(device_kind="NVIDIA H200")

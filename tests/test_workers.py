@@ -84,7 +84,7 @@ class Slow:
         with self.lock:
             self.begun += records
         prompt: Any = np.array(records)
-        return batches.PromptBatch(prompt, list(records), np.array(records), np.array(records))
+        return batches.PromptBatch(prompt, list(records), np.array(records), np.array(records), np.arange(len(records)))
 
 
 def test_only_a_few_batches_are_encoded_ahead():

@@ -33,6 +33,7 @@ class MetricsLog:
 
     Args:
         path: the file; its folder is created if missing.
+        write: whether this process writes it; of several that run together, one does.
 
     Raises:
         ValueError: if a line other than the last one is not a JSON object.
@@ -49,8 +50,11 @@ class MetricsLog:
         [{'kind': 'train', 'step': 1, 'reward/mean': 0.5, 'loss': nan}]
     """
 
-    def __init__(self, path: str | os.PathLike[str]):
-        self.path = Path(path)
+    def __init__(self, path: str | os.PathLike[str], *, write: bool = True):
+        self.path, self._writes = Path(path), write
+        if not write:
+            self._file = open(os.devnull, "a", encoding="utf-8")
+            return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.exists():
             lines, complete = _json_lines(self.path)
@@ -79,8 +83,9 @@ class MetricsLog:
 
     def sync(self) -> None:
         """Forces all rows to disk."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        if self._writes:
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
     def _write(self, row: dict[str, Any]) -> None:
         self._file.write(json.dumps(row, allow_nan=False, ensure_ascii=False) + "\n")
@@ -92,6 +97,8 @@ class MetricsLog:
         ``truncate_after(train=100, eval=100)`` keeps the rows of the named kinds with ``step`` up to and including the
         number; -1 removes all of a kind. Other kinds are not changed.
         """
+        if not self._writes:
+            return 0
         self._file.close()
         lines, _ = _json_lines(self.path)
         kept: list[str] = []

@@ -1,0 +1,202 @@
+"""Several processes on this machine: what they exchange, whole runs with 1, 2 and 4 of them, and how they end."""
+
+import json
+import re
+import signal
+import socket
+import time
+
+import numpy as np
+import pytest
+
+from fairgrpo_jax import hosts, mesh
+from fairgrpo_jax.tracking import read_metrics
+from tests import several
+
+
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_processes_have_their_rows_and_exchange_the_rest(count, tmp_path):
+    several.together(count, ["tests/host_program.py"], tmp_path, timeout=240)
+    for index in range(count):
+        assert f"all is well with process {index} of {count}" in several.said(tmp_path, index)
+
+
+def test_one_process_exchanges_nothing():
+    rows = np.arange(6)
+    assert hosts.count() == 1 and hosts.first()
+    assert rows[hosts.rows(6)].tolist() == rows.tolist() and hosts.by_process(6).shape == (1, 6)
+    assert hosts.gathered(rows) is rows and hosts.everyone("x") == ["x"] and hosts.total(2.0) == 2.0
+    assert hosts.any_of(True) and not hosts.any_of(False) and hosts.on_first(lambda: 3) == 3
+    hosts.require_equal("options", "x")
+    assert hosts.start("off") == 1 and hosts.lost(RuntimeError("gloo")) is None
+
+
+@pytest.mark.parametrize(
+    "spec", ["auto,2,0", "host,2,0", "host:1,2", "host:1,0,0", "host:1,2,2", "host:x,2,1", "on", ""]
+)
+def test_refuses_what_names_no_place(spec):
+    with pytest.raises(ValueError, match="HOST:PORT,N,I"):
+        hosts.parse(spec)
+
+
+def test_refuses_a_coordinator_that_every_host_would_look_for_on_itself(monkeypatch):
+    monkeypatch.setattr(socket, "gethostbyname", lambda name: "127.0.1.1")
+    with pytest.raises(ValueError, match=re.escape("node1:9731 that this host resolves to 127.0.1.1")):
+        hosts.start("node1:9731,2,0")
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
+    with pytest.raises(ValueError, match="mend the line"):
+        hosts._require_reachable("node1:9731", literal=False)
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "1")
+    hosts._require_reachable("node1:9731", literal=False)  # all its processes run on this host
+    hosts._require_reachable("127.0.0.1:9731", literal=True)
+
+
+SLURM = {
+    "SLURM_JOB_ID": "7",
+    "SLURM_STEP_NODELIST": "node[1-2]",
+    "SLURM_NTASKS": "16",
+    "SLURM_PROCID": "3",
+    "SLURM_LOCALID": "3",
+    "SLURM_STEP_NUM_TASKS": "16",
+    "SLURM_STEP_NUM_NODES": "2",
+}
+
+
+def test_auto_sees_a_slurm_step_and_nothing_here(monkeypatch):
+    for name in SLURM:
+        monkeypatch.delenv(name, raising=False)
+    assert hosts._detected() is None and hosts.start("auto") == 1
+    for name, value in SLURM.items():
+        monkeypatch.setenv(name, value)
+    assert hosts._detected() == 16
+
+
+def test_simulated_devices_are_shared_out(monkeypatch):
+    asked = []
+    monkeypatch.setattr(mesh.jax.config, "update", lambda name, value: asked.append(value))
+    mesh.simulate("4x2", 4)
+    assert asked == [2]
+
+
+def test_an_error_that_all_raise_alike_ends_in_order(monkeypatch):
+    monkeypatch.setattr(hosts, "_state", lambda: type("State", (), {"num_processes": 2, "process_id": 1}))
+    monkeypatch.setattr(hosts.os, "_exit", lambda status: (_ for _ in ()).throw(AssertionError(status)))
+    with pytest.raises(hosts.Ending), hosts.alone():
+        raise hosts.Ending(130)
+    for error, status in ((SystemExit(2), 2), (RuntimeError(), 1)):
+        with pytest.raises(AssertionError, match=str(status)), hosts.alone():
+            raise error
+
+
+# ---- whole runs ------------------------------------------------------------------------------------------------------
+
+RUN = (
+    "-m fairgrpo_jax.train clinic --mesh 4x1 --steps 4 --prompts 8 --rollouts 4 --checkpoint-every 2 "
+    "--model.hidden-size 32 --warmup.steps 40 --warmup.batch 8 --warmup.optim.lr 2e-2 --evaluation.every 2 "
+    "--evaluation.batch 64 --evaluation.samples 2 --data.options scale=0.05"
+).split()
+VARIANTS = {
+    "fair_grpo": ["--data.buckets", "2", "--update.mini-batches", "2"],
+    "fair_grpo_nd": ["--algorithm", "fair_grpo_nd", "--sampling.waves", "2", "--update.beta", "0.01"],
+    "group_dro": ["--algorithm", "group_dro", "--sampling.tries", "3", "--data.sampling", "fair"],
+}
+
+
+def go(folder, count, *further):
+    """A run of several processes to its end."""
+    folder.mkdir(exist_ok=True)
+    several.together(count, [*RUN, "--workdir", str(folder / "run"), *further], folder, timeout=900)
+    return folder / "run"
+
+
+def figures(folder):
+    """The log without times and counts of programs, padding (which depends on who has which prompt) and notes."""
+    apart = ("time/", "speed/")
+    return [
+        {name: value for name, value in row.items() if not name.startswith(apart)}
+        for row in read_metrics(folder / "metrics.jsonl")
+        if row["kind"] != "note"
+    ]
+
+
+def assert_alike(found, wanted):
+    """The same rows with the same numbers, to 1e-5."""
+    assert [(row["kind"], row["step"]) for row in found] == [(row["kind"], row["step"]) for row in wanted]
+    for its, row in zip(found, wanted, strict=True):
+        assert its.keys() == row.keys()
+        for name, value in row.items():
+            if isinstance(value, float):
+                assert np.allclose(its[name], value, rtol=1e-4, atol=1e-5, equal_nan=True), (row["kind"], name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_two_processes_do_what_one_does(variant, tmp_path):
+    one, two = (go(tmp_path / str(count), count, *VARIANTS[variant]) for count in (1, 2))
+    assert_alike(figures(two), figures(one))
+    for name in ("evals/000000.jsonl", "evals/000004.jsonl"):
+        assert (two / name).read_text() == (one / name).read_text()
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_other_numbers_of_processes(tmp_path):
+    """1 -> 2 -> 4 -> 1 processes: the prompts, and the figures, of a run of one."""
+    whole = go(tmp_path / "whole", 1)
+    for steps, count in (("1", 1), ("2", 2), ("3", 4), ("4", 1)):
+        run = go(tmp_path / "parts", count, "--steps", steps, "--checkpoint-every", "1", "--evaluation.every", "9")
+    trained = [[row for row in figures(folder) if row["kind"] == "train"] for folder in (run, whole)]
+    assert_alike(*trained)
+
+
+def wait_for(condition, seconds=600):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def kinds(folder):
+    path = folder / "metrics.jsonl"
+    return [json.loads(line)["kind"] for line in path.read_text().splitlines()] if path.exists() else []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_the_others_end_when_one_is_killed_and_the_run_goes_on(victim, tmp_path):
+    (tmp_path / "killed").mkdir()
+    command = [*RUN, "--workdir", str(tmp_path / "killed" / "run")]
+    with several.started(2, command, tmp_path / "killed") as running:
+        wait_for(lambda: kinds(tmp_path / "killed" / "run").count("train") >= 3)
+        running[victim].kill()
+        assert running[1 - victim].wait(120) != 0
+    if victim == 1:
+        assert "has lost another one" in several.said(tmp_path / "killed", 0)
+    assert_alike(figures(go(tmp_path / "killed", 2)), figures(go(tmp_path / "whole", 2)))
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_saves_all(tmp_path):
+    command = [*RUN, "--workdir", str(tmp_path / "run"), "--steps", "40"]
+    with several.started(2, command, tmp_path) as running:
+        wait_for(lambda: kinds(tmp_path / "run").count("train") >= 1)
+        running[1].send_signal(signal.SIGTERM)
+        assert [process.wait(240) for process in running][1] == 128 + signal.SIGTERM
+    assert "stopped after saving update" in several.said(tmp_path, 0)
+
+
+@pytest.mark.slow
+def test_processes_with_other_options_are_refused(tmp_path):
+    command = [*RUN, "--workdir", str(tmp_path / "run")]
+    with several.started(2, command, tmp_path, last=["--optim.lr", "0.5"]) as running:
+        assert all(process.wait(120) == 2 for process in running)
+    assert "got process 1 of 2 with options" in several.said(tmp_path, 0)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_an_error_of_one_ends_all(tmp_path):
+    """Process 1 cannot read the folder of a dataset: it says so, and the other does not wait for it."""
+    command = [*RUN, "--workdir", str(tmp_path / "run")]
+    with several.started(2, command, tmp_path, last=["--data.options", "nonsense=1"]) as running:
+        assert running[1].wait(120) == 2
+        assert running[0].wait(120) != 0
