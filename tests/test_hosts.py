@@ -120,10 +120,13 @@ def figures(folder):
 
 
 def assert_alike(found, wanted, exact=20):
-    """The same rows: ``exact`` of them to 1e-5, the others as far as forty updates let the rounding of sums grow."""
+    """The same rows: ``exact`` of them to 1e-5, the others as far as AdamW lets the rounding of sums grow.
+
+    Its first updates have the size of the learning rate whatever the gradient: where that is rounding, they differ.
+    """
     assert [(row["kind"], row["step"]) for row in found] == [(row["kind"], row["step"]) for row in wanted]
     for place, (its, row) in enumerate(zip(found, wanted, strict=True)):
-        near = dict(rtol=1e-5, atol=1e-5) if place < exact else dict(rtol=5e-3, atol=1e-3)
+        near = dict(rtol=1e-5, atol=1e-5) if place < exact else dict(rtol=3e-2, atol=3e-3)
         assert its.keys() == row.keys()
         for name, value in row.items():
             if isinstance(value, float):
