@@ -157,7 +157,9 @@ def read_csv(
 def read_all(path: Path, problems: Problems) -> Iterator[tuple[int, dict[str, str]]]:
     r"""Reads a CSV file with all of its columns, by their names as they are written.
 
-    The form is that of ``read_csv``. A column without a name, as pandas writes it for the numbers of rows, is called
+    The form is that of ``read_csv``, but the header decides what separates columns: commas, or semicolons or tabs if it
+    has no comma, as spreadsheets write them, also with ``sep=;`` above it. Rows without any value are passed over. A
+    column without a name, as pandas writes it for the numbers of rows, is called
     ``Unnamed: 0`` (its place), as pandas reads it.
 
     Args:
@@ -168,7 +170,7 @@ def read_all(path: Path, problems: Problems) -> Iterator[tuple[int, dict[str, st
         Line and stripped values of each row that is whole.
 
     Raises:
-        ValueError: if the file is empty, two columns have one name, or its columns are separated by semicolons.
+        ValueError: if the file is empty, or two columns have one name.
 
     Example:
         >>> import pathlib, tempfile
@@ -179,28 +181,39 @@ def read_all(path: Path, problems: Problems) -> Iterator[tuple[int, dict[str, st
         >>> list(read_all(path, problems)), problems.found
         ([(2, {'Unnamed: 0': '0', 'id': 'a', 'Age': '61'})], [(3, '2 fields, the header has 3')])
     """
-    rows = _rows(path, problems)
+    rows = _rows(path, problems, _separator(path))
     _, header = next(rows, (1, []))
+    if "".join(header).startswith("sep="):
+        _, header = next(rows, (1, []))
     if not header:
         problems.raise_if_any()
         raise ValueError(f"{path} is empty; wanted a table with a header")
-    if len(header) == 1 and ";" in header[0]:
-        raise ValueError(
-            f"{path} is separated by semicolons; wanted commas: write it again as such, or with tabs as .tsv"
-        )
     names = [" ".join(name.split()) or f"Unnamed: {place}" for place, name in enumerate(header)]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"{path}: columns {', '.join(twice)} are there more than once; keep one of each")
     for line, fields in rows:
         if len(fields) == len(names):
-            yield line, dict(zip(names, map(str.strip, fields), strict=True))
-        else:
+            row = dict(zip(names, map(str.strip, fields), strict=True))
+            if any(row.values()):
+                yield line, row
+        elif any(map(str.strip, fields)):
             problems.add(line, f"{len(fields)} fields, the header has {len(names)}")
 
 
-def _rows(path: Path | zipfile.Path, problems: Problems) -> Iterator[tuple[int, list[str]]]:
+def _separator(path: Path) -> str | None:
+    """What separates the columns of a header that has no comma; None if the file's name tells."""
+    with path.open("rb") as file:
+        header = file.readline(1 << 20)
+    told = re.match(rb"(?:\xef\xbb\xbf)?sep=(.)\r?$", header.rstrip(b"\n"))
+    found = [mark for mark in (";", "\t") if mark.encode() in header and b"," not in header]
+    return told[1].decode("latin-1") if told else found[0] if len(found) == 1 else None
+
+
+def _rows(
+    path: Path | zipfile.Path, problems: Problems, delimiter: str | None = None
+) -> Iterator[tuple[int, list[str]]]:
     """First line and fields of each row that is not blank; invalid rows are added to ``problems``."""
-    delimiter = "\t" if path.suffix.lower() in (".tab", ".tsv") else ","
+    delimiter = delimiter or ("\t" if path.suffix.lower() in (".tab", ".tsv") else ",")
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, delimiter=delimiter, strict=True)
         line = 1
@@ -212,10 +225,11 @@ def _rows(path: Path | zipfile.Path, problems: Problems) -> Iterator[tuple[int, 
                     line = reader.line_num + 1
                 return
             except UnicodeDecodeError as error:
-                problems.add(line, f"or below: not UTF-8 ({error.reason})")
+                problems.add(line, f"or below: not UTF-8 ({error.reason}); save it as UTF-8 (in Excel: CSV UTF-8)")
                 return
             except csv.Error as error:
-                problems.add(line, str(error))
+                long = " characters in one cell: is a quote left open?" if "field limit" in str(error) else ""
+                problems.add(line, f"{error}{long}")
                 line = reader.line_num + 1
 
 

@@ -347,7 +347,10 @@ BAD_TABLES = {
     'prompt,answer\n"?\nx,a\n': "line 2: ",
     "prompt,answer\n?,\n": "line 2: answer is missing",
     "prompt,answer,answer\n?,a,a\n": "columns answer are there more than once",
-    "prompt;answer\n?;a\n": "separated by semicolons; wanted commas",
+    "prompt;answer\n?;a\n?;a,b;c\n": "line 3: 3 fields, the header has 2",
+    "Frage,answer\n?,a\n": "has the columns Frage, answer; wanted one named prompt, .*--data.columns prompt=COL",
+    f"prompt,answer\n?,{'a' * 200_000}\n": "line 2: field larger than .* is a quote left open",
+    "prompt,answer,choices\n?,a,a;b\n": "choices is .a;b.; wanted a list, in a table as JSON: ",
     "": "is empty; wanted a table with a header",
     'prompt,answer,choices\n?,a,"[""b"""\n': "choices is .* wanted a list",
 }
