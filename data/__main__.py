@@ -7,6 +7,7 @@ With options of a run, ``check`` also measures the prompts that a model would be
 
 import argparse
 import dataclasses
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,10 +32,28 @@ def _main(arguments: Sequence[str] | None) -> int:
     prepare.add_argument("--out", type=Path, required=True, help="folder to write")
     for command in (check, prepare):
         command.add_argument("name", nargs="?" if command is check else None, help=", ".join(data.DATASETS))
-        command.add_argument("--root", type=Path, help="the dataset's folder as its owner publishes it")
+        command.add_argument(
+            "--root", "--data.root", dest="root", type=Path, help="the dataset's folder as its owner publishes it"
+        )
         command.add_argument("--splits", nargs="+", help="by default all")
-        command.add_argument("--columns", nargs="+", default=[], metavar="NAME=COLUMN", help="of one's own data")
-        command.add_argument("--codes", nargs="+", default=[], metavar="COLUMN.CODE=VALUE", help="of one's own data")
+        command.add_argument(
+            "--columns",
+            "--data.columns",
+            dest="columns",
+            nargs="+",
+            default=[],
+            metavar="NAME=COLUMN",
+            help="of one's own data",
+        )
+        command.add_argument(
+            "--codes",
+            "--data.codes",
+            dest="codes",
+            nargs="+",
+            default=[],
+            metavar="COLUMN.CODE=VALUE",
+            help="of one's own data",
+        )
         command.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="of the dataset's load")
     told, of_run = parser.parse_known_args(arguments)
     if of_run and (told.command != "check" or told.all):
@@ -66,6 +85,10 @@ def _check(told: argparse.Namespace, options: dict, of_run: list[str]) -> int:
         return 0
     report = check.check(told.name, told.root, names=told.splits, **options)
     print("\n".join(report.lines))
+    if told.name == "jsonl" and not report.wrong:
+        given = {"root": [f"{told.root}"], "columns": told.columns, "codes": told.codes}
+        words = [word for name, values in given.items() if values for word in (f"--data.{name}", *values)]
+        print(f"to train: python -m fairgrpo_jax.train mine --model.path MODEL {shlex.join(words)}")
     unfit = _measure(told, of_run) if of_run and not report.wrong else 0
     return 1 if report.wrong or unfit else 0
 

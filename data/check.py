@@ -1,6 +1,8 @@
 """Compares a dataset on disk with its published figures, and finds problems that would invalidate a run."""
 
 import os
+import stat
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -71,7 +73,7 @@ def check(name: str, root: str | Path | None, *, names: Sequence[str] | None = N
     counts = about.counts(records)
     whole = not report.wrong and set(names) == set(module.SPLITS)
     _compare(report, counts, module.ABOUT.published, loaded if not options else set(), whole and not options)
-    report.lines += ["", *table(records), ""]
+    report.lines += ["", *table(records), ""] if records else []
     _missing(report, records)
     for shared in splits.leakage(records):
         told = frozenset(shared.splits) in set(map(frozenset, module.ABOUT.shared))
@@ -126,19 +128,42 @@ def _missing(report: Report, records: Sequence[Record]) -> None:
         for medium in record.media:
             for path in media.files(medium):
                 wanted.setdefault((path, medium.member), record.uid)
-    there = {path: path.exists() for path, _ in wanted}
+    there = {path: _state(path) for path, _ in wanted}
     held: dict[tuple[Path, str], frozenset[str]] = {}
     absent = []
     for (path, member), uid in wanted.items():
-        if not there[path]:
-            absent.append(f"{path} of {uid}")
+        if there[path] is None:
+            absent.append(f"{path} of {uid}{_similar(path)}" if len(absent) < SHOWN else uid)
         elif member is not None and not os.path.isdir(path) and not cells.is_table(path):
             if member not in _held(held, path, member):
                 absent.append(f"{path}!{member} of {uid}")
     report.lines.append(f"{len(wanted)} media files, {len(absent)} missing")
+    for state in ("empty", "a folder"):
+        if found := [
+            f"{path} of {uid}" for (path, member), uid in wanted.items() if not member and there[path] == state
+        ]:
+            more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+            report.bad(f"{state}: {', '.join(found[:SHOWN])}{more}")
     if absent:
         more = f" and {len(absent) - SHOWN} more" if len(absent) > SHOWN else ""
         report.bad(f"missing {', '.join(absent[:SHOWN])}{more}")
+
+
+def _state(path: Path) -> str | None:
+    """Whether a file is a folder or empty; None if there is none."""
+    try:
+        state = path.stat()
+    except (OSError, ValueError):
+        return None
+    return "a folder" if stat.S_ISDIR(state.st_mode) else "" if state.st_size else "empty"
+
+
+def _similar(path: Path) -> str:
+    """A file that may be meant by one that is missing: of capitals or another encoding of the same letters."""
+    plain = lambda name: unicodedata.normalize("NFKC", name).casefold()
+    there = sorted(path.parent.iterdir()) if path.parent.is_dir() else []
+    near = [one.name for one in there if plain(one.name) == plain(path.name)]
+    return f" (there is {near[0]!a}, with other capitals or letters: {path.name!a})" if near else ""
 
 
 def _held(held: dict[tuple[Path, str], frozenset[str]], path: Path, member: str) -> frozenset[str]:

@@ -5,6 +5,7 @@ import functools
 import json
 import math
 import operator
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ KNOWN = {name for names in NAMES.values() for name in names} | {
 # What verl's `extra_info` may not say: what a row has itself.
 OWN = {*NAMES["prompt"], *NAMES["answer"], *NAMES["id"], *NAMES["image"]}
 OWN |= {"images", "video", "videos", "fps", "choices", "split", "reward_model"}
+_PERSON = re.compile("patient|subject|person|^mrn$|^pid$|^case|participant")
 FILMS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv")
 MEDIA = (*FILMS, ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".dcm", ".dicom")
 
@@ -83,12 +85,14 @@ class Columns:
     """
 
     def __init__(self, given: Mapping[str, str], codes: Mapping[str, Mapping[str, str]]):
-        known = {"prompt", "answer", "sex", "age", "id", "patient", "image", "images", "video", "videos", "fps"}
-        known |= {"data_source", "modality", "choices", "split", "finding"}
-        if unknown := sorted(given.keys() - known):
+        if unknown := sorted(given.keys() - KNOWN):
+            known = {_FIELDS.get(name, name) for name in KNOWN} - {"reward_model"}
             raise ValueError(f"got columns for {', '.join(unknown)}; wanted some of {', '.join(sorted(known))}")
-        self._given = {column: name for name, column in given.items()}
-        self._codes, self._coded = codes, collections.Counter[tuple[str, str]]()
+        self._given = {column: _FIELDS.get(name, name) for name, column in given.items()}
+        self._codes: dict[str, dict[str, str]] = {}  # by the name in this module
+        for column, own in codes.items():
+            self._codes.setdefault(_coded(column), {}).update(own)
+        self._coded = collections.Counter[tuple[str, str]]()
         self._names: dict[str, str] = {}  # by the column's own name, as the next two
         self._read: dict[str, str] = {}
         self._kept: dict[str, list[str]] = {}  # some values of columns that became attributes
@@ -105,7 +109,7 @@ class Columns:
     def _named(self, column: str) -> str:
         if column in self._given:
             return self._given[column]
-        plain = column.strip().lower()
+        plain = _small(column)
         if plain not in KNOWN:
             return column
         return f"{column} (not read)" if {plain, *_others(plain)} & set(self._given.values()) else plain
@@ -129,7 +133,7 @@ class Columns:
             if len(some) < 100 and (value := values[place]) is not None:
                 some.append(plain(value))
         names, places = plan.extra
-        extra = others(names, tuple([plain(values[place]) for place in places]))
+        extra = others(names, tuple([whole(plain(values[place])) for place in places]))
         return Row._make((*plan.fields(values), extra))
 
     def _planned(self, columns: tuple[str, ...]) -> _Plan:
@@ -147,7 +151,7 @@ class Columns:
         plan = self._plans[columns] = _Plan(
             operator.itemgetter(*(places[field][0][1] if places[field] else -1 for field in Row._fields[:-1])),
             (tuple(extra), tuple(places[name][0][1] for name in extra)),
-            tuple((name, place) for place, name in enumerate(names) if name in self._codes),
+            tuple((_coded(name), place) for place, name in enumerate(names) if _coded(name) in self._codes),
             tuple(tuple(several) for several in places.values() if len(several) > 1),
             tuple(
                 (self._kept.setdefault(column, []), place)
@@ -157,14 +161,30 @@ class Columns:
         )
         return plan
 
+    def require_asked(self, where: str) -> None:
+        """Checks that some column is the prompt.
+
+        Args:
+            where: the file, for the error.
+
+        Raises:
+            ValueError: with the columns that are there.
+        """
+        there = sorted({*self._read, *self._kept})
+        if there and not set(NAMES["prompt"]) & set(self._read.values()):
+            raise ValueError(
+                f"{where} has the columns {', '.join(there)}; wanted one named {', '.join(NAMES['prompt'])}, or "
+                "--data.columns prompt=COLUMN answer=COLUMN"
+            )
+
     def has(self, name: str) -> bool:
         """Whether some row had the column."""
         return name in self._read.values()
 
     def _meant(self, name: str, value: Any) -> Any:
         """The value that a code stands for."""
-        code = plain(value)
-        if code not in self._codes[name]:
+        code = next((code for code in (plain(value), whole(plain(value))) if code in self._codes[name]), None)
+        if code is None:
             return value
         self._coded[name, code] += 1
         return self._codes[name][code] or None
@@ -200,7 +220,15 @@ class Columns:
         if self._kept:
             lines.append(f"columns that are kept as attributes: {', '.join(sorted(self._kept))}")
         if not set(self._read.values()) & set(NAMES["patient"]):
-            lines.append("no column patient, patient_id or subject_id: every row counts as its own patient")
+            like = [column for column in sorted(self._kept) if _PERSON.search(_small(column))]
+            hint = f" (is it {like[0]!r}? then --data.columns patient='{like[0]}')" if like else ""
+            lines.append(f"no column patient, patient_id or subject_id: every row counts as its own patient{hint}")
+        for column, values in sorted(self._kept.items()):
+            held = {_small(key) for value in values if value.startswith("{") for key in _keys(value)}
+            if found := sorted(held & KNOWN):
+                lines.append(
+                    f"column {column} holds {', '.join(found)}, which are not read there: make columns of them"
+                )
         like_files = sorted(
             column
             for column, values in self._kept.items()
@@ -217,6 +245,24 @@ class Columns:
             more = ", ..." if len(self.without_media) > 10 else ""
             lines.append(f"{len(self.without_media)} of {count} rows have no media: {unit} {first}{more}")
         return tuple(lines)
+
+
+def _small(column: str) -> str:
+    """A column's name in small letters, with underscores between its words."""
+    return re.sub(r"[\s_-]+", "_", column.strip().lower())
+
+
+def _coded(name: str) -> str:
+    """The name of a column whose values are codes."""
+    return _FIELDS.get(_small(name), _small(name)) if _small(name) in KNOWN else name
+
+
+def _keys(text: str) -> list[str]:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return []
+    return [*found] if isinstance(found, dict) else []
 
 
 def _others(name: str) -> tuple[str, ...]:
@@ -246,6 +292,17 @@ def _agreed(places: Sequence[tuple[str, int]], values: Sequence[Any]) -> Any:
 def others(names: tuple[str, ...], texts: tuple[str, ...]) -> Mapping[str, str]:
     """Other columns of a row. A million rows say few things: what is equal is one object."""
     return dict(zip(names, texts, strict=True))
+
+
+def whole(text: str) -> str:
+    """A name or code as text; 17.0, which is what pandas makes of 17 in a column where others are missing, is 17.
+
+    Example:
+        >>> from fairgrpo_jax.data.column_names import whole
+        >>> whole("17.0"), whole("17.5"), whole("v17.0")
+        ('17', '17.5', 'v17.0')
+    """
+    return text[:-2] if text.endswith(".0") and text[:-2].isdecimal() else text
 
 
 def plain(value: Any) -> str:

@@ -97,7 +97,8 @@ def find(root: Path, split: str) -> Rows:
         return _saved(root, root / f"{root.resolve().name}.arrow", alone=True)
     if len(found) == 1:
         return next(iter(found.values()))()
-    others = f" (there are {', '.join(there)})" if (there := splits(root)) and not found else ""
+    there = dict.fromkeys((*splits(root), *_similar(root, split)))
+    others = f" (there are {', '.join(there)})" if there and not found else ""
     raise ValueError(
         f"{root} has {', '.join(found) or 'none'} of {_wanted(split)}{others}; wanted one"
         + (": remove the others, or give the folder of one" if found else "")
@@ -118,6 +119,11 @@ def splits(root: Path) -> tuple[str, ...]:
     """
     listed = _parquet_files(root) if root.is_dir() else {}
     return tuple(name for name in NAMES if listed and _forms(root, name, listed))
+
+
+def _similar(root: Path, split: str) -> list[str]:
+    """Files that may be meant by a split, whose names or forms are others."""
+    return sorted(path.name for path in root.iterdir() if path.stem.lower() == split.lower() and path.is_file())
 
 
 def _wanted(split: str) -> str:
@@ -207,7 +213,7 @@ def _of_files(path: Path, files: tuple[Path, ...], *, alone: bool = False, shown
     (file,) = files
     if suffix in (".csv", ".tsv"):
         return Rows(path, files, alone, functools.partial(_csv, file), unit="line")
-    if suffix == ".json" and _is_list(file):
+    if _is_list(file):
         return Rows(path, files, alone, functools.partial(_list, file))
     return Rows(path, files, alone, functools.partial(_lines, file), unit="line")
 
@@ -276,6 +282,10 @@ def _lines(path: Path, problems: Problems) -> Iterator[tuple[int, dict[str, Any]
                     continue
                 row = _whole(_STRICT.decode(text), text)
             except (ValueError, RecursionError) as error:
+                if line == 1 and (keys := _keys(path)):
+                    raise ValueError(
+                        f"{path} is one object with {keys}; wanted a list of objects, or one object a line"
+                    ) from None
                 problems.add(line, f"no JSON ({error})")
                 continue
             if isinstance(row, dict):
@@ -287,6 +297,15 @@ def _lines(path: Path, problems: Problems) -> Iterator[tuple[int, dict[str, Any]
 def _located(row: dict[str, Any], path: Path, start: int, end: int) -> dict[str, Any]:
     """A row whose media as text stay in the file, between two of its bytes."""
     return {column: embedded.located(value, path, f"{start}-{end}", column) for column, value in row.items()}
+
+
+def _keys(path: Path) -> str:
+    """The keys of a file that holds one object over several lines; empty for any other."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        return ""
+    return ", ".join([*found][:10]) if isinstance(found, dict) else ""
 
 
 def _is_list(path: Path) -> bool:

@@ -155,7 +155,10 @@ def read_csv(
 
 
 def delimiter(path: Path) -> str:
-    r"""What separates the columns of a CSV file, by its first line: a comma or a semicolon; a tab in ``.tsv``.
+    r"""What separates the columns of a CSV file, by its first line.
+
+    That is what ``sep=;`` says there, as spreadsheets write it above the header; a tab in ``.tsv``; a semicolon where
+    there are more of them than commas; a tab where there is neither; else a comma.
 
     Example:
         >>> import pathlib, tempfile
@@ -165,29 +168,32 @@ def delimiter(path: Path) -> str:
         >>> delimiter(path)
         ';'
     """
-    if path.suffix.lower() in (".tab", ".tsv"):
-        return "\t"
     with path.open("rb") as file:
         head = file.readline(1 << 20)
+    if told := re.match(rb"(?:\xef\xbb\xbf)?sep=(.)\r?$", head.rstrip(b"\n")):
+        return told[1].decode("latin-1")
+    if path.suffix.lower() in (".tab", ".tsv") or b"\t" in head and b"," not in head and b";" not in head:
+        return "\t"
     return ";" if head.count(b";") > head.count(b",") else ","
 
 
 def read_all(path: Path, problems: Problems, *, separator: str = "") -> Iterator[tuple[int, dict[str, str]]]:
     r"""Reads a CSV file with all of its columns, by their names as they are written.
 
-    The form is that of ``read_csv``. A column without a name, as pandas writes it for the numbers of rows, is called
+    The form is that of ``read_csv``, but the header decides what separates columns (``delimiter``). Rows without any
+    value are passed over. A column without a name, as pandas writes it for the numbers of rows, is called
     ``Unnamed: 0`` (its place), as pandas reads it.
 
     Args:
         path: the file.
         problems: to which damaged rows are added.
-        separator: what separates the columns, see ``delimiter``; by default as in ``read_csv``.
+        separator: what separates the columns; default: ``delimiter(path)``.
 
     Yields:
         Line and stripped values of each row that is whole.
 
     Raises:
-        ValueError: if the file is empty, two columns have one name, or its columns are separated by semicolons.
+        ValueError: if the file is empty, or two columns have one name.
 
     Example:
         >>> import pathlib, tempfile
@@ -198,22 +204,22 @@ def read_all(path: Path, problems: Problems, *, separator: str = "") -> Iterator
         >>> list(read_all(path, problems)), problems.found
         ([(2, {'Unnamed: 0': '0', 'id': 'a', 'Age': '61'})], [(3, '2 fields, the header has 3')])
     """
-    rows = _rows(path, problems, separator)
+    rows = _rows(path, problems, separator or delimiter(path))
     _, header = next(rows, (1, []))
+    if "".join(header).startswith("sep="):
+        _, header = next(rows, (1, []))
     if not header:
         problems.raise_if_any()
         raise ValueError(f"{path} is empty; wanted a table with a header")
-    if not separator and len(header) == 1 and ";" in header[0]:
-        raise ValueError(
-            f"{path} is separated by semicolons; wanted commas: write it again as such, or with tabs as .tsv"
-        )
     names = [" ".join(name.split()) or f"Unnamed: {place}" for place, name in enumerate(header)]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"{path}: columns {', '.join(twice)} are there more than once; keep one of each")
     for line, fields in rows:
         if len(fields) == len(names):
-            yield line, dict(zip(names, map(str.strip, fields), strict=True))
-        else:
+            row = dict(zip(names, map(str.strip, fields), strict=True))
+            if any(row.values()):
+                yield line, row
+        elif any(map(str.strip, fields)):
             problems.add(line, f"{len(fields)} fields, the header has {len(names)}")
 
 
@@ -231,10 +237,11 @@ def _rows(path: Path | zipfile.Path, problems: Problems, separator: str = "") ->
                     line = reader.line_num + 1
                 return
             except UnicodeDecodeError as error:
-                problems.add(line, f"or below: not UTF-8 ({error.reason})")
+                problems.add(line, f"or below: not UTF-8 ({error.reason}); save it as UTF-8 (in Excel: CSV UTF-8)")
                 return
             except csv.Error as error:
-                problems.add(line, str(error))
+                long = " characters in one cell: is a quote left open?" if "field limit" in str(error) else ""
+                problems.add(line, f"{error}{long}")
                 line = reader.line_num + 1
 
 

@@ -7,7 +7,7 @@ fewer media. ``ladder`` chooses the sizes to which prompts are padded: a few pro
 import collections
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -221,6 +221,25 @@ class _Sieve:
         return ValueError(
             f"got {len(lines)} records that do not fit: {'; '.join(lines[:SHOWN])}{more}; wanted {', or '.join(hints)}"
         )
+
+
+def unsayable(records: Sequence[Record], count: Callable[[str], int], limit: int) -> str:
+    """A sentence about answers that alone have more tokens than a completion; empty if there are none.
+
+    Args:
+        records: of the run.
+        count: counts the tokens of a text.
+        limit: the most tokens of a completion.
+    """
+    long = [record for record in records if len(record.answer.encode()) > limit]  # a token is a byte or more
+    sizes = {record.uid: tokens for record in long if (tokens := count(record.answer)) > limit}
+    if not sizes:
+        return ""
+    most = max(sizes, key=lambda uid: sizes[uid])
+    return (
+        f"{len(sizes)} of {len(records)} answers are longer than a completion may be (sampling.max_new_tokens={limit}; "
+        f"{most}: {sizes[most]:,} tokens), so no completion can say them"
+    )
 
 
 def over(size: Size, settings: options.Data) -> str:

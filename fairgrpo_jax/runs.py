@@ -353,6 +353,8 @@ def _opened(config: options.Config, path: Path, judge: Any) -> Iterator[Run]:
     encoder = lengths.on_ladder(dataclasses.replace(encoder, settings=settings), every)
     for use, sizes in used.items():
         print(f"{use}: {len(sizes)} records; {'; '.join(lengths.told(sizes, encoder.sizes))}", flush=True)
+        if long := lengths.unsayable(fitting.sources[use].records, encoder.tokens, config.sampling.max_new_tokens):
+            print(f"warning: {use}: {long}", flush=True)
     with contextlib.ExitStack() as open_while_running:
         enter = open_while_running.enter_context
         hosts.on_first(lambda: enter(lock.held(path)))

@@ -65,7 +65,7 @@ def rows(path, people, **more):
 def test_shared_patients_and_media_are_wrong_unless_the_owner_is_known_for_it(tmp_path, capsys, monkeypatch):
     rows(tmp_path / "train.jsonl", ["ann", "bob"], image="1.png")
     rows(tmp_path / "test.jsonl", ["ann", "eve"], image="1.png")
-    (tmp_path / "1.png").write_bytes(b"")
+    (tmp_path / "1.png").write_bytes(b"x")
     name = tmp_path.name
     assert main(["check", "jsonl", "--root", str(tmp_path)]) == 1
     text = f"{name}: train and test share 1 patients (ann) and 1 media files"

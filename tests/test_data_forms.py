@@ -244,6 +244,27 @@ def test_one_file_of_any_form_is_split_alike(form, tmp_path):
             np.testing.assert_array_equal(media.decode(this.media[0]), media.decode(that.media[0]))
 
 
+def test_numbers_are_the_same_where_a_table_has_them_as_text(tmp_path):
+    told = [
+        {"prompt": "?", "answer": 2, "videos": [["1.png", "2.png"]], "fps": 2.5, "age": 61, "patient": 7, "grade": 3}
+    ]
+    told += [told[0] | {"videos": ["1.mp4", "2.mp4"], "fps": 25, "age": 61.5, "patient": 8}]
+    roots = [tmp_path / name / "mine" for name in ("lines", "table", "parquet")]
+    for root in roots:
+        root.mkdir(parents=True)
+    (roots[0] / "train.jsonl").write_text("\n".join(map(json.dumps, told)))
+    table = pd.DataFrame(told)
+    table.assign(videos=table["videos"].map(json.dumps)).to_csv(roots[1] / "train.csv", index=False)
+    pq.write_table(pa.Table.from_pylist([told[0] | {"videos": ["1.mp4"]}, told[1]]), roots[2] / "train.parquet")
+    lines, table, parquet = ([*jsonl.load(root, split="train")] for root in roots)
+    number = [dataclasses.replace(plain(record), uid="") for record in lines]
+    assert all([dataclasses.replace(plain(record), uid="") for record in found] == number for found in (table, parquet))
+    for found in (lines, table):
+        assert [medium.fps for record in found for medium in record.media] == [2.5, 25.0, 25.0]
+    assert [medium.fps for record in parquet for medium in record.media] == [2.5, 25.0, 25.0]
+    assert [record.age for record in parquet] == [61.0, 61.5] and parquet[0].extra == {"grade": "3"}
+
+
 def test_rows_without_ids_are_counted_through_all_parts(tmp_path):
     for part in range(3):
         table = pa.table({"prompt": ["?"] * 2, "answer": [f"{part}", "x"]})
@@ -347,7 +368,10 @@ BAD_TABLES = {
     'prompt,answer\n"?\nx,a\n': "line 2: ",
     "prompt,answer\n?,\n": "line 2: answer is missing",
     "prompt,answer,answer\n?,a,a\n": "columns answer are there more than once",
-    "prompt;answer\n?;a\n": "separated by semicolons; wanted commas",
+    "prompt;answer\n?;a\n?;a,b;c\n": "line 3: 3 fields, the header has 2",
+    "Frage,answer\n?,a\n": "has the columns Frage, answer; wanted one named prompt, .*--data.columns prompt=COL",
+    f"prompt,answer\n?,{'a' * 200_000}\n": "line 2: field larger than .* is a quote left open",
+    "prompt,answer,choices\n?,a,a;b\n": "choices is .a;b.; wanted a list, in a table as JSON: ",
     "": "is empty; wanted a table with a header",
     'prompt,answer,choices\n?,a,"[""b"""\n': "choices is .* wanted a list",
 }

@@ -210,6 +210,13 @@ def test_reference_completions_count_where_they_are_taught(folder):
     assert len(lengths.fit(sources, encode, plain).sources["warmup"]) == 1
 
 
+def test_answers_that_no_completion_can_say_are_told():
+    answers = [dataclasses.replace(record(f"{i}"), answer=answer) for i, answer in enumerate(["a", "b c d e", "b c d"])]
+    assert lengths.unsayable(answers, lambda text: len(text.split()), 4) == ""
+    wanted = "2 of 3 answers are longer than a completion may be (sampling.max_new_tokens=2; 1: 4 tokens), so no"
+    assert lengths.unsayable(answers, lambda text: len(text.split()), 2).startswith(wanted)
+
+
 def test_all_that_is_too_small_is_said_in_one_error(folder):
     """Prompt, patches, reference completion and a broken file; with what the error proposes, everything fits."""
     records = (record("d/0", image(folder, "large")), record("d/1", image(folder, "noise")))

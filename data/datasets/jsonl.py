@@ -21,6 +21,7 @@ import io
 import math
 import operator
 import re
+import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +29,7 @@ from typing import Any, NamedTuple
 from fairgrpo_jax.data import demographics, forms, messages
 from fairgrpo_jax.data.about import About
 from fairgrpo_jax.data.cells import Address
-from fairgrpo_jax.data.column_names import FILMS, NAMES, Columns, Row, others
+from fairgrpo_jax.data.column_names import FILMS, NAMES, Columns, Row, others, whole
 from fairgrpo_jax.data.media import open_image
 from fairgrpo_jax.data.record import Media, Record, RecordList, Turn, spoken
 from fairgrpo_jax.data.splits import by_patient
@@ -121,6 +122,8 @@ def load(
         if not record.media:
             found.without_media.append(line)
     found.require_given()
+    if problems.found and not records:
+        found.require_asked(f"{problems.path}")
     told_split = found.has("split")
     if alone and told_split:
         for line, record in zip(seen.values(), records, strict=True):
@@ -179,8 +182,8 @@ def _record(row: Row, given: _Given, line: int) -> Record:
     choices = _choices(row.choices)
     _check_answer(answer, choices)
     dataset = _text("data_source", row.data_source) or given.dataset
-    name = _scalar("id", row.id) or (f"{given.stem}-{line}" if given.split else str(line))
-    modality, patient = _text("modality", row.modality), _text("patient", row.patient) or name
+    name = whole(_scalar("id", row.id)) or (f"{given.stem}-{line}" if given.split else str(line))
+    modality, patient = _text("modality", row.modality), whole(_text("patient", row.patient)) or name
     sex, (age, extra) = _remembered(demographics.sex, row.sex), _aged(row)
     return Record(
         uid=f"{dataset}/{name}",
@@ -325,9 +328,16 @@ def _speed(fps: Any) -> float | None:
 
 
 def _path(value: Any, given: _Given) -> Path:
+    """A file that a row names: relative to its folder, with slashes of either kind, or a ``file:`` URI."""
     if not isinstance(value, str) or not value or "\0" in value or len(value) > 4096:
         raise ValueError(f"{_short(value)} is no file name")
-    return given.folder / value.removeprefix("file://")
+    if value.startswith("file://"):
+        return given.folder / urllib.parse.unquote(value.removeprefix("file://"))
+    if "\\" in value:
+        if value.startswith("\\\\") or value[1:2] == ":":
+            raise ValueError(f"{_short(value)} is on a drive of Windows; wanted a file relative to {given.folder}")
+        value = value.replace("\\", "/")
+    return given.folder / value
 
 
 def _answer(row: Row) -> str:
@@ -365,7 +375,7 @@ def _choices(value: Any) -> tuple[str, ...]:
     if value is None:
         return ()
     if not isinstance(value, list):
-        raise ValueError(f"choices is {_short(value)}; wanted a list")
+        raise ValueError(f'choices is {_short(value)}; wanted a list, in a table as JSON: ["a", "b"]')
     return _different(
         tuple([choice.strip() if isinstance(choice, str) else _scalar("choices", choice) for choice in value])
     )
