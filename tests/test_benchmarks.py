@@ -29,7 +29,7 @@ def load(monkeypatch):
     for name in ("NPROC", "XLA_PYTHON_CLIENT_MEM_FRACTION"):
         monkeypatch.setenv(name, os.environ.get(name, "1"))
     yield importlib.import_module
-    for name in ("step", "prefix", "gpu", "worker"):
+    for name in ("step", "prefix", "gpu", "worker", "normalisation"):
         sys.modules.pop(name, None)
 
 
@@ -266,3 +266,39 @@ def test_buckets_pad_less(tmp_path):
     assert whole["length"] == cut["length"] and cut["tokens"] < whole["tokens"] and cut["patches"] < whole["patches"]
     assert cut["programs"] > whole["programs"] and cut["sizes"].split()[-1] == whole["sizes"]
     assert "A step on prompts of many sizes" in printed
+
+
+# ---- normalisation ---------------------------------------------------------------------------------------------------
+
+
+def test_normalisation_pays_the_overlap(load):
+    toy = load("normalisation")
+    found = dict(zip(map(tuple, toy.ACTIONS.tolist()), np.asarray(toy.iou(jnp.array([[2, 6]])))[0], strict=True))
+    assert [float(found[cells]) for cells in ((2, 6), (4, 8), (4, 6), (6, 10))] == pytest.approx([1, 2 / 6, 2 / 4, 0])
+    batch = toy.draw(jax.random.key(0), 64)
+    lengths = np.asarray(batch.truth[:, 1] - batch.truth[:, 0])
+    assert set(lengths[0::2]) <= {*range(8, 15)} and set(lengths[1::2]) <= {2, 3, 4}
+    assert batch.truth.min() >= 0 and batch.truth.max() <= toy.CELLS
+
+
+def test_normalisation_compares_seed_by_seed(load):
+    toy = load("normalisation")
+    found = {("", "", seed): [0.5, 0.1, float("nan")] for seed in (1, 2)}
+    for seed, hard in ((1, 0.2), (2, 0.4)):
+        found["grpo", "as it is", seed] = [0.6, hard, 0.5]
+        found["grpo", "running percentiles", seed] = [0.6, hard + 0.1, 0.25]
+    lines = toy.table(found, [1, 2]).splitlines()
+    assert lines[3] == "| grpo | as it is | 0.600 | 0.300 | 0.50 | – | – |"
+    assert lines[4].startswith(
+        "| grpo | running percentiles | 0.600 | 0.400 | 0.25 | +0.000 [+0.000, +0.000] | +0.100 ["
+    )
+
+
+@pytest.mark.slow
+def test_normalisation_runs(tmp_path):
+    command = [sys.executable, FOLDER / "normalisation.py", *"--seeds 1 2 --warmup 2 --steps 2".split()]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    out = tmp_path / "figures.csv"
+    ended = subprocess.run([*command, "--csv", out], env=environment, capture_output=True, text=True, timeout=500)
+    assert ended.returncode == 0 and len(ended.stdout.splitlines()) == 2 + 1 + 8, ended.stderr[-3000:]
+    assert len(out.read_text().splitlines()) == 1 + 2 * 9

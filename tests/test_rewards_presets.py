@@ -6,6 +6,9 @@ lenient there is: it gives the best grade to whatever it is asked about. Lengths
 
 import concurrent.futures
 import dataclasses
+import functools
+import importlib.util
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +16,22 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 
-from fairgrpo_jax import config as options, configs, rewards
-from fairgrpo_jax.rewards import accuracy
-from fairgrpo_jax.rewards.audit import ATTACKS, EXAMPLES, REASONING, audit, forms
+from fairgrpo_jax import config as options, configs, data, rewards
+from fairgrpo_jax.rewards import accuracy, audit
 from fairgrpo_jax.rewards.parsing import parse
 from tests.test_rewards_audit import COMPLETIONS
 
 
 DOCS = Path(__file__).parent.parent / "docs" / "rewards.md"
-LONG = " ".join([REASONING] * 200)
+LONG = " ".join([audit.REASONING] * 200)
 PRESETS = {name: configs.get(name) for name in configs.names()}
-# One preset of each reward.
+# One preset of each reward; some name the tasks that their parts are of.
 REWARDS = {" ".join(config.reward.components): name for name, config in reversed(PRESETS.items())}
+ANYWHERE = {
+    components: name
+    for components, name in REWARDS.items()
+    if not any(part.only for part in PRESETS[name].reward.parts)
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +46,23 @@ class Asked:
     extra: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-RECORDS = [Asked(*found) for found in EXAMPLES]
+EXAMPLES = [Asked(*found) for found in audit.EXAMPLES]
+
+
+@functools.cache
+def of_tasks(name):
+    """One record of every task of a dataset, which is embedded or written in its owner's form."""
+    module = data.module(name)
+    with tempfile.TemporaryDirectory() as folder:
+        root, form = None, f"tests.dataset_fixtures.{name}"
+        if importlib.util.find_spec(form):
+            importlib.import_module(form).write(root := Path(folder))
+        records = [record for split in module.SPLITS for record in data.load(name, root, split=split).records]
+    return [*{(record.dataset, record.extra.get("task")): record for record in records if record.answer}.values()]
+
+
+def records(name):
+    return EXAMPLES if name in ANYWHERE.values() else of_tasks(PRESETS[name].data.name)
 
 
 class Lenient:
@@ -57,31 +80,28 @@ def words(text):
     return len(text.split())
 
 
+@functools.cache
 def rule(name):
     """The reward of a preset as its run has it: completions and their records to (N,)."""
     config, judge = PRESETS[name], None
     if rewards.asks_judge(config.reward.components):
         judge: Any = Lenient()
     how = {"count": words, "lettered": config.data.letters, "judge": judge}
-    scorer = rewards.build(config.reward, config.sampling, RECORDS, **how)
+    scorer = rewards.build(config.reward, config.sampling, records(name), **how)
 
     def score(texts, records):
-        known = {record.question: record for record in RECORDS}
         lengths = np.array([[words(text)] for text in texts])
-        asked = [known[record.question] for record in records]
-        found = rewards.Answers([[text] for text in texts], asked, lengths, np.ones(lengths.shape, bool))
+        found = rewards.Answers([[text] for text in texts], records, lengths, np.ones(lengths.shape, bool))
         return scorer(found, scorer.begin()).rewards[:, 0]
 
     return score
 
 
-RULES = {name: rule(name) for name in REWARDS.values()}
-
-
+@functools.cache
 def right(name, thought):
-    """The reward of the right answer to each record, in the better of the two forms."""
-    both = [[forms(record.answer, thought)[form] for record in RECORDS] for form in (0, 1)]
-    return np.max([RULES[name](texts, RECORDS) for texts in both], axis=0)
+    """The reward of the right answer to each record, in the best of the forms: tags, a box, the answer alone."""
+    ways = [[*audit.forms(record.answer, thought), record.answer] for record in records(name)]
+    return np.max([rule(name)(texts, records(name)) for texts in zip(*ways, strict=True)], axis=0)
 
 
 def is_right(text, record):
@@ -95,23 +115,24 @@ def is_right(text, record):
 @pytest.mark.parametrize("name", REWARDS.values(), ids=REWARDS)
 @settings(max_examples=25)
 @given(text=COMPLETIONS)
-@example(text=forms("Left lower lobe", LONG)[0])
-@example(text=forms("something else", LONG)[0])
-@example(text=forms("something else", LONG)[1])
+@example(text=audit.forms("Left lower lobe", LONG)[0])
+@example(text=audit.forms("something else", LONG)[0])
+@example(text=audit.forms("something else", LONG)[1])
 def test_no_completion_scores_above_a_correct_one(name, text):
-    got = RULES[name]([text] * len(RECORDS), RECORDS)
+    asked = records(name)
+    got = rule(name)([text] * len(asked), asked)
     assert np.isfinite(got).all() and np.all(got <= right(name, LONG))
-    wrong = np.array([not is_right(text, record) for record in RECORDS])
+    wrong = np.array([not is_right(text, record) for record in asked])
     assert np.all(got[wrong] <= right(name, "")[wrong]), "not even above a right answer without any reasoning"
 
 
 def test_the_table_of_the_manual():
     lines = ["| reward | right, long thought | right, no thought | best wrong answer |", "|---|---|---|---|"]
-    for components, name in sorted(REWARDS.items(), key=lambda pair: (pair[0].count(" "), pair[0])):
+    for components, name in sorted(ANYWHERE.items(), key=lambda pair: (pair[0].count(" "), pair[0])):
         most, least = right(name, LONG), right(name, "")
         assert len({*most}) == len({*least}) == 1
-        rows = audit(RULES[name], EXAMPLES)
-        assert [row.attack for row in rows] == [*ATTACKS]
+        rows = audit.audit(rule(name), EXAMPLES)
+        assert [row.attack for row in rows] == [*audit.ATTACKS]
         wrong = max(row.wrong for row in rows)
         reached = "**" if wrong >= least[0] else ""
         lines.append(f"| `{components}` | {most[0]:.2f} | {least[0]:.2f} | {reached}{wrong:.2f}{reached} |")

@@ -1,7 +1,13 @@
 """Runs with several components in their reward: what is logged, and that percentiles are resumed."""
 
+import contextlib
 import dataclasses
 import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +21,7 @@ from fairgrpo_jax.models.tiny.tokenizer import tiny_tokenizer
 from fairgrpo_jax.rewards import judge as client, judge_prompts
 from tests import tiny_judge
 from tests.scripted_judge import Reply, Scripted
-from tests.test_train import SMALL, go, rows
+from tests.test_train import ARGUMENTS, ROOT, SMALL, go, rows
 
 
 PLAIN = dataclasses.replace(SMALL, warmup=options.Warmup(steps=0), algorithm="grpo", steps=3, checkpoint_every=1)
@@ -74,6 +80,12 @@ def test_a_reward_that_does_not_fit_is_refused_before_anything_is_written(tmp_pa
     with pytest.raises(ValueError, match="which applies to no record"):
         go(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def kept(folder):
+    """Number of the judge's answers in a run folder."""
+    with contextlib.closing(sqlite3.connect(folder / "judge.sqlite")) as file:
+        return file.execute("SELECT count(*) FROM answers").fetchone()[0]
 
 
 def without_counts(log):
@@ -163,6 +175,59 @@ def test_a_judge_on_our_own_devices_and_similarity_of_words(tmp_path, capsys):
     (step,) = rows(tmp_path / "run", "train")
     assert step["reward/unscored_share"] == 0 and 0 <= step["reward/component/semantic"] < 1
     assert 0 <= step["reward/component/similarity"] <= 1 and "words" in capsys.readouterr().out
+    assert kept(tmp_path / "run") >= step["judge/calls"]  # the last evaluation comes after the last step
     clinical = dataclasses.replace(config, reward=options.Reward(("judge",)))
     with pytest.raises(ValueError, match="which answers yes or no alone; wanted a judge behind an endpoint"):
         go(clinical, tmp_path / "other")
+
+
+# The command of training, which also writes down the questions that the judge on our devices reads.
+COUNTED = """
+import sys
+from fairgrpo_jax import commandline, train
+from fairgrpo_jax.models import next_words
+
+log_probs, asked = next_words.Reader.log_probs, sys.argv.pop(1)
+next_words.TOGETHER = 1024
+
+def counted(self, rows):
+    with open(asked, "a") as file:
+        file.writelines(f"{[*row]}\\n" for row in rows)
+    return log_probs(self, rows)
+
+next_words.Reader.log_probs = counted
+commandline.run(train.train, prog="train", description=None)
+"""
+
+
+@pytest.mark.slow
+def test_a_run_with_a_judge_on_our_devices_is_killed_and_asks_nothing_again(tmp_path):
+    """The clinic by accuracy, form and judge for 20 steps: the same log after kill -9, and no question read twice."""
+    judge = tiny_judge.write(tmp_path / "judge")
+    reward = "--reward.components exact think_box=0.5 semantic=0.25 --fairness.history ring --algorithm grpo"
+    how = f"--steps 20 --checkpoint-every 5 --evaluation.every 10 {reward} --judge.path {judge} --judge.dtype float32"
+
+    def begun(name):
+        folder, asked = tmp_path / name, tmp_path / f"{name}.asked"
+        words = [sys.executable, "-c", COUNTED, asked, "clinic", *ARGUMENTS, *how.split(), "--workdir", folder]
+        with (tmp_path / f"{name}.txt").open("a") as output:
+            return subprocess.Popen([*map(str, words)], cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
+
+    def asked(name):
+        return (tmp_path / f"{name}.asked").read_text().splitlines()
+
+    assert begun("whole").wait() == 0, (tmp_path / "whole.txt").read_text()
+    once = asked("whole")
+    assert len(once) == len({*once}) == kept(tmp_path / "whole") > 100
+    process, log = begun("killed"), tmp_path / "killed" / "metrics.jsonl"
+    while process.poll() is None and not (log.exists() and '"train", "step": 13' in log.read_text()):
+        time.sleep(0.02)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    in_flight = len(asked("killed")) - kept(tmp_path / "killed")
+    assert begun("killed").wait() == 0, (tmp_path / "killed.txt").read_text()
+    assert without_counts(rows(tmp_path / "killed")) == without_counts(rows(tmp_path / "whole"))
+    again = asked("killed")
+    assert {*again} == {*once} and len(again) - len(once) == in_flight, "only what was being read when it was killed"
+    semantic = [row["reward/component/semantic"] for row in rows(tmp_path / "whole", "train")]
+    assert len(semantic) == 20 and max(semantic) > 0
