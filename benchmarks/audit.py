@@ -1,6 +1,6 @@
 """Whether the intervals and tests of ``fairgrpo_jax.audit`` keep their promises, where the truth is known.
 
-    python benchmarks/audit.py                       # some twenty minutes on one core; the tables of docs/evaluation.md
+    python benchmarks/audit.py                       # ten minutes on one core; the tables of docs/evaluation.md
     python benchmarks/audit.py --repeats 200         # rougher
     python benchmarks/audit.py --rows 1000000        # only how long so many records take
 
