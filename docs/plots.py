@@ -1,11 +1,14 @@
 """Draws the figures of docs/: ``python docs/plots.py`` (a minute on two cores). Nothing here trains.
 
+That of docs/evaluation.md shows what `evaluate` says about the table of docs/diabetes.py.
+
 Those of docs/fair_grpo.md come from the library itself: rewards are drawn from coins whose bias stands beside them, so
 every curve shows the transform and not a policy. That of docs/evidence.md comes from the results of a study.
 """
 
 import csv
 import dataclasses
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +19,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fairgrpo_jax import advantages, diagnostics, fairness
+from fairgrpo_jax import advantages, audit, diagnostics, fairness
+from fairgrpo_jax.demographics import Scheme
 from fairgrpo_jax.report.plots import COLOURS, NEUTRAL
 from fairgrpo_jax.study import compare
 
@@ -28,7 +32,7 @@ CELLS = np.array([0.02, 0.18, 0.22, 0.08, 0.02, 0.18, 0.22, 0.08])  # sex x age:
 
 
 def main() -> None:
-    """Writes docs/fair_grpo_weight.png, docs/fair_grpo_blowup.png, docs/fair_grpo_batch.png and docs/evidence.png."""
+    """Writes docs/fair_grpo_weight.png, fair_grpo_blowup.png, fair_grpo_batch.png, evidence.png and evaluation.png."""
     for name, draw in (("weight", weight_of_a_group), ("blowup", blow_up), ("batch", batch_size)):
         figure = Figure(figsize=(7.2, 3.2), layout="constrained")
         draw(figure.subplots(1, 2))
@@ -39,6 +43,10 @@ def main() -> None:
     evidence(figure.subplots(1, 2, width_ratios=(1, 1.25)))
     figure.savefig(HERE / "evidence.png", dpi=110)
     print("evidence.png")
+    figure = Figure(figsize=(7.2, 3.4), layout="constrained")
+    evaluation(figure.subplots())
+    figure.savefig(HERE / "evaluation.png", dpi=110)
+    print("evaluation.png")
 
 
 LABELS = {
@@ -82,6 +90,32 @@ def evidence(axes: np.ndarray) -> None:
     axes[1].legend(frameon=False, fontsize=8, loc="upper right")
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
+
+
+def evaluation(axis: Axes) -> None:
+    """Of those who got worse, how many a model found, by group, with 95 % intervals."""
+    spec = importlib.util.spec_from_file_location("diabetes", HERE / "diabetes.py")
+    assert spec and spec.loader
+    spec.loader.exec_module(diabetes := importlib.util.module_from_spec(spec))
+    _, age, sex, outcome, predicted, _ = zip(*diabetes.rows(), strict=True)
+    settings = audit.Settings(Scheme(("sex", "age"), (40, 60)), positive="worse")
+    people = {"sex": ["M" if code == 2 else "F" for code in sex], "age": age}
+    rows = audit.examine(predicted, outcome, people, settings=settings)["groups"]
+    place, marks = 0.0, []
+    for row, before in zip(rows, [rows[0], *rows], strict=False):
+        place += 1.6 if row["attribute"] != before["attribute"] else 1.0
+        told = row["figures"]["true_positive_rate"]
+        axis.plot([told["low"], told["high"]], [place, place], color=COLOURS[0], lw=1.6)
+        axis.plot(told["value"], place, "o", color=COLOURS[0], ms=6)
+        axis.text(1.03, place, f"{row['positives']}", va="center", fontsize=9)
+        marks.append((place, "everybody" if row["attribute"] == "all" else row["name"]))
+    axis.axvline(rows[0]["figures"]["true_positive_rate"]["value"], color=NEUTRAL, lw=0.8, ls="--")
+    axis.text(1.03, 0.0, "got worse", va="center", fontsize=9)
+    axis.set_yticks([place for place, _ in marks], [name for _, name in marks])
+    axis.set_ylim(place + 0.7, -0.3)
+    axis.set_xlim(0, 1.01)
+    axis.set_xlabel("share of patients who got worse that the model found")
+    axis.spines[["top", "right"]].set_visible(False)
 
 
 def weight_of_a_group(axes: np.ndarray) -> None:

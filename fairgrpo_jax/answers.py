@@ -42,6 +42,7 @@ class Answer(TypedDict):
     length: NotRequired[int]  # tokens of the completion, with its end token
     nll: NotRequired[float]  # negative log-likelihood of the completion under the starting policy, in nats
     measured: NotRequired[dict[str, float]]  # scores of evaluation.components that apply
+    confidence: NotRequired[float]  # share of sampled answers that agree, in `answering`
     components: NotRequired[dict[str, float]]  # raw scores of the reward's components that apply, if it has several
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -158,7 +159,34 @@ def _path(folder: Path, step: int) -> Path:
     return folder / "evals" / f"{step:06d}.jsonl"
 
 
-if __name__ == "__main__":
+def main(argv: Sequence[str] | None = None) -> None:
+    """Audits tables and run folders; with options of a run, such as ``--model.path``, first answers its records."""
     from fairgrpo_jax.audit import command
 
-    command.main()
+    of_run, rest = split(sys.argv[1:] if argv is None else argv)
+    if of_run and not {"-h", "--help"} & {*rest}:
+        from fairgrpo_jax import answering
+
+        command.parser().parse_args(["answers", *rest])  # what is wrong here is said before the long work
+        rest = [str(answering.main(of_run)), *rest]
+    command.main(rest)
+
+
+def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Arguments with options of a run, which have a dot in their names or are four others; and those of an audit.
+
+    >>> split(["--model.path", "MODEL", "--least", "20", "--samples", "4"])
+    (['--model.path', 'MODEL', '--samples', '4'], ['--least', '20'])
+    """
+    parts: tuple[list[str], list[str]] = ([], [])
+    place = 1
+    for token in argv:
+        if token.startswith("--"):
+            name = token.split("=")[0]
+            place = 0 if "." in name or name in ("--preset", "--workdir", "--samples", "--mesh") else 1
+        parts[place].append(token)
+    return parts
+
+
+if __name__ == "__main__":
+    main()

@@ -192,6 +192,24 @@ def test_dealt_groups_keep_their_sizes_and_the_whole(per):
     assert dealt.mean(0) == pytest.approx(mean, abs=2) and np.ptp(dealt[:, 0, 2]) > 0
 
 
+def test_patients_are_dealt_with_all_their_records():
+    """A hundred patients, five equal answers each: hits of a half vary as 25 times a hypergeometric number."""
+    who = np.repeat(np.arange(100), 5)
+    people = coding.people({"sex": np.where(who < 50, "F", "M").tolist()}, who.tolist())
+    answers = coding.answers(np.where(who % 2, "a", "b").tolist(), ["a"] * 500)
+    dealt = np.concatenate([*tallies.dealt(people, answers, [1, 2], 2000, 0)])
+    assert dealt[:, 0, 2].var() == pytest.approx(25 * stats.hypergeom(100, 50, 50).var(), rel=0.15)
+
+
+def test_a_class_without_errors_still_widens_a_mean_over_classes():
+    """Twelve of twelve right vary too, as after a flat prior: 13 / (14^2 * 15), beside 1 / 400 of the other class."""
+    labels, predictions = ["a"] * 100 + ["b"] * 12, ["a", "b"] * 50 + ["b"] * 12
+    figure = audit.examine(predictions, labels, {}, settings=QUICK)["groups"][0]["figures"]["tpr"]
+    number = 0.75 * 0.25 / ((1 / 400 + 13 / (14**2 * 15)) / 4)
+    wanted = np.ravel(intervals.wilson(0.75, number, stats.t.ppf(0.975, 111)))
+    assert [figure["low"], figure["high"]] == pytest.approx(wanted, abs=0.01)
+
+
 def test_swapped_models_keep_their_sum():
     predictions, labels, attributes, who = invented(n=200, per=2)
     people = coding.people(attributes, who)
@@ -284,7 +302,8 @@ def test_two_models_on_the_same_records():
     one, other = (audit.examine(said, labels, attributes, patients=who)["gaps"] for said in (old, better))
     gaps = [row_of(its, attribute="sex", figure="top1")["gap"] for its in (one, other)]
     assert gap["difference"] == pytest.approx(gaps[1] - gaps[0])
-    assert {row["difference"] for row in rows if row["model"] == "same"} <= {0, None}
+    same = [row for row in rows if row["model"] == "same" and row["difference"] is not None]
+    assert {row[key] for row in same for key in ("difference", "low", "high")} == {0}  # the same patients are drawn
 
 
 @pytest.mark.parametrize(

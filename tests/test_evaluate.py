@@ -59,7 +59,7 @@ def test_a_table_to_a_report(tmp_path, capsys):
     out = tmp_path / "out"
     told = audited(capsys, path, "--score", "prob", "--positive", "yes", "--out", out, "--checklist", "tripod")
     assert "y_pred as prediction, y_true as label, Patient_ID as patient" in told and "Gender as sex, age" in told
-    assert "mine, by age: Worst: >75" in told and "sex is unknown for" in told
+    assert "mine, exactly right, by age: Worst: >75" in told and "sex is unknown for" in told
     names = ["checklist.md", "groups.csv", "metrics.json", "model-card.md", "predictions.csv", "report.html"]
     assert sorted(file.name for file in out.iterdir()) == names
     page = report_page.Page(out / "report.html")
@@ -161,6 +161,7 @@ def test_all_forms_give_the_same_records(tmp_path, form, capsys):
         ({}, ["--reference", "sex=X"], "got the reference group sex=X; wanted one of F, M"),
         ({}, ["--codes", "race.1=A"], "got the code 'race.1=A'; wanted ATTRIBUTE.CODE=MEANING"),
         ({}, ["--metadata", "mine.csv"], "wanted the column by which both are joined"),
+        ({}, ["--figure", "true_positive_rate"], "got --figure true_positive_rate without --positive"),
         ({}, ["--least", "1"], "at least 2 patients"),
         ({}, ["--age-edges", "50", "40"], "wanted increasing ages"),
     ],

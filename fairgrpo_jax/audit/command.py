@@ -3,12 +3,15 @@ r"""``python -m fairgrpo_jax.evaluate``: for whom does a model fail?
     python -m fairgrpo_jax.evaluate predictions.csv --prediction answer --label truth --attributes sex age --patient mrn
     python -m fairgrpo_jax.evaluate predictions.parquet --metadata people.csv --on study_id
     python -m fairgrpo_jax.evaluate outputs/RUN
+    python -m fairgrpo_jax.evaluate --model.path MODEL --data.name slake --data.root DATA --samples 8
     python -m fairgrpo_jax.evaluate ours.csv theirs.csv --id study_id
 
 Reads the answers of any model, or of a run of this library, and writes a page (report.html), every number
 (metrics.json), one row a group and figure (groups.csv), the answers with groups for other tools (predictions.csv), and
 a section for a model card (model-card.md). Several inputs are compared on the records that all have. No accelerator and
-no model is needed. A ten-minute guide: docs/evaluation.md.
+no model is needed, but for --model.path: any checkpoint folder then answers the held-out records of a dataset first,
+with any option of a run (--preset NAME, --workdir DIR, --mesh 4x1), and goes on after any stop; --samples K sampled
+answers beside the greedy one give its score. A ten-minute guide: docs/evaluation.md.
 """
 
 import argparse
@@ -19,12 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from fairgrpo_jax import demographics, files, processes
-from fairgrpo_jax.audit import reading, records as kept, runs, sentences
+from fairgrpo_jax.audit import figures, reading, records as kept, runs, sentences
 from fairgrpo_jax.audit.multiplicity import ADJUSTMENTS
 from fairgrpo_jax.audit.settings import Settings
-
-
-FIGURES = ("top1", "f1", "tpr", "fpr", "precision", "accuracy", "similarity", "true_positive_rate")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -64,7 +64,9 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument(
         "--reference", nargs="+", default=(), metavar="NAME=GROUP", help="compare with sex=M; else the largest group"
     )
-    how.add_argument("--figure", default="top1", choices=FIGURES, help="the figure that is plotted (%(default)s)")
+    how.add_argument(
+        "--figure", default="top1", choices=list(figures.FIGURES), help="the figure that is plotted (%(default)s)"
+    )
     how.add_argument("--least", type=int, default=30, metavar="N", help="patients of a group to compare (%(default)s)")
     how.add_argument("--adjust", default="holm", choices=list(ADJUSTMENTS), help="of p values (%(default)s)")
     how.add_argument("--level", type=float, default=0.95, help="coverage of intervals (%(default)s)")
@@ -105,6 +107,11 @@ def run(given: argparse.Namespace) -> Path:
         print("".join(f"  {note}\n" for note in model.notes), end="", flush=True)
     found, compared, notes = _audited(models, settings)
     for model, its in zip(models, found, strict=True):
+        if _figure(given.figure, its) != given.figure:
+            notes.append(
+                f"{model.name}: there are too many classes for {given.figure}; the share exactly right is shown"
+            )
+    for model, its in zip(models, found, strict=True):
         figure = _figure(given.figure, its)
         print(
             f"\n{model.name}\n" + "".join(f"  {line}\n" for line in sentences.short(its, figure, settings.level)),
@@ -124,6 +131,8 @@ def _settings(given: argparse.Namespace) -> Settings:
         if not equals:
             raise ValueError(f"got the reference {text!r}; wanted ATTRIBUTE=GROUP, such as sex=M")
         reference[name] = group
+    if given.figure in figures.POSITIVE and given.positive is None:
+        raise ValueError(f"got --figure {given.figure} without --positive; wanted the class that it is of, such as yes")
     return Settings(
         positive=given.positive,
         reference=reference,

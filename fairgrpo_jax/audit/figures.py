@@ -36,11 +36,15 @@ GAPS: Mapping[str, str] = {
     "demographic_parity": "demographic parity: the largest gap in how often a class is predicted",
 }
 POSITIVE = ("selection_rate", "true_positive_rate", "false_positive_rate", "positive_predictive_value")
-# The gaps that are tested; the others say the same in other words, and would only make the adjustment harder.
-TESTED = ("top1", "failures", "f1", "tpr", "fpr", "precision", "demographic_parity", *POSITIVE)
-COMPARED = ("top1", "f1", *POSITIVE)  # of two models; the same
+COMPARED = ("top1", "f1", *POSITIVE)  # figures by which two models are compared with a test
 SHARES = ("top1", "failures", *POSITIVE)  # plain shares of records
 HEADS = ("top1", "failures", "similarity")  # of these no classes are needed
+
+
+def tested(positive: str | None) -> tuple[str, ...]:
+    """The gaps that are tested; the others say the same in other words, and would only make the adjustment harder."""
+    rates = ("tpr", "fpr", "precision", "demographic_parity") if positive is None else POSITIVE
+    return ("top1", "failures", "f1", *rates)
 
 
 def names(classes: Sequence[str], positive: str | None) -> tuple[str, ...]:

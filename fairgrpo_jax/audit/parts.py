@@ -45,7 +45,7 @@ class Part:
     def tests(self, positive: str | None) -> int:
         """The number of gaps that are tested, at most."""
         known = {*figures.names(self.short.classes, positive), *(figures.GAPS if self.short.classes else ())}
-        return len(known & {*figures.TESTED}) * len(self.people.attributes)
+        return len(known & {*figures.tested(positive)}) * len(self.people.attributes)
 
     def told(self) -> dict[str, Any]:
         """What the dataset holds."""
@@ -274,7 +274,9 @@ def _gap(
     tails = [(1 - settings.level) / 2, (1 + settings.level) / 2]
     draws, null = draws[np.isfinite(draws)], null[np.isfinite(null)]
     low, high = np.quantile(draws, tails) if len(draws) else (np.nan, np.nan)
-    tested = name in figures.TESTED and np.isfinite(gap) and len(null) > 0 and float(np.ptp(null)) > 0
+    tested = (
+        name in figures.tested(settings.positive) and np.isfinite(gap) and len(null) > 0 and float(np.ptp(null)) > 0
+    )
     p = float((1 + np.sum(null >= gap - 1e-12)) / (1 + len(null))) if tested else None
     edge = float(np.quantile(null, settings.level)) if len(null) else np.nan
     return {

@@ -1,7 +1,8 @@
 """Reads the evaluations of a run folder as records of an audit."""
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,7 @@ def read(folder: Path, step: int | None = None, *, name: str = "") -> Records:
         attributes={key: [person.get(key) for person in people] for key in names},
         datasets=[str(row["dataset"]) for row in rows],
         patients=[str(row["patient"]) for row in rows],
+        scores=_confidence(rows),
         texts=[str(row.get("completion", "")) for row in rows],
         notes=(f"answers of step {chosen}, of the evaluations at {', '.join(map(str, there))}",),
         scheme=scheme,
@@ -71,6 +73,12 @@ def read(folder: Path, step: int | None = None, *, name: str = "") -> Records:
 
 def _person(row: Mapping[str, Any]) -> dict[str, Any]:
     return {"sex": row.get("sex"), "age": row.get("age")} | row.get("attributes", {})
+
+
+def _confidence(rows: Sequence[Mapping[str, Any]]) -> list[float] | None:
+    """The share of sampled answers that agree, where ``answering`` has drawn some."""
+    known = any("confidence" in row for row in rows)
+    return [float(row.get("confidence", math.nan)) for row in rows] if known else None
 
 
 def _scheme(path: Path) -> Scheme:

@@ -58,22 +58,24 @@ def of_gap(row: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], level: f
     small = f" {_listed(left)} {'has' if len(left) == 1 else 'have'} too few patients to be compared." if left else ""
     if row["gap"] is None:
         return f"No two groups have enough patients to be compared.{small}"
-    its = {g["name"]: g["figures"][row["figure"]] for g in groups if _same(g, row) and row["figure"] in g["figures"]}
-    if row["worst"] is None:
+    if row["gap"] == 0:
         return f"No difference between {_listed(row['compared'])}.{small}"
-    text = (
-        f"Worst: {row['worst']}, {interval(its[row['worst']])}; best: {row['best']}, {interval(its[row['best']])}. "
-        f"The gap is {number(row['gap'])}; without any difference it would be {number(row['expected'])} on average."
-    )
+    text = f"The gap is {number(row['gap'])}; without any difference it would be {number(row['expected'])} on average."
+    if row["worst"] is not None:
+        its = {g["name"]: g["figures"][row["figure"]] for g in groups if _same(g, row)}
+        ends = ("Worst", "best") if FIGURES[row["figure"]].better else ("Lowest", "highest")
+        told = [
+            f"{end}: {row[key]}, {interval(its[row[key]])}" for end, key in zip(ends, ("worst", "best"), strict=True)
+        ]
+        text = f"{'; '.join(told)}. {text}"
     if row["p_adjusted"] is None:
         return text + small
     if row["p_adjusted"] <= 1 - level:
         text += f" More than chance explains (adjusted p {probability(row['p_adjusted'])})."
     else:
-        text += (
-            f" That may be chance (adjusted p {probability(row['p_adjusted'])}); a true gap below "
-            f"{number(row['detectable'])} would often be missed with these patients."
-        )
+        text += f" That may be chance (adjusted p {probability(row['p_adjusted'])})"
+        missed = f"; a true gap below {number(row['detectable'])} would often be missed with these patients."
+        text += "." if row["detectable"] is None else missed
     return text + small
 
 
@@ -91,17 +93,19 @@ def short(found: Mapping[str, Any], figure: str, level: float = 0.95) -> list[st
         whole = groups[0]["figures"]
         lines.append(
             f"{name}: {words(figure)} {interval(whole[figure])}, of {dataset['n']:,} records of "
-            f"{dataset['patients']:,} patients; {whole['failures']['value']:.1%} without an answer."
+            f"{dataset['patients']:,} patients"
+            + (f"; {whole['failures']['value']:.1%} without an answer." if whole["failures"]["value"] else ".")
         )
-        gaps = [row for row in found["gaps"] if row["dataset"] == name and row["figure"] == figure]
+        gaps = [row for row in found["gaps"] if row["dataset"] == name]
         clear = [row for row in gaps if row["p_adjusted"] is not None and row["p_adjusted"] <= 1 - level]
         for row in clear:
-            lines.append(f"{name}, by {called(row['attribute'], _attributes(gaps))}: {of_gap(row, groups, level)}")
-        rest = [
-            called(row["attribute"], _attributes(gaps)) for row in gaps if row not in clear and row["gap"] is not None
-        ]
+            head = f"{name}, {words(row['figure'])}, by {called(row['attribute'], _attributes(gaps))}"
+            lines.append(f"{head}: {of_gap(row, groups, level)}")
+        tested = [row["attribute"] for row in gaps if row["p_adjusted"] is not None]
+        rest = [key for key in dict.fromkeys(tested) if key not in {row["attribute"] for row in clear}]
         if rest:
-            lines.append(f"{name}: by {_listed(rest)}, no difference that chance could not explain.")
+            named = "; ".join(called(key, _attributes(gaps)) for key in rest)
+            lines.append(f"{name}: no difference that chance could not explain, by {named}.")
         unknown = [row for row in groups if not row["known"] and row["attribute"] != JOINT]
         for row in unknown:
             lines.append(
