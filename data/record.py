@@ -271,8 +271,12 @@ def conversation(
     return messages
 
 
-def target(record: Record) -> str:
+def target(record: Record, *, plain: bool = False) -> str:
     r"""Renders the supervised completion, ``<think>finding</think>\boxed{answer}``, without the end token.
+
+    Args:
+        record: the record.
+        plain: the answer as it is instead, without thought and box.
 
     Example:
         >>> from fairgrpo_jax.data.record import Record, target
@@ -281,4 +285,4 @@ def target(record: Record) -> str:
         >>> print(target(record))
         <think>focal</think>\boxed{Nodule}
     """
-    return rf"<think>{record.finding}</think>\boxed{{{record.answer}}}"
+    return record.answer if plain else rf"<think>{record.finding}</think>\boxed{{{record.answer}}}"

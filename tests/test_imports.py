@@ -51,7 +51,7 @@ FLOORS = (
         "lock",
         "runs",
     ),
-    ("commandline", "evaluate", "sft", "train", "study", "export", "plan.plan"),
+    ("commandline", "leaderboard", "scales", "evaluate", "sft", "train", "study", "export", "plan.plan"),
 )
 ORDER = {name: (floor, place) for floor, names in enumerate(FLOORS) for place, name in enumerate(names)}
 # On the second floor only these arrows exist; data knows no model, models know no dataset.

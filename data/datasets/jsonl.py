@@ -50,7 +50,7 @@ def load(
     root: str | Path,
     *,
     split: str,
-    num_frames: int = 4,
+    num_frames: int | None = 4,
     columns: Mapping[str, str] | None = None,
     codes: Mapping[str, Mapping[str, str]] | None = None,
 ) -> RecordList:
@@ -61,7 +61,7 @@ def load(
         split: the name of a split in a folder. In a single file, or a split saved alone: the rows of this ``split``;
             without such a column, ``"train"`` or ``"test"``, with a fifth of the patients held out by the hash of their
             names.
-        num_frames: number of frames of a video file that the model sees.
+        num_frames: number of frames of a video file that the model sees; None for all.
         columns: names of the file's columns by those above, as ``{"answer": "label", "patient": "mrn"}``.
         codes: what values mean, by column, as ``{"sex": {"1": "M", "2": "F"}, "age": {"999": ""}}``; ``""`` is unknown.
 
@@ -87,7 +87,7 @@ def load(
         >>> record.question, record.answer, record.age
         ('What is seen?', 'Nodule', 53.0)
     """
-    if num_frames < 1:
+    if num_frames is not None and num_frames < 1:
         raise ValueError(f"num_frames is {num_frames}; wanted at least 1")
     rows = forms.find(Path(root), split)
     path, alone, problems = rows.path, rows.alone, rows.problems()
@@ -149,7 +149,7 @@ def _bands(records: Sequence[Record]) -> tuple[str, ...]:
     )
 
 
-def _record(row: Mapping[str, Any], path: Path, line: int, alone: bool, num_frames: int) -> Record:
+def _record(row: Mapping[str, Any], path: Path, line: int, alone: bool, num_frames: int | None) -> Record:
     talk, answer = messages.split_answer(messages.read(_one(row, "prompt")), _answer(row))
     own = _media(row, path.parent, num_frames)
     turns, media = messages.placed(talk, own, lambda place: _inline(place, path.parent, row.get("fps"), num_frames))
@@ -218,7 +218,7 @@ def _one(row: Mapping[str, Any], name: str) -> Any:
     return value
 
 
-def _media(row: Mapping[str, Any], folder: Path, num_frames: int) -> tuple[Media, ...]:
+def _media(row: Mapping[str, Any], folder: Path, num_frames: int | None) -> tuple[Media, ...]:
     image, video = _one(row, "image"), row.get("video")
     for one, several in ((image, "images"), (video, "videos")):
         if one is not None and row.get(several):
@@ -239,7 +239,7 @@ def _several(row: Mapping[str, Any], name: str) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _inline(place: messages.Place, folder: Path, fps: Any, num_frames: int) -> Media:
+def _inline(place: messages.Place, folder: Path, fps: Any, num_frames: int | None) -> Media:
     """A medium from what a row or a part of its prompt has for it."""
     given = messages.embedded(place.given)
     if place.kind == "image":
@@ -258,7 +258,7 @@ def _image(value: Any, folder: Path) -> Media:
     return Media("image", path=_path(value, folder))
 
 
-def _video(value: Any, folder: Path, fps: Any, num_frames: int) -> Media:
+def _video(value: Any, folder: Path, fps: Any, num_frames: int | None) -> Media:
     speed = _speed(fps)
     if isinstance(value, list):
         if speed is None:

@@ -24,6 +24,7 @@ from fairgrpo_jax.data.splits import by_patient
 
 
 SPLITS = ("train", "validation", "test")
+HELD_OUT_SPLIT = "validation"  # that runs evaluate: of test the answers are not public
 ABOUT = About(
     "medvidbench",
     "MedVidBench",
@@ -43,6 +44,7 @@ TASKS = (
     "skill_assessment",
     "cvs_assessment",
 )
+MOST_FRAMES = 768  # of a clip, as in the authors' inference
 HELD_OUT = 0.2  # share of the videos, for validation
 
 _FILES = {"train": "medvidu_eccv2026_trainval.json", "test": "cleaned_test_data_11_04.json"}
@@ -74,7 +76,7 @@ def load(
         annotations: another JSON file in ``root`` of the same form, instead of the split's.
         prefix: folder with which the owners' absolute frame paths begin; the rest of a path is relative to ``root``.
         num_frames: number of frames of a clip that the model sees, evenly spaced; None, as in the paper: all that are
-            listed.
+            listed, at most ``MOST_FRAMES``.
 
     Returns:
         A ``Source`` in the order of the file, which is that of a submission. ``question`` is the owners' whole prompt;
@@ -142,6 +144,8 @@ def _record(row: Mapping, index: int, split: str, place: Callable[[str], Path], 
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise ValueError(f"video is {reprlib.repr(names)}; wanted a list of frame files")
     box = _box(row, names)
+    if num_frames is None and len(names) > MOST_FRAMES:
+        num_frames = MOST_FRAMES
     start, end, unit = _part(metadata)
     key = json.dumps([text(row, "id"), row["qa_type"], question, names, box])
     return Record(
