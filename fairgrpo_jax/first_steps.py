@@ -93,6 +93,10 @@ class FirstSteps:
         ]
 
     def _remedy(self, kind: str) -> str:
+        if kind == "no box" and self._config.data.plain_answers:
+            return (
+                "answers are plain text, and these are wrong or in another form: a longer supervised stage (--warmup)"
+            )
         asked = "boxed" in self._config.data.instruction
         if kind == "no box" and not asked:
             return r"nothing asks for the box: --data.instruction 'Give the final answer in \boxed{}.'"
