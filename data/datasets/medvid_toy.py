@@ -75,7 +75,7 @@ def load(split: Split, *, clips: int | None = None, tasks: Sequence[str] = TASKS
     Example:
         >>> from fairgrpo_jax.data.datasets import medvid_toy
         >>> [record.answer for record in medvid_toy.load("test", clips=1, tasks=("tal", "next_action"))]
-        ['4.0-8.0 seconds.', 'cutting']
+        ['6.0-8.0 seconds.', 'tying']
     """
     if split not in SPLITS or set(tasks) - set(TASKS) or (clips is not None and clips < 1):
         raise ValueError(
