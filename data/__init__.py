@@ -19,9 +19,10 @@ from fairgrpo_jax.data.record import Media as Media, Record as Record, Source as
 
 # Each is a module in datasets/, imported on first use, so that its dependencies do not slow down the others.
 DATASETS = (
-    *("chexpert", "covid_blues", "ham10000", "hemorrhage", "isic2020", "jsonl", "medvidbench", "pad_ufes_20"),
-    *("pmc_vqa", "slake", "synthetic", "vindr_mammo", "vqa_rad"),
+    *("chexpert", "covid_blues", "ham10000", "hemorrhage", "isic2020", "jsonl", "medvid_toy", "medvidbench"),
+    *("pad_ufes_20", "pmc_vqa", "slake", "synthetic", "vindr_mammo", "vqa_rad"),
 )
+MADE = ("synthetic", "medvid_toy")  # without files
 
 
 def module(name: str) -> ModuleType:
@@ -53,7 +54,7 @@ def load(
     Args:
         name: one of ``DATASETS``; ``python -m fairgrpo_jax.data check --all`` describes them and says where to get
             them.
-        root: the dataset's folder, or one that ``data.prepare`` made from it; None for the synthetic clinic.
+        root: the dataset's folder, or one that ``data.prepare`` made from it; None for those of ``MADE``.
         split: one of the splits of the dataset's module.
         on_broken: treatment of records whose media cannot be decoded: ``"raise"``, an error when they are decoded;
             ``"skip"``, all media are decoded once now, and broken ones are excluded, counted and named in a warning.
@@ -142,9 +143,9 @@ def _load(name: str, root: str | Path | None, split: str, options: dict[str, Any
     dataset = module(name)
     if root is not None and prepared.is_prepared(root):
         return prepared.load(name, root, split=split, **options)
-    if name == "synthetic":
+    if name in MADE:
         if root is not None:
-            raise ValueError(f"root is {root}; the synthetic clinic is made, not read: leave root out")
+            raise ValueError(f"root is {root}; {dataset.ABOUT.title.lower()} is made, not read: leave root out")
         return dataset.load(split, **options)
     if root is None:
         raise ValueError(f"{name} is read from its owner's folder: pass root=...; get it from {dataset.ABOUT.where}")

@@ -2,7 +2,7 @@
 
 import io
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from fairgrpo_jax.data.record import Media, Record, RecordList, Source
 
 
 BOX_COLOUR, BOX_WIDTH = (0, 255, 0), 8  # as in the reference code of MedVidBench; pixels of the file
+BOX_FACTOR = 56  # of which the sides of a reduced frame are multiples there
 HELD_PIXELS = 2**28  # maximum pixels of a video held while its frames are counted: about 400 MB
 
 
@@ -76,7 +77,7 @@ def decode(media: Media, *, num_frames: int | None = None) -> np.ndarray:
     if media.box is None:
         return image
     _require_frame(media, 1)
-    return _boxed(image, media.box)
+    return _boxed(image, media)
 
 
 def decode_clip(media: Media, *, num_frames: int | None = None, max_pixels: int | None = None) -> Clip:
@@ -260,12 +261,25 @@ def open_image(file: IO[bytes], name: str, media: Media | None = None) -> np.nda
         return pictures.upright(image)
 
 
-def _boxed(image: np.ndarray, box: Sequence[float]) -> np.ndarray:
+def _boxed(image: np.ndarray, media: Media) -> np.ndarray:
+    """The image with the box, in its own size; with ``box_area`` by way of the smaller one on which it is drawn."""
     from PIL import Image, ImageDraw
 
     picture = Image.fromarray(image)
-    ImageDraw.Draw(picture).rectangle([*box[1:]], outline=BOX_COLOUR, width=BOX_WIDTH)
-    return np.array(picture)
+    own = picture.size
+    if media.box_area is not None:
+        picture = picture.resize(_reduced(*own, media.box_area), Image.Resampling.BICUBIC)
+    ImageDraw.Draw(picture).rectangle([*(media.box or ())[1:]], outline=BOX_COLOUR, width=BOX_WIDTH)
+    return np.array(picture if picture.size == own else picture.resize(own, Image.Resampling.BICUBIC))
+
+
+def _reduced(width: int, height: int, area: int) -> tuple[int, int]:
+    """Width and height as multiples of ``BOX_FACTOR`` with at most ``area`` pixels, as the reference code resizes."""
+    sides = [max(BOX_FACTOR, round(side / BOX_FACTOR) * BOX_FACTOR) for side in (width, height)]
+    if sides[0] * sides[1] > area:
+        shrink = (width * height / area) ** 0.5
+        sides = [max(BOX_FACTOR, int(side / shrink / BOX_FACTOR) * BOX_FACTOR) for side in (width, height)]
+    return sides[0], sides[1]
 
 
 # ---- videos ----------------------------------------------------------------------------------------------------------
@@ -385,7 +399,7 @@ def quarter_turns(frame: Any, name: str) -> int:
 def _clip(media: Media, frames: np.ndarray, times: np.ndarray, chosen: np.ndarray) -> Clip:
     if media.box is not None:
         for place in np.flatnonzero(chosen == media.box[0]):
-            frames[place] = _boxed(frames[place], media.box)
+            frames[place] = _boxed(frames[place], media)
     return Clip(frames, times[chosen] - times[0], spacing(times, chosen))
 
 

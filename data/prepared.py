@@ -169,7 +169,8 @@ def stored_media(media: Sequence[Media]) -> list[dict[str, Any]]:
         place += count or 1
         item = {"kind": medium.kind, "member": member, "num_frames": medium.num_frames, "fps": medium.fps}
         window = {"window": medium.window} if medium.window and medium.kind == "video" else {}
-        told.append(item | {"box": medium.box and list(medium.box)} | window)
+        area = {} if medium.box_area is None else {"box_area": medium.box_area}
+        told.append(item | {"box": medium.box and list(medium.box)} | window | area)
     return told
 
 
@@ -183,6 +184,7 @@ def _record(told: dict[str, Any], root: Path, split: str, row: int, num_frames: 
             fps=item["fps"],
             window=item.get("window"),
             box=item["box"] and tuple(item["box"]),
+            box_area=item.get("box_area"),
         )
         for item in told.pop("media")
     )

@@ -34,6 +34,7 @@ class Media:
         box: (frame, x1, y1, x2, y2), drawn before any resizing: index of the frame in the whole video (0 for an image),
             corners in pixels of the file.
         pixels: uint8 RGB, (H, W, 3) for an image and (F, H, W, 3) for a video.
+        box_area: draw the box, with the same corners, on the frame reduced to this many pixels; None: on the file's.
 
     Raises:
         ValueError: for none or several of ``path``, ``frames`` and ``pixels``; pixels of another shape or dtype; a
@@ -50,6 +51,7 @@ class Media:
     window: Literal["voi", "minmax"] | None = None
     box: tuple[float, float, float, float, float] | None = None
     pixels: np.ndarray | None = field(default=None, repr=False)
+    box_area: int | None = None
 
     def __post_init__(self):
         if self.kind not in ("image", "video"):
@@ -271,8 +273,12 @@ def conversation(
     return messages
 
 
-def target(record: Record) -> str:
+def target(record: Record, *, plain: bool = False) -> str:
     r"""Renders the supervised completion, ``<think>finding</think>\boxed{answer}``, without the end token.
+
+    Args:
+        record: the record.
+        plain: the answer as it is instead, without thought and box.
 
     Example:
         >>> from fairgrpo_jax.data.record import Record, target
@@ -281,4 +287,4 @@ def target(record: Record) -> str:
         >>> print(target(record))
         <think>focal</think>\boxed{Nodule}
     """
-    return rf"<think>{record.finding}</think>\boxed{{{record.answer}}}"
+    return record.answer if plain else rf"<think>{record.finding}</think>\boxed{{{record.answer}}}"

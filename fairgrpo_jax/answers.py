@@ -207,7 +207,7 @@ def completed(
 
 
 def _row(settings: options.Data, record: Record, text: str, reward: float) -> Answer:
-    said = prediction(record, text, lettered=settings.letters)
+    said = parsing.plain_answer(text) if settings.plain_answers else prediction(record, text, lettered=settings.letters)
     row = Answer(
         uid=record.uid,
         dataset=record.dataset,

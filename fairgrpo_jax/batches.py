@@ -126,7 +126,8 @@ class Encoder:
     def target(self, record: Record) -> list[int]:
         """The tokens of a record's reference completion, end token included."""
         end = self.processor.turn_end(self.architecture.eos_ids)
-        return [*self.processor.tokenizer.encode(target(record), add_special_tokens=False), end]
+        text = target(record, plain=self.settings.plain_answers)
+        return [*self.processor.tokenizer.encode(text, add_special_tokens=False), end]
 
     def targets(self, records: Sequence[Record], *, length: int) -> tuple[PromptBatch, np.ndarray, np.ndarray]:
         """Returns the batch and its reference completions: tokens (P, 1, T) int32, end token included, and their mask.

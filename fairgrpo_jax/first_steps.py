@@ -111,6 +111,10 @@ class FirstSteps:
         return " or ".join(sorted(self._asked)) or (IN_BOX if self._boxed else f"{IN_TAGS} or {IN_BOX}")
 
     def _remedy(self, kind: str) -> str:
+        if kind == "no answer" and self._config.data.plain_answers:
+            return (
+                "answers are plain text, and these are wrong or in another form: a longer supervised stage (--warmup)"
+            )
         if kind == "no answer" and not self._asked:
             return rf"no prompt asks for {self._form}: --data.instruction 'Give the final answer in \boxed{{}}.'"
         if kind == "tags" and self._asked == {IN_TAGS}:

@@ -64,9 +64,9 @@ def create(folder: Path) -> None:
 def recall(folder: Path, config: options.Config) -> options.Config | None:
     """The config with what the run of the folder found out when it began, in place of options that are left open.
 
-    These are sizes of prompts that are left to the data, the pixel budget, and what ``model.adapter`` decides: a
-    resumed run has the same programs, whatever has become of the data and of the adapter since. None if the folder has
-    no run yet.
+    These are sizes of prompts that are left to the data, the pixel budget, the steps of ``warmup.epochs``, and what
+    ``model.adapter`` decides: a resumed run has the same programs, whatever has become of data and adapter since. None
+    if the folder has no run yet.
     """
     path = folder / "config.json"
     if not path.exists() or not _has_steps(folder):
@@ -82,7 +82,10 @@ def recall(folder: Path, config: options.Config) -> options.Config | None:
     if model.adapter is not None and model.adapter == begun.model.adapter and not model.lora_rank:
         decided = {name: getattr(begun.model, name) for name in ("lora_rank", "lora_alpha", "lora_targets")}
         model = dataclasses.replace(model, **decided)
-    return dataclasses.replace(config, data=data, model=model)
+    warmup = config.warmup
+    if warmup.epochs is not None and warmup.epochs == begun.warmup.epochs:
+        warmup = dataclasses.replace(warmup, steps=begun.warmup.steps)
+    return dataclasses.replace(config, data=data, model=model, warmup=warmup)
 
 
 def claim(folder: Path, config: options.Config) -> list[str]:

@@ -318,7 +318,8 @@ def _opened(config: options.Config, path: Path, judge: Any) -> Iterator[Run]:
     if hosts.count() > 1:
         _require_alike(config, path)
     mesh.require_divisible(config.split_sizes, *mesh.parse(config.mesh))
-    config = folder.recall(path, config) or policy.settled(config)
+    begun = folder.recall(path, config)
+    config = begun or policy.settled(config)
     records, encoder = load(config)
     for use in ("train", "warmup"):
         sources.check_leakage(records[use], records["test"], config.data)
@@ -344,6 +345,8 @@ def _opened(config: options.Config, path: Path, judge: Any) -> Iterator[Run]:
     tree = policy.shapes(config.model, architecture)
     _create(path)
     fitting = lengths.fit(records, encoder, config)
+    if begun is None:
+        config = dataclasses.replace(config, warmup=config.warmup.counted(len(fitting.sources["warmup"])))
     used = {use: sizes for use, sizes in fitting.sizes.items() if use != "warmup" or config.warmup.own_steps}
     every = [size for sizes in used.values() for size in sizes]
     settings = lengths.settle(config.data, every, encoder)

@@ -13,13 +13,14 @@ from typing import Any
 
 import jax
 
-from fairgrpo_jax import commandline, config as options, evaluate, hosts, learner, mesh, runs, tracking
+from fairgrpo_jax import commandline, config as options, evaluate, hosts, learner, mesh, runs, scales, tracking
 
 
 def sft(config: options.Config, workdir: Path | None = None) -> dict[str, float]:
     """Runs only the supervised stage, resuming from the last checkpoint; returns the final held-out metrics."""
     with runs.open_run(config, workdir) as run:
         state, _, _ = begin(run)
+        scales.anchor(run, state.params)
         return evaluate.held_out(run, state.params, 0)
 
 

@@ -13,11 +13,13 @@ from fairgrpo_jax.data.record import Record, RecordList, Source
 def load(config: options.Config) -> dict[str, Source]:
     """Loads the records of all datasets by use: "train", "warmup" and "test"; prints what the loaders left out.
 
-    Training uses the first of a dataset's splits, evaluation the last, and the supervised stage ``warmup.split`` if the
-    dataset has it. Of ``evaluation.datasets`` only the last split is loaded, for evaluation.
+    Training uses the first of a dataset's splits, evaluation the last (MedVidBench's validation: of its test split the
+    answers are not public), and the supervised stage ``warmup.split`` if the dataset has it. Of
+    ``evaluation.datasets`` only the split of evaluation is loaded. Reinforcement learning has ``data.tasks`` alone.
 
     Raises:
-        ValueError: from ``data.load``, or if several datasets come without the folder that holds them.
+        ValueError: from ``data.load``, if several datasets come without the folder that holds them, or for a task that
+            no training record has.
     """
     settings = config.data
     trained, root = settings.name.split(","), settings.root
@@ -31,7 +33,7 @@ def load(config: options.Config) -> dict[str, Source]:
     for name in names:
         dataset = data.module(name)
         known = inspect.signature(dataset.load).parameters
-        extra = {"num_frames": settings.num_frames} | given[name] if "num_frames" in known else given[name]
+        extra = {"num_frames": settings.num_frames or None} | given[name] if "num_frames" in known else given[name]
         own = {"columns": data.columns(settings.columns), "codes": data.codes(settings.codes)}
         for key in [key for key, value in own.items() if value]:
             if key not in known:
@@ -47,9 +49,10 @@ def load(config: options.Config) -> dict[str, Source]:
                     f"got data.options {key}={value} for {name}; wanted a value like {usual}, spaces between options"
                 )
         taught = config.warmup.split if config.warmup.split in dataset.SPLITS else dataset.SPLITS[0]
-        by_use = {"train": dataset.SPLITS[0], "warmup": taught, "test": dataset.SPLITS[-1]}
+        held_out = getattr(dataset, "HELD_OUT_SPLIT", dataset.SPLITS[-1])
+        by_use = {"train": dataset.SPLITS[0], "warmup": taught, "test": held_out}
         if name not in trained:
-            by_use = {"test": dataset.SPLITS[-1]}
+            by_use = {"test": held_out}
         folder = root / name if root and len(names) > 1 else root
         for split in dict.fromkeys(by_use.values()):
             source = data.load(name, folder, split=split, on_broken=settings.on_broken, **extra)
@@ -62,9 +65,25 @@ def load(config: options.Config) -> dict[str, Source]:
                 print(f"{name}, {split}: {note}")
             for use in [use for use, its in by_use.items() if its == split]:
                 records[use] += answered
+    if settings.tasks:
+        records["train"] = of_tasks(records["train"], settings.tasks)
     if "age" in settings.attributes:
         require_whole_bands([*records["train"], *records["test"]], settings.age_edges)
     return {use: RecordList(tuple(found)) for use, found in records.items()}
+
+
+def of_tasks(records: Sequence[Record], tasks: Sequence[str]) -> list[Record]:
+    """The records of some tasks.
+
+    Raises:
+        ValueError: for a task that no record has.
+    """
+    known = sorted({record.extra.get("task", "") for record in records})
+    if missing := [task for task in tasks if task not in known]:
+        raise ValueError(
+            f"got data.tasks {', '.join(missing)}, which no training record has; wanted some of {', '.join(known)}"
+        )
+    return [record for record in records if record.extra.get("task", "") in tasks]
 
 
 def loader_options(settings: options.Data, names: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -50,6 +50,7 @@ from fairgrpo_jax import (
     rollout,
     runs,
     samples,
+    scales,
     sft,
     tracking,
 )
@@ -102,6 +103,7 @@ def show(run: runs.Run) -> None:
 def reinforce(run: runs.Run, state: learner.TrainState, start: int, prompts: Prompts) -> dict[str, float]:
     """The training loop: runs reinforcement learning from step ``start`` to ``config.steps``."""
     config, phases, architecture = run.config, run.phases, run.encoder.architecture
+    scales.anchor(run, state.params)
     first = first_steps.FirstSteps(config, tracking.read_metrics(run.log.path))
     with tracking.Progress(max(config.steps, 1), config.algorithm, start=start) as progress:
         progress.note("the first evaluation and the first step compile their programs")

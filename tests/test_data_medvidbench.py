@@ -108,6 +108,25 @@ def test_the_region_is_boxed_on_its_frame(root):
     assert changed.tolist() == [False, False, True, False]
 
 
+def test_the_region_in_the_authors_order_lands_elsewhere(root):
+    """Frames of 40 x 32 are reduced to 56 x 56, where the same corners are a smaller part of the picture."""
+    plain, reduced = (together(root, box_area=area)["What does the marked tool do?"] for area in (None, 56 * 56))
+    assert reduced.media[0].box == plain.media[0].box and reduced.media[0].box_area == 56 * 56
+    green = []
+    for record in (plain, reduced):
+        (clip,) = media.decode_record(record).videos
+        marked = (clip.frames[2].astype(int) - [0, 255, 0] == 0).all(-1)
+        green.append([np.flatnonzero(marked.any(axis)).max() + 1 for axis in (0, 1)])
+    assert green[0] == [21, 22] and green[1][0] < 21 * 40 / 56 + 2 and green[1][1] < 22 * 32 / 56 + 2
+
+
+def test_long_clips_are_sampled_down(change):
+    rows = [fixture.row("tal", "When?", "1.0-2.0 seconds.")]
+    rows[0]["video"] = rows[0]["video"] * 200
+    (record,) = together(change(rows)).values()
+    assert len(record.media[0].frames) == 800 and record.media[0].num_frames == medvidbench.MOST_FRAMES == 768
+
+
 def test_a_region_on_no_frame_of_the_clip_is_kept_and_counted(change):
     region = {**fixture.REGION, "start_frame": "/root/data/AVOS/frames_15fps/v/0009.jpg"}
     rows = [fixture.row("region_caption_gpt", "What is marked?", "A hook.", is_RC=True, RC_info=region)]

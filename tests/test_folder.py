@@ -146,6 +146,8 @@ def test_a_folder_of_the_version_before_goes_on(tmp_path):
     config, told = options.read(tmp_path / "config.json")
     assert told == [
         "focus is new in this version: 0.0",
+        "data.tasks is new in this version: ()",
+        "data.plain_answers is new in this version: False",
         "data.letters is new in this version: False",
         "data.over_length is new in this version: refuse",
         "data.buckets is new in this version: 1",
@@ -154,9 +156,11 @@ def test_a_folder_of_the_version_before_goes_on(tmp_path):
         "data.processes is new in this version: False",
         "draw is new in this version: its defaults",
         "model.adapter is new in this version: None",
+        "warmup.epochs is new in this version: None",
         "sampling.cache is new in this version: None",
         "sampling.waves is new in this version: 0",
         "reward.percentiles is new in this version: None",
+        "reward.scale is new in this version: running",
         "reward.window is new in this version: 1024",
         "reward.steepness is new in this version: 3.0",
         "reward.min_iqr is new in this version: 0.01",

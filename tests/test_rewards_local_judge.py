@@ -1,6 +1,7 @@
 """A judge without a server against the logits of the same folder, and in the place of one behind an endpoint."""
 
 import types
+from typing import Any
 
 import numpy as np
 import pytest
@@ -72,6 +73,18 @@ def test_scores_equal_the_logits(folder):
         assert judge.counts()["said"] == pytest.approx((yes + no).mean(), rel=1e-4)
     with opened(folder) as judge:
         np.testing.assert_array_equal(ask(judge, TEXTS)[:, 0], yes > no)
+
+
+def test_the_clinical_dimensions_are_asked_one_by_one(one):
+    told = {"uid": "1", "dataset": "d", "question": "?", "choices": (), "answer": "A hook."}
+    record: Any = types.SimpleNamespace(**told, extra={"task": "region_caption"})
+    given = rewards.Answers([["A knife.", ""]], [record], np.ones((1, 2), int), np.ones((1, 2), bool))
+    with opened(one, mode="typed") as judge:
+        found = judge_components.clinical(given, judge).result(timeout=0)
+        alone = judge.submit(judge_prompts.agreement("A knife.", "A hook.", wording="caption")).result(timeout=0)
+        assert judge.counts()["asked"] == 10
+    assert found.scores[0, 0] == pytest.approx(alone.mean()) and found.scores[0, 1] == 0
+    assert [found.parts[name][0, 0] for name in judge_prompts.DIMENSIONS] == alone[:, 0].tolist()
 
 
 def test_without_a_chat_template_a_question_is_plain_text(tmp_path):

@@ -48,14 +48,14 @@ class _Patient:
     age: float | None
 
 
-def load(root: str | Path, *, split: Literal["train", "test"], num_frames: int = 4) -> RecordList:
+def load(root: str | Path, *, split: Literal["train", "test"], num_frames: int | None = 4) -> RecordList:
     """One record per video, asking whether its patient has COVID (by PCR test).
 
     Args:
         root: the owners' folder, with ``clinical_variables.csv``, ``severity.csv`` and ``lus_videos/``.
         split: ``"train"`` or ``"test"``: the first 75 % of the patients in numerical order of their ids, or the rest;
             266 and 96 videos, 47 and 16 patients, as in the benchmark on which FairGRPO was trained.
-        num_frames: number of frames of a video that the model sees, evenly spaced.
+        num_frames: number of frames of a video that the model sees, evenly spaced; None for all.
 
     Returns:
         A ``Source`` in the order of patient and video name. ``extra`` holds the readers' ``severity`` (0 to 3), and
@@ -75,7 +75,7 @@ def load(root: str | Path, *, split: Literal["train", "test"], num_frames: int =
     """
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}; COVID-BLUES has 'train' and 'test'")
-    if num_frames < 1:
+    if num_frames is not None and num_frames < 1:
         raise ValueError(f"num_frames is {num_frames}; wanted at least 1")
     root = Path(root)
     clinical, severity, videos = ABOUT.require(root, "clinical_variables.csv", "severity.csv", "lus_videos")
@@ -93,7 +93,9 @@ def load(root: str | Path, *, split: Literal["train", "test"], num_frames: int =
     )
 
 
-def _record(root: Path, stem: str, reading: Mapping[str, str], patient: _Patient, split: str, frames: int) -> Record:
+def _record(
+    root: Path, stem: str, reading: Mapping[str, str], patient: _Patient, split: str, frames: int | None
+) -> Record:
     number, point = _parse(stem)
     return Record(
         uid=f"covid_blues/{stem}",

@@ -53,7 +53,7 @@ def load(
     root: str | Path,
     *,
     split: str,
-    num_frames: int = 4,
+    num_frames: int | None = 4,
     columns: Mapping[str, str] | None = None,
     codes: Mapping[str, Mapping[str, str]] | None = None,
 ) -> RecordList:
@@ -64,7 +64,7 @@ def load(
         split: the name of a split in a folder. In a single file, or a split saved alone: the rows of this ``split``;
             without such a column, ``"train"`` or ``"test"``, with a fifth of the patients held out by the hash of their
             names.
-        num_frames: number of frames of a video file that the model sees.
+        num_frames: number of frames of a video file that the model sees; None for all.
         columns: names of the file's columns by those above, as ``{"answer": "label", "patient": "mrn"}``.
         codes: what values mean, by column, as ``{"sex": {"1": "M", "2": "F"}, "age": {"999": ""}}``; ``""`` is unknown.
 
@@ -90,7 +90,7 @@ def load(
         >>> record.question, record.answer, record.age
         ('What is seen?', 'Nodule', 53.0)
     """
-    if num_frames < 1:
+    if num_frames is not None and num_frames < 1:
         raise ValueError(f"num_frames is {num_frames}; wanted at least 1")
     rows = forms.find(Path(root), split)
     path, alone, problems = rows.path, rows.alone, rows.problems()
@@ -165,14 +165,14 @@ class _Given(NamedTuple):
         stem: of the file's name; with the row's number the id of a row without one, unless the file stands alone.
         split: the split, or ``""`` for the row's own.
         dataset: of rows that name none.
-        num_frames: of a video file that the model sees.
+        num_frames: of a video file that the model sees; None for all.
     """
 
     folder: Path
     stem: str
     split: str
     dataset: str
-    num_frames: int
+    num_frames: int | None
 
 
 def _record(row: Row, given: _Given, line: int) -> Record:

@@ -24,6 +24,7 @@ from fairgrpo_jax.data.splits import by_patient
 
 
 SPLITS = ("train", "validation", "test")
+HELD_OUT_SPLIT = "validation"  # that runs evaluate: of test the answers are not public
 ABOUT = About(
     "medvidbench",
     "MedVidBench",
@@ -43,6 +44,7 @@ TASKS = (
     "skill_assessment",
     "cvs_assessment",
 )
+MOST_FRAMES = 768  # of a clip, as in the authors' inference
 HELD_OUT = 0.2  # share of the videos, for validation
 
 _FILES = {"train": "medvidu_eccv2026_trainval.json", "test": "cleaned_test_data_11_04.json"}
@@ -63,6 +65,7 @@ def load(
     annotations: str | None = None,
     prefix: str = "/root/data",
     num_frames: int | None = None,
+    box_area: int | None = None,
 ) -> RecordList:
     """One record per question about a clip, with all its frames in the owners' order, including repeats.
 
@@ -74,7 +77,9 @@ def load(
         annotations: another JSON file in ``root`` of the same form, instead of the split's.
         prefix: folder with which the owners' absolute frame paths begin; the rest of a path is relative to ``root``.
         num_frames: number of frames of a clip that the model sees, evenly spaced; None, as in the paper: all that are
-            listed.
+            listed, at most ``MOST_FRAMES``.
+        box_area: the authors' order, to compare with their figures: the region of a caption is drawn on the frame
+            reduced to this many pixels, 37,632 of theirs, with the file's corners, so that it lands elsewhere.
 
     Returns:
         A ``Source`` in the order of the file, which is that of a submission. ``question`` is the owners' whole prompt;
@@ -113,7 +118,7 @@ def load(
     place = _places(root, prefix)
     for number, row in rows:
         try:
-            record = _record(row, number - 1, split, place, num_frames)
+            record = _record(row, number - 1, split, place, num_frames, box_area)
             seen[record.uid] += 1
             if seen[record.uid] > 1:
                 record = dataclasses.replace(record, uid=f"{record.uid}-{seen[record.uid]}")
@@ -135,20 +140,38 @@ def load(
     return RecordList(wanted, {reason: count for reason, count in lacking.items() if count})
 
 
-def _record(row: Mapping, index: int, split: str, place: Callable[[str], Path], num_frames: int | None) -> Record:
+def _record(
+    row: Mapping,
+    index: int,
+    split: str,
+    place: Callable[[str], Path],
+    num_frames: int | None,
+    box_area: int | None,
+) -> Record:
     metadata, source = _object(row, "metadata"), text(row, "data_source", empty=True) or text(row, "dataset_name")
     (task, writer), (question, answer) = _task(text(row, "qa_type")), _turns(row["conversations"])
     names, video = row["video"], text(metadata, "video_id")
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise ValueError(f"video is {reprlib.repr(names)}; wanted a list of frame files")
     box = _box(row, names)
+    if num_frames is None and len(names) > MOST_FRAMES:
+        num_frames = MOST_FRAMES
     start, end, unit = _part(metadata)
     key = json.dumps([text(row, "id"), row["qa_type"], question, names, box])
     return Record(
         uid=f"medvidbench/{hashlib.blake2b(key.encode(), digest_size=8).hexdigest()}",
         dataset="medvidbench",
         modality="video",
-        media=(Media("video", frames=tuple(map(place, names)), fps=_fps(metadata), box=box, num_frames=num_frames),),
+        media=(
+            Media(
+                "video",
+                frames=tuple(map(place, names)),
+                fps=_fps(metadata),
+                box=box,
+                num_frames=num_frames,
+                box_area=box_area,
+            ),
+        ),
         question=question,
         answer=answer,
         choices=(),

@@ -13,11 +13,10 @@ from fairgrpo_jax.config.sections import (
     Evaluation as Evaluation,
     Fairness as Fairness,
     Model as Model,
-    Optim as Optim,
     Sampling as Sampling,
     Update as Update,
-    Warmup as Warmup,
 )
+from fairgrpo_jax.config.stages import Optim as Optim, Warmup as Warmup
 from fairgrpo_jax.config.stored import (
     difference as difference,
     flatten as flatten,

@@ -14,11 +14,10 @@ from fairgrpo_jax.config.sections import (
     Evaluation,
     Fairness,
     Model,
-    Optim,
     Sampling,
     Update,
-    Warmup,
 )
+from fairgrpo_jax.config.stages import Optim, Warmup
 
 
 Algorithm = Literal[

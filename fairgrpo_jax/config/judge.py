@@ -30,8 +30,9 @@ class Judge:
     """How the judge is asked: by chat, with strict lines as answer, or by typed questions that are answered with
     probabilities (/v1/systemone of `transformers serve`). One on our own devices says with text whether Yes is likelier
     than No, with typed how likely it is of the two."""
-    prompt: Literal["summary", "caption"] = "summary"
-    """Wording of the clinical dimensions: a summary of a whole video, or the caption of one region."""
+    prompt: Literal["summary", "caption"] | None = None
+    """Wording of the clinical dimensions: a summary of a whole video, or the caption of one region; default: by the
+    record's task, caption for region_caption and else summary."""
     temperature: float | None = 0.0
     """Sampling temperature of the judge; None leaves it to the endpoint, for models that accept no other."""
     max_tokens: int = 64

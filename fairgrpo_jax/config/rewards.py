@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from pathlib import Path
+from typing import Literal
 
 from fairgrpo_jax.config.checks import require, require_finite
 
@@ -91,6 +92,9 @@ class Reward:
     percentiles: Path | None = None
     """Table of percentiles for "normalised" (normalization.PercentileTable as JSON); default: percentiles of the run's
     own latest scores, kept in the checkpoint."""
+    scale: Literal["running", "supervised"] = "running"
+    """Without a table: percentiles that follow the run's latest scores, or those of the policy after the supervised
+    stage, taken once from its answers to training records, kept in percentiles.json and fixed, as in MedGRPO."""
     window: int = 1024
     """Without a table: number of scores of each dataset, task and component that percentiles are taken from."""
     steepness: float = 3.0
@@ -113,6 +117,11 @@ class Reward:
         require(self.length > 0, f"reward.length={self.length}", "at least one token")
         require(self.steepness > 0, f"reward.steepness={self.steepness}", "a positive number")
         require(self.min_iqr > 0, f"reward.min_iqr={self.min_iqr}", "a positive range")
+        require(
+            self.scale == "running" or self.percentiles is None,
+            f"reward.scale={self.scale} with reward.percentiles={self.percentiles}",
+            "one of them",
+        )
         parts = self.parts
         names = [part.name for part in parts]
         require(len(set(names)) == len(names), f"reward.components={self.components}", "each component once")

@@ -24,9 +24,16 @@ class Data:
     on_broken: Literal["raise", "skip"] = "raise"
     """What to do with records whose media cannot be decoded; "skip" decodes everything once before the run."""
     num_frames: int = 4
-    """Frames sampled uniformly from each video; an even number, because the vision tower merges frames in pairs."""
+    """Frames sampled uniformly from each video; an even number, because the vision tower merges frames in pairs. 0: all
+    frames, or as many as the dataset's loader gives."""
+    tasks: tuple[str, ...] = ()
+    """Tasks that reinforcement learning trains on, of a dataset that has several; default: all. The supervised stage
+    and evaluations have all."""
     instruction: str = ""
     """Text added to every question, e.g. how to think and where to put the answer."""
+    plain_answers: bool = False
+    """Answers are plain text, as MedVidBench's: supervised completions are the reference and nothing else, and what an
+    evaluation records as the answer is all that follows the thought. Without it, <think>...</think>\\boxed{...}."""
     list_choices: bool = False
     """List the possible answers below the question."""
     letters: bool = False
@@ -90,9 +97,9 @@ class Data:
         told = all("=" in code and "." in code.split("=")[0] for code in self.codes)
         require(told, f"data.codes={self.codes}", "COLUMN.CODE=VALUE, with spaces between them")
         require(
-            self.num_frames >= 2 and self.num_frames % 2 == 0,
+            self.num_frames >= 0 and self.num_frames % 2 == 0,
             f"data.num_frames={self.num_frames}",
-            "an even number of frames, at least 2",
+            "an even number of frames, at least 2, or 0 for all",
         )
         require(0 <= self.temperature <= 1, f"data.temperature={self.temperature}", "0 to 1")
         require(self.prompt_length >= 0, f"data.prompt_length={self.prompt_length}", "a number >= 0")
@@ -205,71 +212,6 @@ class Model:
             f"model.lora_rank={self.lora_rank}, model.lora_alpha={self.lora_alpha}",
             "lora_rank >= 0 and a positive lora_alpha",
         )
-
-
-@dataclasses.dataclass(frozen=True)
-class Optim:
-    """AdamW with a linear warm-up, then a constant learning rate or a cosine decay to zero."""
-
-    lr: float = 3e-4
-    """Peak learning rate."""
-    warmup_steps: int = 30
-    """Updates over which the learning rate rises from zero; the first update has rate zero, as in transformers."""
-    schedule: Literal["constant", "cosine"] = "cosine"
-    """Learning rate schedule after the warm-up."""
-    b1: float = 0.9
-    """Decay rate of the first moment."""
-    b2: float = 0.999
-    """Decay rate of the second moment."""
-    weight_decay: float = 0.01
-    """Decoupled weight decay, applied to matrices only."""
-    max_grad_norm: float = 1.0
-    """Gradients with a larger global norm are scaled down to this norm."""
-
-    def __post_init__(self):
-        require_finite("optim.", self)
-        require(self.warmup_steps >= 0, f"optim.warmup_steps={self.warmup_steps}", "a number >= 0")
-        for name in ("b1", "b2"):
-            require(0 <= getattr(self, name) < 1, f"optim.{name}={getattr(self, name)}", "0 <= decay < 1")
-        require(self.weight_decay >= 0, f"optim.weight_decay={self.weight_decay}", "a decay >= 0")
-        require(self.lr > 0, f"optim.lr={self.lr}", "a positive learning rate")
-        require(self.max_grad_norm > 0, f"optim.max_grad_norm={self.max_grad_norm}", "a positive norm")
-
-
-@dataclasses.dataclass(frozen=True)
-class Warmup:
-    """The supervised stage before reinforcement learning."""
-
-    steps: int = 200
-    """Supervised updates; 0 starts from the initial weights."""
-    split: str = "warmup"
-    """Split of the dataset that this stage trains on."""
-    run: Path | None = None
-    """Run folder of an earlier `sft` (or `train`) whose supervised weights are used instead."""
-    batch: int = 96
-    """Records per update."""
-    accumulation: int = 1
-    """Number of parts into which the batch is split, their gradients summed; saves memory, changes nothing else."""
-    optim: Optim = Optim(lr=2e-3, warmup_steps=20, schedule="cosine")
-    """Optimizer of this stage."""
-
-    def __post_init__(self):
-        require_finite("warmup.", self)
-        require(
-            self.steps >= 0 and self.batch > 0,
-            f"warmup.steps={self.steps}, warmup.batch={self.batch}",
-            "steps >= 0 and a positive batch",
-        )
-        require(
-            self.accumulation > 0 and self.batch % self.accumulation == 0,
-            f"warmup.batch={self.batch} with warmup.accumulation={self.accumulation}",
-            "accumulation as a divisor of the batch",
-        )
-
-    @property
-    def own_steps(self) -> int:
-        """Number of supervised updates that this run does itself."""
-        return 0 if self.run else self.steps
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,4 +18,5 @@ from fairgrpo_jax.rewards.scorer import (
     Started as Started,
     asks_judge as asks_judge,
     build as build,
+    read_table as read_table,
 )

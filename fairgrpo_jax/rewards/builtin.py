@@ -11,6 +11,7 @@ from fairgrpo_jax import config as options
 from fairgrpo_jax.rewards import accuracy, format, judge_components, judge_prompts, length
 from fairgrpo_jax.rewards.answers import Answers, Asked
 from fairgrpo_jax.rewards.judge_components import Component, Judge, Judged
+from fairgrpo_jax.rewards.medvid.components import COMPONENTS as MEDVID
 from fairgrpo_jax.rewards.parsing import parse
 
 
@@ -75,13 +76,8 @@ def _judged(
         judge = tools.judge
         if judge is None:
             raise ValueError(
-                f"got reward component {name!r} without a judge; wanted --judge.url and --judge.model, or for yes and "
-                "no --judge.path (docs/judge.md)"
-            )
-        if judge.options.path is not None and JUDGED[name]:
-            raise ValueError(
-                f"got reward component {name!r} with judge.path={judge.options.path}, which answers yes or no alone; "
-                "wanted a judge behind an endpoint: --judge.url and --judge.model"
+                f"got reward component {name!r} without a judge; wanted --judge.url and --judge.model, or "
+                "--judge.path (docs/judge.md)"
             )
         return lambda answers: function(answers, judge)
 
@@ -141,6 +137,7 @@ BUILTIN: Mapping[str, Callable[[Tools], Component]] = {
     "similarity": _similarity,
     "judge": _judged(judge_components.clinical, "judge"),
     "semantic": _judged(judge_components.coherent, "semantic"),
+    **{name: _plain(component) for name, component in MEDVID.items()},
 }
 # What a judge scores, and the parts of which a score is the mean.
 JUDGED: Mapping[str, tuple[str, ...]] = {"judge": judge_prompts.DIMENSIONS, "semantic": ()}

@@ -1,7 +1,7 @@
 """Components that a judge scores: from completions to questions, and from its answers to rewards."""
 
 import concurrent.futures
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -11,6 +11,9 @@ from fairgrpo_jax.rewards import judge_prompts
 from fairgrpo_jax.rewards.answers import Answers, Asked
 from fairgrpo_jax.rewards.judge_prompts import Question
 from fairgrpo_jax.rewards.parsing import parse, plain_answer
+
+
+CAPTIONS = ("region_caption",)  # tasks whose answers are captions of one region, not summaries
 
 
 class Judged(NamedTuple):
@@ -53,7 +56,8 @@ Component = Callable[[Answers], np.ndarray | concurrent.futures.Future[Judged]]
 def clinical(answers: Answers, judge: Judge) -> "concurrent.futures.Future[Judged]":
     """Begins to compare every answer with its reference in the five clinical dimensions.
 
-    The thought is not shown to the judge. A completion without an answer is 0 in all dimensions, and nobody is asked.
+    The thought is not shown to the judge. A completion without an answer is 0 in all dimensions, and nobody is asked. A
+    judge on our own devices, which says Yes or No, is asked once a dimension.
 
     Example:
         >>> import types
@@ -66,14 +70,18 @@ def clinical(answers: Answers, judge: Judge) -> "concurrent.futures.Future[Judge
         [[0.0, 0.0]]
     """
 
-    def question(text: str, record: Asked) -> Question | None:
+    def questions(text: str, record: Asked) -> Sequence[Question]:
         answer = plain_answer(text)
         options = judge.options if answer else None
         if options is None:
-            return None
-        return judge_prompts.clinical(answer, record.answer, wording=options.prompt, mode=options.mode)
+            return ()
+        known: Mapping[str, str] = getattr(record, "extra", {})
+        wording = options.prompt or ("caption" if known.get("task") in CAPTIONS else "summary")
+        if options.path is not None:
+            return judge_prompts.agreement(answer, record.answer, wording=wording)
+        return (judge_prompts.clinical(answer, record.answer, wording=wording, mode=options.mode),)
 
-    return _asked(answers, judge, question, judge_prompts.DIMENSIONS)
+    return _asked(answers, judge, questions, judge_prompts.DIMENSIONS)
 
 
 def coherent(answers: Answers, judge: Judge) -> "concurrent.futures.Future[Judged]":
@@ -83,37 +91,40 @@ def coherent(answers: Answers, judge: Judge) -> "concurrent.futures.Future[Judge
     and nobody is asked.
     """
 
-    def question(text: str, record: Asked) -> Question | None:
+    def questions(text: str, record: Asked) -> Sequence[Question]:
         thought = parse(text).thought
         if not thought:
-            return None
-        return judge_prompts.coherent(thought, record.question, record.choices, mode=judge.options.mode)
+            return ()
+        return (judge_prompts.coherent(thought, record.question, record.choices, mode=judge.options.mode),)
 
-    return _asked(answers, judge, question, ("coherent",))
+    return _asked(answers, judge, questions, ("coherent",))
 
 
 def _asked(
     answers: Answers,
     judge: Judge,
-    question: Callable[[str, Asked], Question | None],
+    questions: Callable[[str, Asked], Sequence[Question]],
     dimensions: tuple[str, ...],
 ) -> "concurrent.futures.Future[Judged]":
-    """Submits the questions of all completions; those without one are 0."""
-    asked = [question(text, record) for text, record in zip(*answers.flat(), strict=True)]
+    """Submits the questions of all completions; those without any are 0.
+
+    A completion has one question for all dimensions, or one for each.
+    """
+    asked = [questions(text, record) for text, record in zip(*answers.flat(), strict=True)]
     shape = answers.lengths.shape
 
     def judged(rows: np.ndarray) -> Judged:
         scores = np.zeros((len(asked), len(dimensions)), np.float32)
-        scores[[q is not None for q in asked]] = rows
+        scores[[bool(own) for own in asked]] = rows.reshape(-1, len(dimensions))
         parts = {name: scores[:, i].reshape(shape) for i, name in enumerate(dimensions)}
         return Judged(scores.mean(axis=1).reshape(shape), parts)
 
-    questions = [q for q in asked if q is not None]
-    if not questions:
+    every = [question for own in asked for question in own]
+    if not every:
         done: concurrent.futures.Future[Judged] = concurrent.futures.Future()
         done.set_result(judged(np.zeros((0, len(dimensions)), np.float32)))
         return done
-    return _then(judge.submit(questions), judged)
+    return _then(judge.submit(every), judged)
 
 
 def _then(

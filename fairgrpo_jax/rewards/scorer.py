@@ -3,6 +3,7 @@
 import concurrent.futures
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -67,6 +68,7 @@ class Scorer:
         settings: the options of the reward.
         sampling: the options of sampling, for the penalty of long completions.
         judge: a language model that some components ask, if any does.
+        scaled: dataset, task and component of all that is normalised.
     """
 
     components: tuple[options.Component, ...]
@@ -76,6 +78,7 @@ class Scorer:
     settings: options.Reward
     sampling: options.Sampling
     judge: Judge | None = None
+    scaled: tuple[Key, ...] = ()
 
     def __call__(self, answers: Answers, quantiles: RunningQuantiles | None = None) -> Scores:
         """The scores of some completions.
@@ -172,6 +175,24 @@ class Scorer:
         used = scores.applies[:, None, :]
         passed = np.prod(np.where(used & gates, scores.values, 1), axis=2, keepdims=True)
         return (np.where(used, scores.values, np.nan) * passed)[..., ~gates]
+
+    def anchored(self, table: PercentileTable) -> "Scorer":
+        """The same with fixed percentiles.
+
+        Raises:
+            ValueError: if some are missing; all are named.
+        """
+        table.lookup(self.scaled)
+        return dataclasses.replace(self, keys=(), table=table)
+
+    def scores_by_key(self, seen: Sequence[tuple[np.ndarray, Asked]]) -> dict[Key, list[float]]:
+        """Scores of completions by what they are normalised with: (K,) each, with the record."""
+        found: dict[Key, list[float]] = {key: [] for key in self.scaled}
+        for raw, record in seen:
+            for key, score in zip(_keys(record, self.components), raw.tolist(), strict=True):
+                if key in found and not np.isnan(score):
+                    found[key].append(score)
+        return found
 
     def begin(self) -> RunningQuantiles | None:
         """Empty running percentiles, or None if the run has none."""
@@ -274,11 +295,12 @@ def build(
     return Scorer(
         parts,
         functions,
-        () if table else tuple(wanted),
+        () if table or reward.scale == "supervised" else tuple(wanted),
         table,
         reward,
         sampling,
         judge if asks_judge(reward.components) else None,
+        tuple(wanted),
     )
 
 
@@ -306,12 +328,21 @@ def _table(reward: options.Reward) -> PercentileTable:
             f"reward.components={' '.join(reward.components)}"
         )
     assert reward.percentiles is not None
+    return read_table(reward.percentiles)
+
+
+def read_table(path: Path) -> PercentileTable:
+    """Reads a table of percentiles.
+
+    Raises:
+        ValueError: if it is none.
+    """
     try:
-        return PercentileTable.from_json(reward.percentiles.read_text(encoding="utf-8"))
+        return PercentileTable.from_json(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ValueError(f"got reward.percentiles={reward.percentiles} ({error.strerror}); wanted a table") from error
+        raise ValueError(f"got reward.percentiles={path} ({error.strerror}); wanted a table") from error
     except ValueError as error:
-        raise ValueError(f"reward.percentiles={reward.percentiles}: {error}") from error
+        raise ValueError(f"reward.percentiles={path}: {error}") from error
 
 
 def _keys(record: Asked, components: Sequence[options.Component]) -> list[Key]:
