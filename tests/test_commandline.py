@@ -111,7 +111,8 @@ def test_list_names_every_config_with_a_line(monkeypatch, capsys):
     assert all(len(line.split()) > 4 for line in lines)
 
 
-@pytest.mark.parametrize("module", [train, sft, study])
+# That of the others is printed in this process below.
+@pytest.mark.parametrize("module", [sft, *(pytest.param(other, marks=pytest.mark.slow) for other in (train, study))])
 def test_every_command_has_help_without_starting_anything(module):
     command = [sys.executable, "-m", module.__name__, "--help"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)

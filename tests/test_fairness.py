@@ -357,7 +357,7 @@ def test_gradients_through_clusters_are_those_of_fixed_labels(sort_vectors):
         mean = jnp.array([r[jnp.array([0, 1, 4])].mean(), r[2:4].mean()])[jnp.array([0, 0, 1, 1, 0])]
         return 1 / (jnp.sqrt(5) * r.mean() * jnp.sqrt(jnp.array([3, 3, 2, 2, 3])) * mean)
 
-    np.testing.assert_allclose(jax.jacrev(weigh)(rewards), jax.jacrev(by_hand)(rewards), rtol=1e-4)
+    np.testing.assert_allclose(jax.jit(jax.jacrev(weigh))(rewards), jax.jit(jax.jacrev(by_hand))(rewards), rtol=1e-4)
 
 
 @pytest.mark.parametrize("history", [None, "ring"])

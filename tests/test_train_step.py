@@ -128,7 +128,7 @@ def test_neither_waves_nor_buckets_change_a_sample(monkeypatch):
 @pytest.mark.parametrize(
     "update, sizes",
     [
-        (dict(beta=0.1), LADDER[::2]),
+        (dict(), LADDER[::2]),
         pytest.param(dict(beta=0.1, mini_batches=2), LADDER, marks=pytest.mark.slow),
         pytest.param(dict(chunks=2), LADDER, marks=pytest.mark.slow),
     ],
