@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from fairgrpo_jax import answers, files, rewards, runs
+from fairgrpo_jax import answers, files, hosts, rewards, runs
 from fairgrpo_jax.data.record import Record
 from fairgrpo_jax.normalization import PercentileTable
 from fairgrpo_jax.rewards.answers import scale, task
@@ -46,7 +46,7 @@ def anchor(run: runs.Run, params: Any) -> None:
     known = next((path for path in (own, earlier and earlier / NAME) if path and path.exists()), None)
     found = rewards.read_table(known) if known else _table(run, params)
     run.scorer = run.scorer.anchored(found)
-    if known != own:
+    if known != own and hosts.first():
         files.write(own, found.to_json())
 
 
