@@ -5,7 +5,8 @@ GRPO on four tasks on one scale; ``medgrpo_toy/no_normalisation`` and the other 
 Command: ``python -m fairgrpo_jax.train medgrpo_toy``; with a judge on your own devices ``medgrpo_toy/judge --judge.path
 DIR``.
 Hardware: two CPU cores.
-Expected: nothing about medicine. Captions are compared by words; without a checkpoint that judges there is no judge.
+Expected: nothing about medicine, and no gain by 20 steps of reinforcement. Captions are compared by words; without a
+checkpoint that judges there is no judge.
 """
 
 import dataclasses
