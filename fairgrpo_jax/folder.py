@@ -9,9 +9,12 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import socket
 from pathlib import Path
 
-from fairgrpo_jax import config as options, files
+import jax
+
+from fairgrpo_jax import __version__, config as options, files, hosts
 
 
 # Options whose change cannot falsify what a run has done: its length, what is measured and kept, where and on what it
@@ -48,17 +51,43 @@ def default(config: options.Config) -> Path:
 
 
 def create(folder: Path) -> None:
-    """Creates a run folder, or checks that an existing one can be written.
+    """Creates a run folder, or checks that an existing one can be written; all processes must see it.
 
     Raises:
-        ValueError: if it cannot.
+        ValueError: if it cannot, or another host does not see it.
     """
+    hosts.on_first(lambda: _create(folder))
+    seen = hosts.everyone((socket.gethostname(), folder.is_dir()))
+    if blind := sorted({name for name, there in seen if not there}):
+        raise ValueError(
+            f"got a run folder {folder} that {', '.join(blind)} cannot see; wanted one on a file system that all hosts "
+            "share: --workdir DIR"
+        )
+
+
+def _create(folder: Path) -> None:
     try:
         files.require_writable(folder)
     except OSError as error:
         raise ValueError(
             f"got a run folder {folder} that cannot be written ({error.strerror}); wanted a writable one: --workdir DIR"
         ) from error
+
+
+def require_alike(config: options.Config, folder: Path) -> None:
+    """Tells which processes run together, and refuses those that would not do the same.
+
+    Raises:
+        ValueError: if versions, options or run folders differ, or a process leaves GPUs of its host to nobody.
+    """
+    for line in hosts.everyone(hosts.told()):
+        print(line, flush=True)
+    code = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.rglob("*.py"))))
+    hosts.require_equal("version", f"fairgrpo_jax {__version__}, jax {jax.__version__}, {code.hexdigest()[:8]}")
+    hosts.require_equal("run folder", str(folder))
+    shown = json.dumps(options.to_dict(config), sort_keys=True)
+    hosts.require_equal("options", hashlib.sha256(shown.encode()).hexdigest()[:8])
+    hosts.require_devices_in_use()
 
 
 def recall(folder: Path, config: options.Config) -> options.Config | None:

@@ -13,7 +13,6 @@ import functools
 import hashlib
 import json
 import signal
-import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +22,6 @@ import jax
 import numpy as np
 
 from fairgrpo_jax import (
-    __version__,
     batches,
     checkpoint,
     chunking,
@@ -305,7 +303,7 @@ def _judge(config: options.Config, path: Path) -> Any:
             f"got judge.path={config.judge.path} with {hosts.count()} processes; wanted one process, or judge.url: an "
             "endpoint that all of them reach"
         )
-    hosts.on_first(lambda: folder.create(path))
+    folder.create(path)
     settings = dataclasses.replace(config.judge, cache=config.judge.cache or path / "judge.sqlite")
     if settings.path is not None:
         return local_judge.LocalJudge(settings, mesh=config.mesh)
@@ -316,7 +314,7 @@ def _judge(config: options.Config, path: Path) -> Any:
 def _opened(config: options.Config, path: Path, judge: Any) -> Iterator[Run]:
     devices = mesh.make(config.mesh)
     if hosts.count() > 1:
-        _require_alike(config, path)
+        folder.require_alike(config, path)
     mesh.require_divisible(config.split_sizes, *mesh.parse(config.mesh))
     begun = folder.recall(path, config)
     config = begun or policy.settled(config)
@@ -343,7 +341,7 @@ def _opened(config: options.Config, path: Path, judge: Any) -> Iterator[Run]:
         judge.check()
     architecture = encoder.architecture
     tree = policy.shapes(config.model, architecture)
-    _create(path)
+    folder.create(path)
     fitting = lengths.fit(records, encoder, config)
     if begun is None:
         config = dataclasses.replace(config, warmup=config.warmup.counted(len(fitting.sources["warmup"])))
@@ -399,44 +397,6 @@ def _opened(config: options.Config, path: Path, judge: Any) -> Iterator[Run]:
         hosts.require_equal("records", json.dumps(run.records))
         yield run
         checkpoints.wait_until_finished()
-
-
-def _require_alike(config: options.Config, path: Path) -> None:
-    """Tells which processes run together, and refuses those that would not do the same.
-
-    Raises:
-        ValueError: if versions, options or run folders differ, or a process leaves GPUs of its host to nobody.
-    """
-    for line in hosts.everyone(hosts.told()):
-        print(line, flush=True)
-    hosts.require_equal("version", f"fairgrpo_jax {__version__}, jax {jax.__version__}, {_source()}")
-    hosts.require_equal("run folder", str(path))
-    shown = json.dumps(options.to_dict(config), sort_keys=True)
-    hosts.require_equal("options", hashlib.sha256(shown.encode()).hexdigest()[:8])
-    hosts.require_devices_in_use()
-
-
-def _source() -> str:
-    """A digest of this library's code."""
-    found = hashlib.sha256()
-    for file in sorted(Path(__file__).parent.rglob("*.py")):
-        found.update(file.read_bytes())
-    return found.hexdigest()[:8]
-
-
-def _create(path: Path) -> None:
-    """Creates the run folder, which all processes must see.
-
-    Raises:
-        ValueError: if it cannot be written, or another host does not see it.
-    """
-    hosts.on_first(lambda: folder.create(path))
-    seen = hosts.everyone((socket.gethostname(), path.is_dir()))
-    if blind := sorted({name for name, there in seen if not there}):
-        raise ValueError(
-            f"got a run folder {path} that {', '.join(blind)} cannot see; wanted one on a file system that all hosts "
-            "share: --workdir DIR"
-        )
 
 
 def _require_ahead(config: options.Config, done: int | None) -> None:
