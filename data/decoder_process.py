@@ -31,8 +31,9 @@ class _Worker:
         """The reply to a request."""
         with self.lock:
             if self.process is None:
-                pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-                self.process = subprocess.Popen([sys.executable, "-P", __file__], **pipes)
+                pipe, nobody = subprocess.PIPE, subprocess.DEVNULL
+                command = [sys.executable, "-P", __file__]
+                self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=nobody)
             process = self.process
             assert process.stdin is not None and process.stdout is not None
             try:

@@ -11,7 +11,7 @@ import re
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, Literal, cast
 
 import numpy as np
 
@@ -322,7 +322,7 @@ def _stored(file: IO[bytes], dataset: "Dataset", indices: Sequence[int], decoder
     syntax, whole = dataset.file_meta.TransferSyntaxUID, any(tag in dataset for tag in _PIXELS)
     options: dict[str, Any] = {"indices": indices, "decoding_plugin": decoder, "transfer_syntax_uid": syntax}
     if decoder not in _APART:
-        yield from iter_pixels(dataset if whole else file, **options)
+        yield from iter_pixels(dataset if whole else cast(BinaryIO, file), **options)
     else:
         file.seek(0)
         yield from decoder_process.decode(dataset if whole else file.read(), options)

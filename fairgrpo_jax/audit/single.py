@@ -38,14 +38,14 @@ def examine(
         A dict of
 
         * ``groups``: rows with ``dataset``, ``attribute``, ``group``, ``name``, ``known``, ``n`` (records),
-          ``patients``, ``positives`` if there is a positive class, ``small`` (fewer patients than ``least``),
-          ``reference`` (whether it is the one), and ``figures``: for each figure ``value``, ``low``, ``high``, and
-          against the reference group ``difference``, ``ratio`` (each a list of value, low, high) and ``detectable``,
-          the smallest true difference that is found in four of five samples like this one;
+            ``patients``, ``positives`` if there is a positive class, ``small`` (fewer patients than ``least``),
+            ``reference`` (whether it is the one), and ``figures``: for each figure ``value``, ``low``, ``high``, and
+            against the reference group ``difference``, ``ratio`` (each a list of value, low, high) and ``detectable``,
+            the smallest true difference that is found in four of five samples like this one;
         * ``gaps``: rows with ``dataset``, ``attribute``, ``figure``, ``gap`` (max - min over the groups that are not
-          small), its percentile interval ``low``, ``high``, ``std`` (ddof 1), ``ratio`` (min / max), ``worst`` and
-          ``best`` group, ``expected`` (the mean gap if groups did not differ), ``p``, ``p_adjusted``, ``detectable``,
-          ``compared`` and ``left_out`` (names);
+            small), its percentile interval ``low``, ``high``, ``std`` (ddof 1), ``ratio`` (min / max), ``worst`` and
+            ``best`` group, ``expected`` (the mean gap if groups did not differ), ``p``, ``p_adjusted``,
+            ``detectable``, ``compared`` and ``left_out`` (names);
         * ``calibration``: see ``calibration.calibrate``; empty without scores;
         * ``published``: the flat dict of ``metrics.fairness_report``;
         * ``datasets``: ``dataset``, ``n``, ``patients``, ``classes``, ``limited`` (whether classes were too many).
