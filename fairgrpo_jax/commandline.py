@@ -57,8 +57,10 @@ def parse(argv: list[str], *, prog: str, description: str | None, schema: type =
         ValueError: if the preset is unknown (naming the known ones), or an option is unknown or has an invalid value.
     """
     if argv[:1] == ["--list"]:
-        for name, summary in configs.summaries().items():
-            print(f"{name:40s}{summary}")
+        summaries = configs.summaries()
+        width = 2 + max(map(len, summaries))
+        for name, summary in summaries.items():
+            print(f"{name:{width}s}{summary}")
         raise SystemExit(0)
     named = bool(argv) and not argv[0].startswith("-")
     config = configs.get(argv[0] if named else configs.DEFAULT)

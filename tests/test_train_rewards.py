@@ -176,9 +176,6 @@ def test_a_judge_on_our_own_devices_and_similarity_of_words(tmp_path, capsys):
     assert step["reward/unscored_share"] == 0 and 0 <= step["reward/component/semantic"] < 1
     assert 0 <= step["reward/component/similarity"] <= 1 and "words" in capsys.readouterr().out
     assert kept(tmp_path / "run") >= step["judge/calls"]  # the last evaluation comes after the last step
-    clinical = dataclasses.replace(config, reward=options.Reward(("judge",)))
-    with pytest.raises(ValueError, match="which answers yes or no alone; wanted a judge behind an endpoint"):
-        go(clinical, tmp_path / "other")
 
 
 # The command of training, which also writes down the questions that the judge on our devices reads.
