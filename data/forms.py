@@ -391,12 +391,16 @@ def _named(row: dict[str, Any], labels: Mapping[str, Sequence[str]]) -> dict[str
 
 def _classes(files: Sequence[Path]) -> dict[str, list[str]]:
     """The names of the classes of columns that Hugging Face's ``datasets`` wrote as ClassLabel."""
+    metadata = (cells.schema(files[0]).metadata or {}) if files else {}
     try:
-        metadata = (cells.schema(files[0]).metadata or {}) if files else {}
-        features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+        told = json.loads(metadata.get(b"huggingface", b"{}"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{files[0]} has damaged metadata ({error}); save or download it again") from error
+    try:
+        features = told.get("info", {}).get("features", {})
         kinds = {name: kind for name, kind in features.items() if isinstance(kind, dict)}
         return {name: [*kind["names"]] for name, kind in kinds.items() if kind.get("_type") == "ClassLabel"}
-    except (json.JSONDecodeError, AttributeError, TypeError, KeyError):
+    except (AttributeError, TypeError, KeyError):
         return {}
 
 
