@@ -433,7 +433,9 @@ def test_any_rows_are_the_same_in_every_form(tmp_path, some):
 @pytest.mark.parametrize("text", [b"\x80{}", b"{", b"[" * 100_000])
 def test_damaged_metadata_of_datasets_is_refused(text, tmp_path):
     """Read as if there were none, numbers would stand for the names of classes."""
-    table = pa.table({"prompt": ["?"], "answer": [0], "split": ["train"]}).replace_schema_metadata({"huggingface": text})
+    table = pa.table({"prompt": ["?"], "answer": [0], "split": ["train"]}).replace_schema_metadata(
+        {"huggingface": text}
+    )
     pq.write_table(table, tmp_path / "all.parquet")
     with pytest.raises(ValueError, match=r"all\.parquet has damaged metadata"):
         jsonl.load(tmp_path / "all.parquet", split="train")
