@@ -9,8 +9,8 @@ help:                               ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do \
 	  printf '%-14s %s\n' "$$name" "$$text"; done
 
-train: $(VENV)/installed            ## GRPO, FairGRPO and fair sampling on the embedded clinic, side by side; six minutes
-	$(RUN) -m fairgrpo_jax.study clinic --steps 150 --workdir outputs/clinic
+train: $(VENV)/installed            ## GRPO, FairGRPO and fair sampling on the embedded clinic, side by side; seven minutes
+	$(RUN) -m fairgrpo_jax.study clinic --steps 100 --workdir outputs/clinic
 
 test: $(VENV)/installed             ## all tests that need neither torch nor minutes of training
 	$(RUN) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m "not slow and not parity and not plan"
