@@ -37,7 +37,7 @@ from rich.console import Console  # noqa: E402
 from rich.progress import track  # noqa: E402
 from rich.table import Table  # noqa: E402
 
-from fairgrpo_jax import config as options, estimators, fairness, learner, losses, models, staged  # noqa: E402
+from fairgrpo_jax import chunking, config as options, estimators, fairness, learner, losses, models, staged  # noqa: E402
 from fairgrpo_jax.models import decoder, text  # noqa: E402
 
 
@@ -217,7 +217,8 @@ def draw(rng: np.random.Generator, shape: Shape) -> np.ndarray:
 
 def once(config: Any, batch: learner.PolicyBatch, update: options.Update) -> Case:
     """The library's own update; the only place that calls it."""
-    static = dict(plan=staged.Plan(config, max(update.chunks, 1), remat=update.remat), update=update)
+    chunks = update.chunks or chunking.quickest(batch.tokens.shape[1], batch.tokens.size, jax.default_backend())
+    static = dict(plan=staged.Plan(config, chunks, remat=update.remat), update=update)
     tokens = batch.prompt.tokens.size + batch.tokens.size
     return Case(own_step, (batch, jnp.float32(losses.denominator(batch.mask, update.aggregation))), static, tokens)
 

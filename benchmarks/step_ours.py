@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import worker
 
-from fairgrpo_jax import advantages, config as options, estimators, fairness, learner, models, rollout
+from fairgrpo_jax import advantages, chunking, config as options, estimators, fairness, learner, models, rollout
 
 
 def main() -> None:
@@ -27,6 +27,9 @@ def main() -> None:
         memory=estimators.Memory(fairness.init(1, 1, spec["rollouts"], history=None)),
     )
     state = jax.device_put(state, jax.devices()[0])  # as the step gives it back, or the second step compiles again
+
+    tokens = len(spec["questions"]) * spec["rollouts"] * spec["tokens"]
+    chunks = chunking.quickest(spec["rollouts"], tokens, jax.default_backend())  # as a run chooses
 
     def step(state: learner.TrainState, number: int) -> tuple[learner.TrainState, dict]:
         prompt = jax.device_put(models.pack(vlm.processor(talks, pixels), config))
@@ -51,7 +54,7 @@ def main() -> None:
             state,
             [batch],
             architecture=config,
-            update=options.Update(remat=spec["remat"]),
+            update=options.Update(remat=spec["remat"], chunks=chunks),
             optim=optim,
             temperature=1.0,
             steps=1,

@@ -4,7 +4,9 @@
     update.accumulation   parts of the prompts of an update
     update.chunks         parts of each prompt's rollouts in an update
 
-None of them changes the algorithm. The memory estimates are those of the plan (``plan.footprint``), so that a run and
+None of them changes the algorithm. They are the fewest that fit, but for chunks, which also save time: of rollouts that are
+sorted by length, each chunk is run at a length near its own. They are as many as leave every chunk enough tokens to keep
+its device busy. The memory estimates are those of the plan (``plan.footprint``), so that a run and
 its plan agree.
 """
 
@@ -21,6 +23,11 @@ from fairgrpo_jax.plan import cost, footprint
 
 
 MEMORY = 16 << 30  # bytes assumed for a device that does not report its memory
+MOST_CHUNKS = 8  # more save next to nothing: of log-normal lengths 1, 4 and 8 chunks compute 2.7, 1.8 and 1.7 times the tokens
+# Completion tokens of a device that a chunk has at least: on accelerators enough for the products to take ten times as long
+# as gathering the weights, on CPUs enough for a vector.
+LEAST_TOKENS = {"cpu": 512}
+LEAST_TOKENS_ELSEWHERE = 16_384
 SHARE = 0.9  # share of the memory that a phase may take by the formulas, since the compiler may need more
 
 
@@ -72,7 +79,7 @@ def _bytes(architecture: Any, length: int, num_patches: int, dtype: str) -> tupl
     return size(prompt), size(dataclasses.replace(prompt, vision=None))
 
 
-def fit(config: options.Config, architecture: Any, tree: Any, memory: int) -> options.Config:
+def fit(config: options.Config, architecture: Any, tree: Any, memory: int, platform: str = "gpu") -> options.Config:
     """The config with a number in place of every 0 of the three options: the fewest parts that fit, or the most.
 
     Args:
@@ -80,6 +87,7 @@ def fit(config: options.Config, architecture: Any, tree: Any, memory: int) -> op
         architecture: the family's config.
         tree: the parameters, as arrays or shapes.
         memory: bytes of a device that JAX may take.
+        platform: of the devices, "cpu", "gpu" or "tpu".
     """
     held = sum(footprint.state(tree, layout(config, architecture)).values())
 
@@ -93,7 +101,27 @@ def fit(config: options.Config, architecture: Any, tree: Any, memory: int) -> op
 
     sampling = first(_in_waves(config), lambda layout: footprint.rollout(architecture, tree, layout)).sampling
     update = first(_in_pieces(config), lambda layout: (footprint.update(architecture, tree, layout),)).update
+    if not config.update.chunks:
+        prompts = config.prompts // update.mini_batches // update.accumulation // meshes.parse(config.mesh)[0]
+        tokens = prompts * config.rollouts * config.sampling.max_new_tokens
+        update = dataclasses.replace(update, chunks=max(update.chunks, quickest(config.rollouts, tokens, platform)))
     return dataclasses.replace(config, sampling=sampling, update=update)
+
+
+def quickest(rollouts: int, tokens: int, platform: str) -> int:
+    """The most chunks, a divisor of ``rollouts`` up to ``MOST_CHUNKS``, that keep a device busy.
+
+    Args:
+        rollouts: completions of each prompt.
+        tokens: completion tokens of a device that are updated at once, with padding.
+        platform: of the devices, "cpu", "gpu" or "tpu".
+
+    Example:
+        >>> quickest(8, 8 * 8 * 64, "cpu"), quickest(8, 8 * 8 * 64, "gpu"), quickest(10, 1 << 20, "gpu")
+        (8, 1, 5)
+    """
+    most = min(MOST_CHUNKS, tokens // LEAST_TOKENS.get(platform, LEAST_TOKENS_ELSEWHERE))
+    return max(n for n in range(1, max(most, 1) + 1) if rollouts % n == 0)
 
 
 def told(config: options.Config) -> str:

@@ -171,6 +171,9 @@ def sample(
 
     Returns:
         Arrays of the host, the rows in the order of the groups, on every process all of them.
+
+    Raises:
+        FloatingPointError: if a log-probability is not finite; with the number of rows and their first token.
     """
     groups = [prompt] if isinstance(prompt, models.Prompt) else prompt
     prompts, place, hidden, prompt_kv = prefill_all(
@@ -193,7 +196,7 @@ def sample(
         if alive <= few or t == T:
             _collect(found, rows, now)
         if alive == 0 or t == T:
-            return found
+            return _require_finite(found)
         if alive <= few:
             kept = _kept(now.done, halved(count, alive))
             rows, now = _take((rows, now), kept)
@@ -367,12 +370,23 @@ def _choose(params, architecture, hidden, keys, t, done, temperature, top_p):
     logits = decoder.policy_logits(params, architecture, hidden, temperature or 1.0)
     if temperature:
         noise = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (0, None))(keys, t)
-        token = jax.vmap(jax.vmap(jax.random.categorical))(noise, _nucleus(logits, top_p))
+        gumbel = jax.vmap(jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[-1:])))(noise)
+        token = _largest(_nucleus(logits, top_p) + gumbel)  # as jax.random.categorical draws
     else:
-        token = logits.argmax(-1)
+        token = _largest(logits)
     logprob = jnp.take_along_axis(jax.nn.log_softmax(logits), token[..., None], -1)[..., 0]
     token = jnp.where(done, architecture.pad_id, token).astype(jnp.int32)
     return token, jnp.where(done, 0.0, logprob), done | jnp.isin(token, jnp.asarray(architecture.eos_ids, jnp.int32))
+
+
+def _largest(x: jax.Array) -> jax.Array:
+    """The first index of the largest number of the last axis; its size where a number is NaN.
+
+    Two reductions of one array each, which CPUs compute by vectors; ``argmax`` reduces numbers and indices together, one
+    at a time.
+    """
+    at = jnp.arange(x.shape[-1]).reshape((1,) * (x.ndim - 1) + (-1,))
+    return jnp.where(x == x.max(-1, keepdims=True), at, x.shape[-1]).min(-1)
 
 
 def _write(drawn: RolloutBatch, t: jax.Array, *columns: jax.Array) -> RolloutBatch:
@@ -426,6 +440,19 @@ def _collect(found: RolloutBatch, rows: Rows, now: Decoding) -> None:
     place, drawn = hosts.gathered(mesh.fetch((rows.place, now.drawn)))
     for whole, part in zip(jax.tree.leaves(found), jax.tree.leaves(drawn), strict=True):
         whole[place] = part
+
+
+def _require_finite(found: RolloutBatch) -> RolloutBatch:
+    """Refuses what was drawn from logits that are NaN or infinite."""
+    spoiled = ~np.isfinite(found.logprobs)
+    if not spoiled.any():
+        return found
+    rows = spoiled.any(-1)
+    raise FloatingPointError(
+        f"the logits of {rows.sum()} of {rows.size} completions are not finite, from token {spoiled.any((0, 1)).argmax()} "
+        "on; the weights are spoiled or too large for their dtype: go on from an older checkpoint with a lower optim.lr, "
+        "or sample in float32 (sampling.dtype)"
+    )
 
 
 @functools.partial(jax.jit, static_argnums=1)

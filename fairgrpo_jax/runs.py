@@ -377,9 +377,9 @@ def _opened(config: options.Config, path: Path, judge: Any) -> Iterator[Run]:
         if changes:
             print(f"changed options: {'; '.join(changes)}", flush=True)
             log.note(done or 0, changes)
-        fitted = chunking.fit(config, architecture, tree, chunking.memory())
+        fitted = chunking.fit(config, architecture, tree, chunking.memory(), jax.default_backend())
         if parts := chunking.told(fitted):
-            print(f"to fit into memory: {parts}", flush=True)
+            print(f"computed in parts: {parts}", flush=True)
         run = Run(
             config=fitted,
             folder=path,

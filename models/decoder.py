@@ -158,7 +158,7 @@ def prompt_pass(params: dict, config: TextConfig, prompt: Prompt, *, remat: bool
         return x, (k[:, 0], v[:, 0])
 
     xs = np.arange(config.num_layers), np.array(config.local_layers), params["layers"]
-    x, kv = jax.lax.scan(layer, x[:, None], xs)
+    x, kv = layers.scan(layer, x[:, None], xs)
     return _final_norm(params, config, x)[:, 0], kv
 
 
@@ -206,7 +206,7 @@ def completion_pass(
         return maybe_remat(run, remat)(x, weights, kv, local), None
 
     xs = np.array(config.local_layers), params["layers"], prompt_kv
-    x, _ = jax.lax.scan(layer, _embed(params, config, tokens), xs)
+    x, _ = layers.scan(layer, _embed(params, config, tokens), xs)
     return _final_norm(params, config, x)
 
 

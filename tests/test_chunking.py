@@ -91,8 +91,21 @@ def test_what_is_told_stays():
         in_waves(SMALL, 3)
 
 
-def test_no_more_chunks_than_the_plan_asks_for():
-    """24 layers of width 1024 in bfloat16, 64 prompts of 256 tokens with 8 completions of 1024, on 24 GiB."""
+def test_chunks_that_save_time_are_taken_where_memory_asks_for_none():
+    """Of 8 x 6 x 128 tokens: six chunks of 1,024 on a CPU; on an accelerator, whose mesh has the half each, one."""
+    architecture, config = text.tiny("qwen3"), dataclasses.replace(SMALL, mesh="2x1")
+    config = dataclasses.replace(config, sampling=options.Sampling(max_new_tokens=128))
+    fit = functools.partial(chunking.fit, architecture=architecture, tree=shapes(architecture), memory=1 << 40)
+    assert fit(config, platform="cpu").update.chunks == 6 and fit(config).update.chunks == 1
+    assert fit(in_pieces(config, 4, 0), platform="cpu").update.chunks == 1  # 768 tokens a device, of them 512 at least
+    assert fit(in_pieces(config, 4, 2), platform="cpu").update.chunks == 2
+    long = dataclasses.replace(config, sampling=options.Sampling(max_new_tokens=4096))
+    assert fit(long).update.chunks == 6 and fit(dataclasses.replace(long, mesh="8x1")).update.chunks == 1
+
+
+def test_no_more_chunks_than_the_plan_asks_for(monkeypatch):
+    """24 layers of width 1024 in bfloat16, 64 prompts of 256 tokens with 8 completions of 1024, on 24 GiB; none for speed."""
+    monkeypatch.setattr(chunking, "MOST_CHUNKS", 1)
     architecture = text.tiny(
         "qwen3",
         num_layers=24,

@@ -190,6 +190,30 @@ def test_greedy_takes_the_likeliest_token(batch):
     np.testing.assert_array_equal(got.tokens[:, 0, 0], logits[:, -1].argmax(-1))
 
 
+def test_draws_are_those_of_jax():
+    """The noise of ``jax.random.categorical`` and its largest number, of equal ones the first."""
+    x = jax.random.randint(jax.random.key(0), (50, 6), 0, 3).astype(jnp.float32)
+    np.testing.assert_array_equal(rollout._largest(x), np.asarray(x).argmax(-1))
+    assert rollout._largest(x.at[3, 2].set(jnp.nan))[3] == 6  # no token
+    for seed in range(20):
+        noise = jax.random.gumbel(jax.random.key(seed), (50, 6))
+        np.testing.assert_array_equal(rollout._largest(x + noise), jax.random.categorical(jax.random.key(seed), x))
+
+
+def test_logits_that_are_not_finite_are_named(batch):
+    """Embeddings of one token, so that rows are spoiled from the token after it on."""
+    _, params, prompt = batch
+    sound = draw(params, prompt)
+    token = int(np.bincount(sound.tokens[:, :, :3][sound.mask[:, :, :3]]).argmax())
+    hit = ((sound.tokens == token) & sound.mask)[..., :-1].cumsum(-1).astype(bool)
+    rows = (hit & sound.mask[..., 1:]).any(-1)
+    broken = params | {"embedding": params["embedding"].at[token].set(jnp.nan)}
+    if tiny_batch.MODEL.tie_word_embeddings:
+        rows[:] = True
+    with pytest.raises(FloatingPointError, match=f"the logits of {rows.sum()} of 24 completions are not finite"):
+        draw(broken, prompt)
+
+
 def test_top_p_keeps_only_the_nucleus():
     logits = jnp.log(jnp.array([[0.5, 0.3, 0.15, 0.05]]))
     kept = np.isfinite(np.where(rollout._nucleus(logits, 0.7) > -1e29, 1.0, np.inf))
