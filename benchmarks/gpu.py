@@ -1,6 +1,6 @@
 """What one GPU makes of sampling and of the update at published sizes: ``python benchmarks/gpu.py``.
 
-Ten minutes at most, and a few more with TRL. Qwen2.5-VL-3B and Gemma3-4B in bfloat16 with random weights; prompts of
+Eight minutes at most, and a few more with TRL. Qwen2.5-VL-3B and Gemma3-4B in bfloat16 with random weights; prompts of
 700 tokens, one image each. Every section is a process of its own with a limit in seconds, so that one that fails or
 takes too long costs only its own lines:
 
@@ -62,16 +62,16 @@ from fairgrpo_jax.models import gemma3, qwen2_5_vl  # noqa: E402
 from fairgrpo_jax.plan import cost, footprint  # noqa: E402
 
 
-# Seconds after which a section is stopped; without the last, which is asked for, ten minutes. Most of a section is
+# Seconds after which a section is stopped; without the last, which is asked for, eight minutes. Most of a section is
 # compiling: on an H200 the updates took 48 and 79 in all, and sampling more than 80.
 SECTIONS = {
-    "rates": 20,
-    "decode qwen": 100,
-    "decode gemma": 100,
-    "update qwen": 75,
-    "update gemma": 105,
-    "step qwen": 130,
-    "attention": 70,
+    "rates": 15,
+    "decode qwen": 85,
+    "decode gemma": 85,
+    "update qwen": 60,
+    "update gemma": 85,
+    "step qwen": 95,
+    "attention": 55,
     "trl": 200,
 }
 AIMS = {"decode": 0.60, "update": 0.45}
@@ -313,9 +313,12 @@ def attention(scale: Scale, *, toy: bool) -> dict[str, Any]:
         return {"said": "skipped: this version has no fairgrpo_jax.models.attention"}
     kernel = "cudnn" if jax.default_backend() == "gpu" else "mapped"
     lines = {}
-    for name in PUBLISHED:
-        config = tiny(name) if toy else models.read_config(PUBLISHED[name])
-        arguments, masks = attention_case(module, config, scale)
+    cases = [
+        (name, *case)
+        for name in PUBLISHED
+        for case in attention_cases(module, tiny(name) if toy else models.read_config(PUBLISHED[name]), scale)
+    ]
+    for name, what, arguments, masks in cases:
 
         def errors(implementation: str, arguments: tuple = arguments, masks: Any = masks) -> list[float]:
             def run(dtype: Any, implementation: str) -> Any:
@@ -334,7 +337,7 @@ def attention(scale: Scale, *, toy: bool) -> dict[str, Any]:
         found, plain = errors(kernel), errors("plain")
         text = ", ".join(f"{a:.1e} ({b:.1e})" for a, b in zip(found, plain, strict=True))
         right = all(a <= 2 * b for a, b in zip(found, plain, strict=True))
-        lines[f"{name}: {kernel} (plain)"] = {
+        lines[f"{name}, {what}: {kernel} (plain)"] = {
             "errors": found,
             "plain": plain,
             "text": f"{text}: {'as' if right else 'NOT as'} near",
@@ -489,18 +492,35 @@ def packed(config: Any, count: int, tokens: int, side: int, **sizes: int) -> mod
     return models.pack(inputs, config, **sizes, dtype=jnp.bfloat16)
 
 
-def attention_case(module: Any, config: Any, scale: Scale) -> tuple[tuple, Any]:
-    """Queries, keys and values of ragged prompts and their completions, weights of the output, and the masks."""
+def attention_cases(module: Any, config: Any, scale: Scale) -> list[tuple[str, tuple, Any]]:
+    """Queries, keys, values and weights of the output with masks: of completions, of windows, of images in prompts.
+
+    Windows are a third of a prompt, so that they end inside; the last third of each prompt is an image, read both ways.
+    """
     P, G, T, Tp = 2, scale.group, scale.tokens, scale.prompt
     N, K, H = config.num_heads, config.num_kv_heads, config.head_dim
-    keys = iter(jax.random.split(jax.random.key(0), 6))
+    keys = iter(jax.random.split(jax.random.key(0), 12))
     normal = lambda *shape: jax.random.normal(next(keys), shape).astype(jnp.bfloat16).astype(jnp.float32)
     own, prompt = (P, G, T, K, H), (P, Tp, K, H)
-    arguments = normal(P, G, T, N, H), (normal(*prompt), normal(*prompt)), (normal(*own), normal(*own))
     lengths = jnp.array([Tp, Tp * 2 // 3], jnp.int32)
-    seen = (jnp.arange(Tp) < lengths[:, None])[:, None]
-    masks = module.Masks(own=jnp.tril(jnp.ones((T, T), bool)), prompt=seen, lengths=lengths)
-    return (*arguments, normal(P, G, T, N * H)), masks
+    steps, places = jnp.arange(T), jnp.arange(Tp)
+    seen, causal = (places < lengths[:, None])[:, None], steps[:, None] >= steps
+    arguments = normal(P, G, T, N, H), (normal(*prompt), normal(*prompt)), (normal(*own), normal(*own))
+    arguments = (*arguments, normal(P, G, T, N * H))
+    cases = [("completions", arguments, module.Masks(causal, seen, lengths))]
+    if not any(config.local_layers):
+        return cases
+    window = Tp // 3
+    near = causal & (steps[:, None] - steps < window)
+    since = lengths[:, None, None] + steps[:, None] - places
+    cases.append(("window", arguments, module.Masks(near, seen & (since < window), lengths, (True, window))))
+    block = jnp.where((places >= lengths[:, None] * 2 // 3) & seen[:, 0], 1, 0)
+    same = (block[:, :, None] == block[:, None]) & (block[:, None] > 0)
+    masks = module.Masks(((places[:, None] >= places) | same) & seen, lengths=lengths, block=block)
+    itself = normal(P, 1, Tp, K, H), normal(P, 1, Tp, K, H)
+    real = seen[:, :, :, None].transpose(0, 2, 1, 3).reshape(P, 1, Tp, 1)  # nothing is promised at padding
+    cases.append(("images", (normal(P, 1, Tp, N, H), None, itself, normal(P, 1, Tp, N * H) * real), masks))
+    return cases
 
 
 # ---- figures ---------------------------------------------------------------------------------------------------------

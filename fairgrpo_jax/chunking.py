@@ -4,10 +4,9 @@
     update.accumulation   parts of the prompts of an update
     update.chunks         parts of each prompt's rollouts in an update
 
-None of them changes the algorithm. They are the fewest that fit, but for chunks, which also save time: of rollouts that are
-sorted by length, each chunk is run at a length near its own. They are as many as leave every chunk enough tokens to keep
-its device busy. The memory estimates are those of the plan (``plan.footprint``), so that a run and
-its plan agree.
+None of them changes the algorithm. They are the fewest that fit, but for chunks, which also save time: rollouts are sorted
+by length, and each chunk is run at a length near its own. Of them there are as many as leave every chunk enough tokens to
+keep its device busy. The memory estimates are those of the plan (``plan.footprint``), so that a run and its plan agree.
 """
 
 import dataclasses
@@ -23,9 +22,11 @@ from fairgrpo_jax.plan import cost, footprint
 
 
 MEMORY = 16 << 30  # bytes assumed for a device that does not report its memory
-MOST_CHUNKS = 8  # more save next to nothing: of log-normal lengths 1, 4 and 8 chunks compute 2.7, 1.8 and 1.7 times the tokens
-# Completion tokens of a device that a chunk has at least: on accelerators enough for the products to take ten times as long
-# as gathering the weights, on CPUs enough for a vector.
+MOST_CHUNKS = (
+    8  # more save next to nothing: for log-normal lengths 1, 4 and 8 compute 2.7, 1.8 and 1.7 times the tokens
+)
+# Completion tokens of a device that a chunk has at least: on accelerators so many that their products take ten times as
+# long as gathering the weights, on CPUs enough to fill vectors.
 LEAST_TOKENS = {"cpu": 512}
 LEAST_TOKENS_ELSEWHERE = 16_384
 SHARE = 0.9  # share of the memory that a phase may take by the formulas, since the compiler may need more
@@ -52,6 +53,7 @@ def layout(config: options.Config, architecture: Any) -> footprint.Layout:
         compute=config.model.compute or config.model.dtype,
         sampler=config.sampling.dtype or config.model.dtype,
         cache=config.cache_dtype,
+        moment=config.optim.first_moment,
         media=media,
         text=text,
         split=config.sampling.weights == "tensor",

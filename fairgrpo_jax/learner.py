@@ -76,10 +76,17 @@ def split(batch: Any, parts: int) -> list[Any]:
 def optimizer(optim: options.Optim, steps: int) -> optax.GradientTransformation:
     """AdamW with the schedule of ``optim`` over ``steps`` updates; gradient clipping is done in the step itself.
 
-    Moments and updates are float32, whatever the dtype of the parameters: in bfloat16 the second moment would stop
-    growing far below the square of the gradient.
+    Moments and updates are float32, whatever the dtype of the parameters, but for a first moment in bfloat16
+    (``optim.first_moment``); the second would stop growing there far below the square of the gradient.
     """
-    adam = optax.adamw(schedule(optim, steps), b1=optim.b1, b2=optim.b2, weight_decay=optim.weight_decay, mask=_decayed)
+    adam = optax.adamw(
+        schedule(optim, steps),
+        b1=optim.b1,
+        b2=optim.b2,
+        mu_dtype=optim.first_moment,
+        weight_decay=optim.weight_decay,
+        mask=_decayed,
+    )
 
     update: Any = lambda grads, moments, params: adam.update(_full(grads), moments, _full(params))
     return optax.GradientTransformation(lambda params: adam.init(_full(params)), update)

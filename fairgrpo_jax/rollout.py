@@ -382,8 +382,8 @@ def _choose(params, architecture, hidden, keys, t, done, temperature, top_p):
 def _largest(x: jax.Array) -> jax.Array:
     """The first index of the largest number of the last axis; its size where a number is NaN.
 
-    Two reductions of one array each, which CPUs compute by vectors; ``argmax`` reduces numbers and indices together, one
-    at a time.
+    Two reductions of one array each, which CPUs compute by vectors; ``argmax`` reduces numbers and indices together,
+    one at a time.
     """
     at = jnp.arange(x.shape[-1]).reshape((1,) * (x.ndim - 1) + (-1,))
     return jnp.where(x == x.max(-1, keepdims=True), at, x.shape[-1]).min(-1)
@@ -449,9 +449,9 @@ def _require_finite(found: RolloutBatch) -> RolloutBatch:
         return found
     rows = spoiled.any(-1)
     raise FloatingPointError(
-        f"the logits of {rows.sum()} of {rows.size} completions are not finite, from token {spoiled.any((0, 1)).argmax()} "
-        "on; the weights are spoiled or too large for their dtype: go on from an older checkpoint with a lower optim.lr, "
-        "or sample in float32 (sampling.dtype)"
+        f"the logits of {rows.sum()} of {rows.size} completions are not finite, from token "
+        f"{spoiled.any((0, 1)).argmax()} on; the weights are spoiled or too large for their dtype: go on from an older "
+        "checkpoint with a lower optim.lr, or sample in float32 (sampling.dtype)"
     )
 
 

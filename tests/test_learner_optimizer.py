@@ -25,8 +25,9 @@ def test_weight_decay_spares_norms_and_biases(family):
         np.testing.assert_allclose(update, 0.0 if spared else -0.01, rtol=1e-6, err_msg=path)
 
 
-def test_moments_of_bfloat16_parameters_reach_the_gradient():
-    optim = options.Optim(lr=1e-4, warmup_steps=0, schedule="constant", weight_decay=0.0)
+@pytest.mark.parametrize("first", ["float32", "bfloat16"])
+def test_moments_of_bfloat16_parameters_reach_the_gradient(first):
+    optim = options.Optim(lr=1e-4, warmup_steps=0, schedule="constant", weight_decay=0.0, first_moment=first)
     params = {"map": {"kernel": jnp.ones((2, 2), jnp.bfloat16)}}
     adam, grads = learner.optimizer(optim, 2000), jax.tree.map(jnp.ones_like, params)
     moments = learner.fresh_moments(params, optim=optim, steps=2000)
@@ -34,7 +35,9 @@ def test_moments_of_bfloat16_parameters_reach_the_gradient():
     for _ in range(2000):
         updates, moments = step(moments)
     np.testing.assert_allclose(moments[0].nu["map"]["kernel"], 1 - 0.999**2000, rtol=1e-3)  # 0.8648
-    np.testing.assert_allclose(updates["map"]["kernel"], -1e-4, rtol=1e-3)
-    assert {x.dtype for x in jax.tree.leaves((moments[0].mu, moments[0].nu, updates))} == {jnp.dtype("float32")}
+    stuck = 2**-8 / (1 - optim.b1)  # in bfloat16 the mean stops where a step is less than half its last place
+    np.testing.assert_allclose(updates["map"]["kernel"], -1e-4, rtol=1e-3 if first == "float32" else stuck)
+    assert {x.dtype for x in jax.tree.leaves((moments[0].nu, updates))} == {jnp.dtype("float32")}
+    assert moments[0].mu["map"]["kernel"].dtype == first
     moved: Any = optax.apply_updates(params, updates)
     assert moved["map"]["kernel"].dtype == jnp.bfloat16

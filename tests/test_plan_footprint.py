@@ -98,6 +98,8 @@ def test_moments_of_what_is_trained_alone():
     assert state["optimizer moments"] == 2 * state["weights"] == 4 * state["reference policy"]
     half = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), tree)
     assert footprint.state(half, layout)["optimizer moments"] == state["optimizer moments"]  # float32
+    narrow = footprint.state(half, dataclasses.replace(layout, moment="bfloat16"))["optimizer moments"]
+    assert narrow == state["optimizer moments"] * 3 // 4
 
 
 def test_a_rollout_by_hand():

@@ -40,6 +40,7 @@ class Layout:
         compute: dtype of the activations in the update.
         sampler: dtype of the weights while sampling, a copy in addition to the trained ones.
         cache: dtype of the keys and values while sampling.
+        moment: dtype of the first moment of AdamW.
         media: bytes of a packed prompt with its patches.
         text: bytes of a packed prompt without them.
         split: whether the copy stays split along ``tensor``.
@@ -57,6 +58,7 @@ class Layout:
     compute: str
     sampler: str
     cache: str
+    moment: str = "float32"
     media: int = 0
     text: int = 0
     split: bool = False
@@ -118,7 +120,9 @@ def state(tree: Any, layout: Layout) -> dict[str, int]:
     copied = layout.reference and not layout.training.lora_rank
     return {
         "weights": sharded(tree, layout.mesh),
-        "optimizer moments": 2 * sharded(trained, layout.mesh, 4),  # float32, whatever the dtype of the weights
+        "optimizer moments": sharded(
+            trained, layout.mesh, 4 + jnp.dtype(layout.moment).itemsize
+        ),  # the second: float32
         "reference policy": sharded(tree, layout.mesh, 2) if copied else 0,
     }
 
