@@ -66,7 +66,7 @@ def unstack(tree: Any) -> tuple:
 
 
 def scan(layer: Callable, x: Any, of_layers: Any) -> tuple[Any, Any]:
-    """``jax.lax.scan`` over layers; up to two are compiled one after the other, sooner and to faster code than a loop."""
+    """``jax.lax.scan`` over layers; two are compiled one after the other, sooner and to faster code than a loop."""
     short = len(jax.tree.leaves(of_layers)[0]) <= 2
     return jax.lax.scan(layer, x, of_layers, unroll=True) if short else jax.lax.scan(layer, x, of_layers)
 

@@ -104,8 +104,8 @@ def test_chunks_that_save_time_are_taken_where_memory_asks_for_none():
 
 
 def test_no_more_chunks_than_the_plan_asks_for(monkeypatch):
-    """24 layers of width 1024 in bfloat16, 64 prompts of 256 tokens with 8 completions of 1024, on 24 GiB; none for speed."""
-    monkeypatch.setattr(chunking, "MOST_CHUNKS", 1)
+    """24 layers of width 1024 in bfloat16, 64 prompts of 256 tokens with 8 completions of 1024, on 24 GiB."""
+    monkeypatch.setattr(chunking, "MOST_CHUNKS", 1)  # none for speed
     architecture = text.tiny(
         "qwen3",
         num_layers=24,
