@@ -5,8 +5,9 @@
     update.chunks         parts of each prompt's rollouts in an update
 
 None of them changes the algorithm. They are the fewest that fit, but for chunks, which also save time: rollouts are
-sorted by length, and each chunk is run at a length near its own. Of them there are as many as leave each enough tokens to
-keep its device busy. The memory estimates are those of the plan (``plan.footprint``), so that a run and its plan agree.
+sorted by length, and each chunk is run at a length near its own. Of them there are as many as leave each enough tokens
+to keep its device busy. The memory estimates are those of the plan (``plan.footprint``), so that a run and its plan
+agree.
 """
 
 import dataclasses
