@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from fairgrpo_jax import hosts, mesh
+from fairgrpo_jax.rewards import judge_prompts
 from fairgrpo_jax.tracking import read_metrics
 from tests import several
+from tests.scripted_judge import Reply, Scripted
 
 
 @pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
@@ -165,18 +167,57 @@ def kinds(folder):
     return [json.loads(line)["kind"] for line in path.read_text().splitlines()] if path.exists() else []
 
 
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    """The figures of two processes that nobody disturbs."""
+    return figures(go(tmp_path_factory.mktemp("unbroken"), 2))
+
+
+MOMENTS = {
+    "training": lambda run: kinds(run).count("train") >= 3,
+    "evaluation": lambda run: kinds(run).count("train") >= 2,  # it follows
+    "checkpoint": lambda run: kinds(run).count("train") >= 2 and any((run / "checkpoints").glob("*tmp*")),
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", [0, 1])
-def test_the_others_end_when_one_is_killed_and_the_run_goes_on(victim, tmp_path):
-    (tmp_path / "killed").mkdir()
-    command = [*RUN, "--workdir", str(tmp_path / "killed" / "run")]
-    with several.started(2, command, tmp_path / "killed") as running:
-        wait_for(lambda: kinds(tmp_path / "killed" / "run").count("train") >= 3)
+@pytest.mark.parametrize("victim, moment", [(0, "training"), (1, "training"), (1, "evaluation"), (1, "checkpoint")])
+def test_the_others_end_when_one_is_killed_and_the_run_goes_on(victim, moment, unbroken, tmp_path):
+    command = [*RUN, "--workdir", str(tmp_path / "run")]
+    with several.started(2, command, tmp_path) as running:
+        wait_for(lambda: MOMENTS[moment](tmp_path / "run"))
         running[victim].kill()
         assert running[1 - victim].wait(120) != 0
     if victim == 1:
-        assert "has lost another one" in several.said(tmp_path / "killed", 0)
-    assert_alike(figures(go(tmp_path / "killed", 2)), figures(go(tmp_path / "whole", 2)))
+        assert "has lost another one" in several.said(tmp_path, 0)
+    assert_alike(figures(go(tmp_path, 2)), unbroken)
+
+
+@pytest.mark.slow
+def test_no_activation_crosses_processes(tmp_path):
+    several.together(4, ["-m", "tests.host_update"], tmp_path)
+
+
+@pytest.mark.slow
+def test_processes_share_the_calls_of_a_judge(tmp_path):
+    """Each text is judged once, by the process that has it, and all learn its score."""
+    arrived = []
+
+    def script(body, before):
+        arrived.append(body["messages"][0]["content"])
+        return Reply(text="\n".join(f"{code}: {1 + len(arrived[-1]) % 5}" for code in judge_prompts.CODES))
+
+    runs = []
+    for count in (1, 2):
+        arrived.clear()
+        with Scripted(script) as server:
+            judged = ["--reward.components", "exact", "judge=0.5", "--judge.url", server.url, "--judge.model", "there"]
+            runs.append(figures(go(tmp_path / str(count), count, *judged)))
+        assert (
+            len(arrived) - len(set(arrived)) <= 1 and len(arrived) > 50
+        )  # before the run it is seen whether it is there
+    one, two = ([{k: v for k, v in row.items() if "judge/" not in k} for row in run] for run in runs)
+    assert_alike(two, one)
 
 
 @pytest.mark.slow
