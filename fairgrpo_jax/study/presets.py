@@ -58,7 +58,11 @@ PRESETS = {
         )
     ),
     "null": Comparison(("grpo", "grpo_rs", "fair_grpo", "fair_sampling"), ("data.options=control=true,test_cell=120",)),
-    "lr": Comparison(
-        ("grpo", "grpo_rs", "fair_grpo", "fair_sampling"), ("optim.lr=1e-4", "optim.lr=3e-4", "optim.lr=1e-3")
+    "lr": Comparison(  # beside that of the preset, 3e-4
+        tuple(
+            f"{method}{rate}"
+            for method in ("grpo", "grpo_rs", "fair_grpo", "fair_sampling")
+            for rate in ("", " optim.lr=1e-4", " optim.lr=1e-3")
+        )
     ),
 }
