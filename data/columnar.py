@@ -162,20 +162,23 @@ class Part:
         stored = {name: column.stored() for name, column in columns.items()}
         return Part(np.array(block.lines), stored, frozenset(name for name in columns if columns[name].kind == "json"))
 
-    def records(self, rows: np.ndarray, make: Callable[[dict[str, Any], int], Record]) -> list[Record]:
+    def rows(self, numbers: np.ndarray) -> list[tuple[dict[str, Any], int]]:
+        """Some rows, each with its line."""
+        values = []
+        for name, array in self.columns.items():
+            taken = array.take(numbers).to_pylist()
+            values.append([*map(_value, taken)] if name in self.json else taken)
+        names, lines = [*self.columns], self.lines[numbers].tolist()
+        return [
+            (dict(zip(names, row, strict=True)), line)
+            for row, line in zip(zip(*values, strict=True), lines, strict=True)
+        ]
+
+    def records(self, numbers: np.ndarray, make: Callable[[dict[str, Any], int], Record]) -> list[Record]:
         """The records of some rows, in their order."""
         if self.held:
-            return [self.held[row] for row in rows.tolist()]
-        values = [
-            [*map(_value, taken)] if name in self.json else taken
-            for name, array in self.columns.items()
-            for taken in [array.take(rows).to_pylist()]
-        ]
-        names, lines = [*self.columns], self.lines[rows].tolist()
-        return [
-            make(dict(zip(names, row, strict=True)), line)
-            for line, row in zip(lines, zip(*values, strict=True), strict=True)
-        ]
+            return [self.held[row] for row in numbers.tolist()]
+        return [make(row, line) for row, line in self.rows(numbers)]
 
 
 @dataclass(frozen=True)
