@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from fairgrpo_jax.data import columnar, forms, own
+from fairgrpo_jax.data import columnar, forms, own_rows
 from fairgrpo_jax.data.column_names import Columns
 from fairgrpo_jax.data.datasets import jsonl
 
@@ -51,10 +51,10 @@ tables = st.lists(changed, min_size=1, max_size=6)
 def one_by_one(files, codes):
     """The records of rows, each made by itself, and what is wrong with the others."""
     columns, made, wrong, seen = Columns({}, codes), [], {}, {}
-    given = own.Given(files.path.parent, files.path.stem, files.path.stem, files.path.resolve().parent.name, 4)
+    given = own_rows.Given(files.path.parent, files.path.stem, files.path.stem, files.path.resolve().parent.name, 4)
     for line, row in files.read(files.problems()):
         try:
-            record = own.record(columns.named(row), given, line)
+            record = own_rows.record(columns.named(row), given, line)
             if (first := seen.setdefault(record.uid, line)) != line:
                 raise ValueError(f"{record.uid} is also line {first}")
             made.append(record)
@@ -95,7 +95,7 @@ def people(count):
             "prompt": [f"<image>What is at {row}?" for row in rows],
             "image": [f"{row}.png" for row in rows],
             "answer": [["Nodule", "Edema"][row % 2] for row in rows],
-            "patient": [f"P{row // 3}" for row in rows],
+            "patient": [None if row % 10 == 9 else f"P{row // 3}" for row in rows],
             "age": [None if row % 5 == 0 else 20 + row % 70 for row in rows],
             "sex": [["F", None, "M"][row % 3] for row in rows],
             "race": [["Asian", None][row % 2] for row in rows],
@@ -125,7 +125,7 @@ def test_plain_rows_are_known_without_a_record(tmp_path, form, monkeypatch):
     table = people(40)
     written(table, tmp_path / f"train.{form}")
     with monkeypatch.context() as patch:
-        patch.setattr(own, "record", None)
+        patch.setattr(own_rows, "record", None)
         source = jsonl.load(tmp_path, split="train")
     assert len(source) == 40 and source.records[12].question == "What is at 12?"
     found = pd.DataFrame(
@@ -136,11 +136,12 @@ def test_plain_rows_are_known_without_a_record(tmp_path, form, monkeypatch):
         columns=[*table.columns],
     )
     wanted = table.assign(prompt=table["prompt"].str.removeprefix("<image>"), race=table["race"].fillna(""))
-    pd.testing.assert_frame_equal(
-        found.astype(object).where(found.notna(), None), wanted.astype(object).where(wanted.notna(), None)
-    )
-    numbers = [record.uid.rpartition("-")[2] for record in source]
-    assert numbers == [f"{row + (2 if form == 'csv' else 1)}" for row in range(40)]
+    lines = pd.Series(range(40)) + (2 if form == "csv" else 1)
+    names = "train-" + lines.astype(str)
+    wanted["patient"] = table["patient"].fillna(names)
+    none = lambda frame: frame.astype(object).where(frame.notna(), None)
+    pd.testing.assert_frame_equal(none(found), none(wanted))
+    assert [record.uid for record in source] == [*(f"{tmp_path.name}/" + names)]
 
 
 @pytest.mark.parametrize("form", FORMS)

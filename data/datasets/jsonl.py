@@ -27,11 +27,11 @@ from typing import Any
 
 import numpy as np
 
-from fairgrpo_jax.data import demographics, forms, own
+from fairgrpo_jax.data import demographics, forms, own_rows
 from fairgrpo_jax.data.about import About
 from fairgrpo_jax.data.column_names import NAMES, Columns
 from fairgrpo_jax.data.columnar import Block, Part, Records, blocks
-from fairgrpo_jax.data.own import Given
+from fairgrpo_jax.data.own_rows import Given
 from fairgrpo_jax.data.record import Record, RecordList
 from fairgrpo_jax.data.splits import by_patient
 
@@ -206,19 +206,19 @@ class _Index:
         """Looks at rows: by column, and one by one at those that are not plain."""
         count, here = len(block.lines), len(self._parts)
         columns = None if block.columns is None else self._columns.of_columns(block.columns)
-        facts = own.nothing_known(count) if columns is None else own.facts(columns, self._given, block.lines)
+        facts = own_rows.nothing_known(count) if columns is None else own_rows.facts(columns, self._given, block.lines)
         places = np.stack([np.full(count, here), np.arange(count)], axis=1)
         good, held = np.ones(count, bool), list[Record]()
         for row in [row for row, sure in enumerate(facts.sure) if not sure]:
             try:
                 told = self._columns.named(block.rows[row])
-                record = own.record(told, self._given, block.lines[row])
+                record = own_rows.record(told, self._given, block.lines[row])
             except ValueError as error:
                 self._bad.add(block.lines[row], str(error))
                 good[row] = False
                 continue
             facts.tell(row, record)
-            self._columns.said += record.answer != told.answer and not own.answer_of(told)
+            self._columns.said += record.answer != told.answer and not own_rows.answer_of(told)
             if (size := sum([medium.pixels.nbytes for medium in record.media if medium.pixels is not None])) or (
                 block.columns is None
             ):
@@ -277,7 +277,7 @@ class _Index:
 
 
 def _made(columns: Columns, given: Given, row: dict[str, Any], line: int) -> Record:
-    return own.record(columns.named(row), given, line)
+    return own_rows.record(columns.named(row), given, line)
 
 
 def _texts(values: list[str]) -> Any:
