@@ -149,6 +149,7 @@ import gc, json, resource, sys, time
 from fairgrpo_jax import data
 module = data.module(sys.argv[1])
 import csv, pyarrow.compute, pyarrow.parquet, fairgrpo_jax.data.tables, fairgrpo_jax.data.archives
+pyarrow.array([1])  # imports pandas
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize() / 1e6
 before = resident()

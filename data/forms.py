@@ -372,9 +372,15 @@ def _cell(value: str) -> Any:
     if not value:
         return None
     try:
-        return _whole(_decoded(value), value)
+        return _short(value) if len(value) < 1000 else _whole(_decoded(value), value)
     except (ValueError, RecursionError):
         return value
+
+
+@functools.lru_cache(maxsize=1 << 12)
+def _short(text: str) -> Any:
+    """What a short JSON text says: of a million rows many say the same. Nobody may change it."""
+    return _whole(_decoded(text), text)
 
 
 def _decoded(text: str) -> Any:

@@ -30,7 +30,7 @@ import numpy as np
 from fairgrpo_jax.data import demographics, forms, own_rows
 from fairgrpo_jax.data.about import About
 from fairgrpo_jax.data.column_names import NAMES, Columns
-from fairgrpo_jax.data.columnar import Block, Part, Records, blocks
+from fairgrpo_jax.data.columnar import Block, Part, Records, blocks, stored
 from fairgrpo_jax.data.own_rows import Given
 from fairgrpo_jax.data.record import Record, RecordList
 from fairgrpo_jax.data.splits import by_patient
@@ -229,9 +229,10 @@ class _Index:
         self._parts += [Part.of(block), Part(np.empty(0, np.int64), {}, held=held)]
         self._lines.append(np.array(block.lines)[good])
         self._places.append(places[good])
-        self._uids.append(_texts([facts.uids[row] for row in kept]))
-        self._patients.append(_texts([facts.patients[row] for row in kept]))
-        self._splits += [facts.splits[row] for row in kept] if self._files.alone else ()
+        self._uids.append(stored([facts.uids[row] for row in kept], "large_string"))
+        if self._files.alone:
+            self._patients.append(stored([facts.patients[row] for row in kept], "large_string"))
+            self._splits += [facts.splits[row] for row in kept]
         self._bands.update(band for row in kept if (band := facts.bands[row]) is not None)
         self._columns.without_media += [block.lines[row] for row in kept if not facts.shown[row]]
 
@@ -280,17 +281,12 @@ def _made(columns: Columns, given: Given, row: dict[str, Any], line: int) -> Rec
     return own_rows.record(columns.named(row), given, line)
 
 
-def _texts(values: list[str]) -> Any:
-    import pyarrow as pa
-
-    return pa.array(values, pa.large_string())
-
-
 def _joined(parts: list[Any], order: np.ndarray) -> Any:
     """One array in the order of the rows."""
     import pyarrow as pa
 
-    return pa.concat_arrays([_texts([]), *parts]).take(order)
+    whole = pa.concat_arrays([stored([], "large_string"), *parts], memory_pool=pa.system_memory_pool())
+    return whole if (np.diff(order) == 1).all() else whole.take(order)
 
 
 def _again(uids: Any, lines: Sequence[int]) -> list[tuple[int, str, int]]:
