@@ -117,7 +117,7 @@ class _Found:
 
     Attributes:
         records: in the order of the rows.
-        patients: the patient of each, in Arrow's memory.
+        patients: the patient of each, in Arrow's memory, of files with several splits.
         splits: the split of each, if a column tells it.
         notes: sentences about what was found.
     """
@@ -255,7 +255,7 @@ class _Index:
         lines, places = np.concatenate(self._lines), np.concatenate(self._places)
         order = np.argsort(lines)
         lines, places = lines[order], places[order]
-        uids, patients = _joined(self._uids, order), _joined(self._patients, order)
+        uids, patients = _joined(self._uids, order), _joined(self._patients, order) if alone else None
         splits = [self._splits[row] for row in order] if alone and columns.has("split") else None
         again = _again(uids, lines.tolist())
         for line, uid, first in again:
