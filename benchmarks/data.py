@@ -1,15 +1,14 @@
-"""The data layer at true size: ``python benchmarks/data.py``.
+"""The data layer at true size: ``python benchmarks/data.py``; each figure is printed as soon as it is there.
 
 First the index: tables of the size of the real ones (CheXpert's 223,414 rows; the 227,000 questions of PMC-VQA with an
 archive of 149,000 figures; one's own million rows as Parquet, JSON lines and CSV; 100,000 JPEG images inside Parquet)
 are written with invented content and loaded, each in a process of its own; the memory is that of the records, the
-process with its imports taken off. Then the media: records a second from each kind of source,
+process with its imports taken off. Then the headers of 100,000 images, as files and inside Parquet: the sizes that a
+run asks for, and once more as it finds them remembered. Last the media: records a second from each kind of source,
 decoded by one thread and by two, on noise of the usual sizes (noise compresses badly: real images decode faster).
 """
 
 import argparse
-import csv
-import functools
 import io
 import json
 import os
@@ -27,12 +26,11 @@ from typing import Any
 import av
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv as comma_separated
 import pyarrow.parquet as pq
 import pydicom.uid
 from PIL import Image
 from pydicom.dataset import FileDataset, FileMetaDataset
-from rich.console import Console
-from rich.table import Table
 
 from fairgrpo_jax.data import media, prepare, prepared
 from fairgrpo_jax.data.datasets.chexpert import FINDINGS
@@ -49,15 +47,22 @@ RNG = np.random.default_rng(0)
 
 def chexpert(root: Path, rows: int) -> None:
     """A table of the form and the blanks of CheXpert's; every row has a positive label."""
-    labels = RNG.choice(["", "0.0", "1.0", "-1.0"], size=(rows, len(FINDINGS)), p=[0.7, 0.1, 0.16, 0.04])
-    labels[np.arange(rows), RNG.integers(0, len(FINDINGS), rows)] = "1.0"
     for name, count in (("train", rows), ("valid", 200)):
-        with (root / f"{name}.csv").open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *FINDINGS])
-            for i in range(count):
-                path = f"CheXpert-v1.0-small/{name}/patient{i // 3:05d}/study{i % 3 + 1}/view1_frontal.jpg"
-                writer.writerow([path, ("Female", "Male")[i % 2], 18 + i % 73, "Frontal", "AP", *labels[i]])
+        labels = np.array(["", "0.0", "1.0", "-1.0"], object)[
+            np.searchsorted([0.7, 0.8, 0.96], RNG.random((count, len(FINDINGS))))
+        ]
+        labels[np.arange(count), RNG.integers(0, len(FINDINGS), count)] = "1.0"
+        paths = [
+            f"CheXpert-v1.0-small/{name}/patient{i // 3:05d}/study{i % 3 + 1}/view1_frontal.jpg" for i in range(count)
+        ]
+        columns = {
+            "Path": paths,
+            "Sex": [("Female", "Male")[i % 2] for i in range(count)],
+            "Age": 18 + np.arange(count) % 73,
+            "Frontal/Lateral": ["Frontal"] * count,
+            "AP/PA": ["AP"] * count,
+        }
+        comma_separated.write_csv(pa.table(columns | dict(zip(FINDINGS, labels.T, strict=True))), root / f"{name}.csv")
 
 
 def pmc_vqa(root: Path, rows: int) -> None:
@@ -68,14 +73,16 @@ def pmc_vqa(root: Path, rows: int) -> None:
             archive.writestr(f"images/{name}", b"")
     choices = [f" {letter}: The {letter.lower()} finding of the figure, as told by its caption " for letter in "ABCD"]
     for name, count in (("train", rows), ("test", 1), ("test_clean", 1)):
-        with (root / f"{name}.csv").open("w", newline="") as file:
-            writer = csv.writer(file)
-            names = [f"Choice {letter}" for letter in "ABCD"]
-            writer.writerow(["Figure_path", "Question", "Answer", *names, "Answer_label"])
-            for i in range(count):
-                question = f"What does the arrow number {i} in the left panel of the figure point at?"
-                answer = choices[i % 4].partition(":")[2].strip()
-                writer.writerow([figures[i % FIGURES], question, answer, *choices, "ABCD"[i % 4]])
+        columns = {
+            "Figure_path": [figures[i % FIGURES] for i in range(count)],
+            "Question": [
+                f"What does the arrow number {i} in the left panel of the figure point at?" for i in range(count)
+            ],
+            "Answer": [choices[i % 4].partition(":")[2].strip() for i in range(count)],
+            **{f"Choice {letter}": [choice] * count for letter, choice in zip("ABCD", choices, strict=True)},
+            "Answer_label": ["ABCD"[i % 4] for i in range(count)],
+        }
+        comma_separated.write_csv(pa.table(columns), root / f"{name}.csv")
 
 
 def own_rows(rows: range) -> dict[str, Any]:
@@ -100,18 +107,30 @@ def parquet(root: Path, rows: int) -> None:
             file.write_table(pa.table(own_rows(range(start, min(rows, start + 100_000)))))
 
 
-def lines(root: Path, rows: int, suffix: str = ".jsonl") -> None:
-    """The same as JSON lines or CSV."""
-    with (root / f"train{suffix}").open("w", newline="") as file:
-        writer = csv.writer(file)
-        for start in range(0, rows, 10_000):
-            columns = own_rows(range(start, min(rows, start + 10_000)))
-            if suffix == ".csv":
-                columns["choices"] = list(map(json.dumps, columns["choices"]))
-                writer.writerows([*([columns] if not start else ()), *zip(*columns.values(), strict=True)])
-            else:
-                told = zip(*columns.values(), strict=True)
-                file.writelines(json.dumps(dict(zip(columns, row, strict=True))) + "\n" for row in told)
+def comma(root: Path, rows: int) -> None:
+    """The same as CSV."""
+    columns = own_rows(range(rows))
+    columns["choices"] = [*map(json.dumps, columns["choices"])]
+    comma_separated.write_csv(pa.table(columns), root / "train.csv")
+
+
+def lines(root: Path, rows: int) -> None:
+    """The same as JSON lines."""
+    columns = own_rows(range(rows))
+    numbers = [name for name in columns if name == "age"]
+    told = ", ".join(f'"{name}": ' + ("%s" if name in (*numbers, "choices") else '"%s"') for name in columns)
+    columns["choices"] = [*map(json.dumps, columns["choices"])]
+    with (root / "train.jsonl").open("w") as file:
+        file.writelines(f"{{{told % row}}}\n" for row in zip(*columns.values(), strict=True))
+
+
+def files(root: Path, rows: int) -> None:
+    """The same as JSON lines, with the images."""
+    jpegs = [encoded(image(320, 392), "jpeg") for _ in range(100)]
+    (root / "images").mkdir()
+    for i in range(rows):
+        (root / "images" / f"{i}.jpg").write_bytes(jpegs[i % 100])
+    lines(root, rows)
 
 
 def pictures(root: Path, rows: int) -> None:
@@ -129,7 +148,8 @@ LOAD = """
 import gc, json, resource, sys, time
 from fairgrpo_jax import data
 module = data.module(sys.argv[1])
-import csv, pyarrow.parquet, fairgrpo_jax.data.tables, fairgrpo_jax.data.archives
+import csv, pyarrow.compute, pyarrow.parquet, fairgrpo_jax.data.tables, fairgrpo_jax.data.archives
+pyarrow.array([1])  # imports pandas
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize() / 1e6
 before = resident()
@@ -139,12 +159,28 @@ seconds, used = time.perf_counter() - start, time.process_time() - used
 peak = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) / 1e3
 print(json.dumps([len(source), seconds, used, resident() - before, peak - before]))
 """
+HEADERS = (
+    LOAD
+    + """
+from pathlib import Path
+from fairgrpo_jax.data import headers
+rates = []
+for _ in range(2):
+    start = time.perf_counter()
+    with headers.Known(Path(sys.argv[2]) / "known.sqlite") as known:
+        for record in source.records:
+            headers.sizes(record, known)
+    rates.append(len(source) / (time.perf_counter() - start))
+peak = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) / 1e3
+print(json.dumps([len(source), *rates, peak - before]))
+"""
+)
 
 
-def index(name: str, root: Path) -> list[float]:
-    """Records, seconds, processor seconds, MB kept and MB at the peak of a load in a new process."""
-    result = subprocess.run([sys.executable, "-c", LOAD, name, root], capture_output=True, text=True, check=True)
-    return json.loads(result.stdout)
+def measured(program: str, name: str, root: Path) -> list[float]:
+    """The figures that a program prints last, in a new process."""
+    result = subprocess.run([sys.executable, "-c", program, name, root], capture_output=True, text=True, check=True)
+    return json.loads(result.stdout.splitlines()[-1])
 
 
 # ---- media -----------------------------------------------------------------------------------------------------------
@@ -258,34 +294,56 @@ def rate(records: list[Record], threads: int) -> float:
     return len(records) / min(times)
 
 
+SETS = (  # title, dataset, what writes it, rows, most rows
+    ("chexpert", "chexpert", chexpert, CHEXPERT, None),
+    ("pmc_vqa", "pmc_vqa", pmc_vqa, PMC_VQA, None),
+    ("one's own, Parquet", "jsonl", parquet, OWN, None),
+    ("one's own, JSON lines", "jsonl", lines, OWN, None),
+    ("one's own, CSV", "jsonl", comma, OWN, None),
+    ("one's own, images in Parquet", "jsonl", pictures, PICTURES, PICTURES),
+)
+
+
 def main() -> None:
-    """Writes what is measured to a folder that goes away, and prints two tables."""
+    """Writes what is measured to a folder that goes away, and prints three tables, a line at a time."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rows", type=int, help="of each table, instead of the true sizes")
+    parser.add_argument("--rows", type=int, help="of each table, instead of the true sizes; images at most 100,000")
     parser.add_argument("--media", type=int, default=100, help="small images; of large media a twentieth")
     told = parser.parse_args()
-    console = Console()
-    console.print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
-    table = Table("index of", "records", "seconds", "of the processor", "MB kept", "MB at the peak")
+    began = time.perf_counter()
+    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
     with tempfile.TemporaryDirectory() as folder:
-        sets = (
-            ("chexpert", "chexpert", chexpert, CHEXPERT),
-            ("pmc_vqa", "pmc_vqa", pmc_vqa, PMC_VQA),
-            ("one's own, Parquet", "jsonl", parquet, OWN),
-            ("one's own, JSON lines", "jsonl", lines, OWN),
-            ("one's own, CSV", "jsonl", functools.partial(lines, suffix=".csv"), OWN),
-            ("one's own, images in Parquet", "jsonl", pictures, PICTURES),
-        )
-        for title, name, write, rows in sets:
+        begin("index of")
+        end("records", "seconds", "of the processor", "MB kept", "MB at the peak")
+        for title, name, write, rows, most in SETS:
+            begin(title)
             with tempfile.TemporaryDirectory(dir=folder) as root:
-                write(Path(root), told.rows or rows)
-                records, *figures = index(name, Path(root))
-            table.add_row(title, f"{records:,}", *(f"{value:.1f}" for value in figures))
-        console.print(table)
-        table = Table("media", "records/s, 1 thread", "2 threads")
+                write(Path(root), min(told.rows or rows, most or sys.maxsize))
+                records, *figures = measured(LOAD, name, Path(root))
+                end(f"{records:,}", *(f"{value:.1f}" for value in figures))
+        begin("headers of")
+        end("records", "records/s", "the second time", "MB at the peak")
+        for title, write in (("JPEG 392 x 320, loose", files), ("the same in Parquet", pictures)):
+            begin(title)
+            with tempfile.TemporaryDirectory(dir=folder) as root:
+                write(Path(root), min(told.rows or PICTURES, PICTURES))
+                end(*(f"{value:,.0f}" for value in measured(HEADERS, "jsonl", Path(root))))
+        begin("media")
+        end("records/s, 1 thread", "2 threads")
         for kind, items in sources(Path(folder) / "media", told.media).items():
-            table.add_row(kind, *(f"{rate(items, threads):.0f}" for threads in (1, 2)))
-        console.print(table)
+            begin(kind)
+            end(*(f"{rate(items, threads):.0f}" for threads in (1, 2)))
+    print(f"{time.perf_counter() - began:.0f} s in all")
+
+
+def begin(title: str) -> None:
+    """Begins a line of a table, before its figures are there."""
+    print(f"{title:54}", end="", flush=True)
+
+
+def end(*cells: str) -> None:
+    """Prints the figures of the line that was begun."""
+    print("".join(f"{cell:>20}" for cell in cells), flush=True)
 
 
 if __name__ == "__main__":

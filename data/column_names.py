@@ -2,12 +2,15 @@
 
 import collections
 import functools
+import itertools
 import json
 import math
 import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
+
+from fairgrpo_jax.data.columnar import Column
 
 
 NAMES = {
@@ -135,6 +138,25 @@ class Columns:
         names, places = plan.extra
         extra = others(names, tuple([whole(plain(values[place])) for place in places]))
         return Row._make((*plan.fields(values), extra))
+
+    def of_columns(self, columns: Mapping[str, Column]) -> Row | None:
+        """Columns under these names, in the place of values; None if each row must be looked at by itself."""
+        names = tuple(columns)
+        if "extra_info" in names:
+            return None
+        plan = self._plans.get(names) or self._planned(names)
+        if plan.same:
+            return None
+        told: list[Any] = [*columns.values(), None]
+        for name, place in plan.coded:
+            column = told[place]
+            known = dict(zip(column.keys, column.values, strict=True))
+            meant = {key: self._meant(name, value) for key, value in known.items()}
+            told[place] = Column([meant[key] for key in column.keys], column.keys, column.kind)
+        for some, place in plan.kept:
+            there = (plain(value) for value in told[place].values if value is not None)
+            some += itertools.islice(there, 100 - len(some))
+        return Row._make((*plan.fields(told), dict.fromkeys(plan.extra[0], "")))
 
     def _planned(self, columns: tuple[str, ...]) -> _Plan:
         names = [*map(self.name, columns)]

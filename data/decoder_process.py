@@ -1,6 +1,6 @@
 """Decodes compressed DICOM frames in a process of its own, for decoders that can end the process on a damaged stream.
 
-One process is kept for the next files, and started again when it has ended. This file is its program too: it is run by
+One process is kept for the next files, and started again when it has ended. One that does not answer is ended. This file is its program too: it is run by
 its path and imports nothing of the package.
 """
 
@@ -16,8 +16,16 @@ from collections.abc import Mapping
 from typing import Any
 
 
+PATIENCE = 60.0  # seconds in which the process must have answered, and one more for each frame
+_PROGRAM = __file__
+
+
 class Ended(Exception):
     """The process ended while it decoded."""
+
+
+class Silent(Exception):
+    """The process did not answer in time."""
 
 
 class _Worker:
@@ -27,23 +35,31 @@ class _Worker:
         self.lock = threading.Lock()
         self.process: subprocess.Popen[bytes] | None = None
 
-    def ask(self, request: Any) -> Any:
-        """The reply to a request."""
+    def ask(self, request: Any, seconds: float) -> Any:
+        """The reply to a request; a process that has not replied after so many seconds is ended."""
+        late = threading.Event()
         with self.lock:
             if self.process is None:
                 pipe, nobody = subprocess.PIPE, subprocess.DEVNULL
-                command = [sys.executable, "-P", __file__]
+                command = [sys.executable, "-P", _PROGRAM]
                 self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=nobody)
             process = self.process
             assert process.stdin is not None and process.stdout is not None
+            watch = threading.Timer(seconds, lambda: (late.set(), process.kill()))
+            watch.daemon = True
+            watch.start()
             try:
                 pickle.dump(request, process.stdin, protocol=pickle.HIGHEST_PROTOCOL)
                 process.stdin.flush()
                 return pickle.load(process.stdout)
             except (OSError, EOFError, pickle.UnpicklingError) as error:
                 code = self.close()
+                if late.is_set():
+                    raise Silent(f"no answer in {seconds:g} s") from error
                 how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
                 raise Ended(f"it ended its decoder by {how}") from error
+            finally:
+                watch.cancel()
 
     def close(self) -> int:
         """Ends the process; returns its exit code."""
@@ -81,13 +97,14 @@ def decode(source: Any, options: Mapping[str, Any]) -> list[Any]:
 
     Raises:
         Ended: if the decoder ended its process, and once more when it was tried again.
+        Silent: if it has not answered after ``PATIENCE`` seconds, and one more for each frame.
         ValueError: with what the decoder said of a frame.
     """
-    request = (source, dict(options))
+    request, seconds = (source, dict(options)), PATIENCE + len(options.get("indices") or ())
     try:
-        found = _worker.ask(request)
+        found = _worker.ask(request, seconds)
     except Ended:  # perhaps for another reason: memory, or somebody's signal
-        found = _worker.ask(request)
+        found = _worker.ask(request, seconds)
     if isinstance(found, str):
         raise ValueError(found)
     return found

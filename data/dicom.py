@@ -307,6 +307,11 @@ def _decoded(file: IO[bytes], dataset: "Dataset", indices: Sequence[int], window
     for index in indices:
         try:
             values = next(stored)
+        except decoder_process.Silent as error:
+            raise Refused(
+                f"keeps its decoder {decoder} busy without end ({error}); download it again from the dataset's owner, "
+                "or convert it to an uncompressed file"
+            ) from error
         except Exception as error:
             how = f", or {decoder} does not know this form of {dataset.file_meta.TransferSyntaxUID.name}"
             told = f"is broken{how if decoder else ''} ({error})"

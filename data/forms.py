@@ -280,7 +280,7 @@ def _lines(path: Path, problems: Problems) -> Iterator[tuple[int, dict[str, Any]
                 text = raw.decode("utf-8-sig" if line == 1 else "utf-8").strip()
                 if not text:
                     continue
-                row = _whole(_STRICT.decode(text), text)
+                row = _whole(_decoded(text), text)
             except (ValueError, RecursionError) as error:
                 if line == 1 and (keys := _keys(path)):
                     raise ValueError(
@@ -361,17 +361,34 @@ def _blank(text: str, place: int) -> int:
 
 def _csv(path: Path, problems: Problems) -> Iterator[tuple[int, dict[str, Any]]]:
     for line, row in tables.read_all(path, problems):
-        yield line, {name: _cell(value) for name, value in row.items()}
+        yield line, {name: _cell(value) if value[:1] in _NO_TEXT else value for name, value in row.items()}
+
+
+_NO_TEXT = ("[", "{", "")  # how cells begin that are not simply text
 
 
 def _cell(value: str) -> Any:
-    """The value of a cell of a CSV file."""
-    if value[:1] in ("[", "{"):
-        try:
-            return _whole(_STRICT.decode(value), value)
-        except (ValueError, RecursionError):
-            return value
-    return value or None
+    """The value of a cell of a CSV file that is empty, or may be JSON."""
+    if not value:
+        return None
+    try:
+        return _short(value) if len(value) < 1000 else _whole(_decoded(value), value)
+    except (ValueError, RecursionError):
+        return value
+
+
+@functools.lru_cache(maxsize=1 << 12)
+def _short(text: str) -> Any:
+    """What a short JSON text says: of a million rows many say the same. Nobody may change it."""
+    return _whole(_decoded(text), text)
+
+
+def _decoded(text: str) -> Any:
+    """What a JSON text without white space around it says."""
+    found, end = _STRICT.raw_decode(text)
+    if end < len(text):
+        raise json.JSONDecodeError("Extra data", text, end)
+    return found
 
 
 def _cells(files: Sequence[Path], problems: Problems) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -426,6 +443,6 @@ _HALF = re.compile(r"\\u[dD][89a-fA-F]")
 
 def _whole(found: Any, text: str) -> Any:
     """What was read from a JSON text; raises if half a character is in it, which is no text."""
-    if _HALF.search(text):
+    if "\\u" in text and _HALF.search(text):
         json.dumps(found, ensure_ascii=False).encode()
     return found

@@ -180,6 +180,23 @@ def simple(prompt: str, media: Sequence[Media]) -> tuple[str, tuple[Turn, ...]] 
     return question, () if rest == question else (Turn("user", (*(None for _ in media), rest)),)
 
 
+def are_simple(prompts: Sequence[str], images: int) -> bool:
+    """Whether ``simple`` reads all prompts, told from all at once; False where some may need a closer look.
+
+    Args:
+        prompts: the texts.
+        images: number of media of each, all images.
+
+    Example:
+        >>> from fairgrpo_jax.data import messages
+        >>> messages.are_simple(["<image>What is seen?", "Which side?"], 1), messages.are_simple(["Is <image>?"], 1)
+        (True, False)
+    """
+    rests = [prompt.strip().removeprefix("<image>" * images) for prompt in prompts]
+    joined = "\n".join(rests)
+    return all(rests) and not any(part in f"\n{joined}" for part in ("<image>", "<video>", "\n["))
+
+
 def plain(turns: Sequence[Turn], question: str) -> bool:
     """Whether turns are one of the user with the media first and then the question, which goes without saying.
 

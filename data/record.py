@@ -214,7 +214,7 @@ class RecordList:
         notes: sentences about how the owner's files were read.
     """
 
-    records: tuple[Record, ...]
+    records: Sequence[Record]
     left_out: Mapping[str, int] = field(default_factory=dict, compare=False)
     notes: tuple[str, ...] = field(default=(), compare=False)
 
@@ -228,7 +228,7 @@ class RecordList:
         return iter(self.records)
 
     def __repr__(self) -> str:  # Grain prints its sources; keep this short
-        return f"RecordList({len(self)} records of {', '.join(sorted({r.dataset for r in self.records}))})"
+        return f"RecordList({len(self)} records{f', first {self.records[0].uid}' if len(self) else ''})"
 
 
 def conversation(

@@ -6,6 +6,7 @@ None, never a guess.
 
 import ast
 import dataclasses
+import functools
 import itertools
 import math
 import re
@@ -216,6 +217,11 @@ def age_name(years: float | None, edges: Sequence[float] = EDGES) -> str | None:
         >>> [age_name(years) for years in (25, 25.5, 75, 76, None)]
         ['≤25', '26–50', '51–75', '>75', None]
     """
+    return _age_name(years, tuple(edges))
+
+
+@functools.lru_cache(maxsize=1 << 12)
+def _age_name(years: float | None, edges: tuple[float, ...]) -> str | None:
     place = int(age_bins([years], edges)[0])
     return None if place < 0 else age_names(edges)[place]
 

@@ -142,7 +142,7 @@ class _Sieve:
 
     def __init__(self, ruler: Ruler, config: options.Config):
         self._ruler, self._config = ruler, config
-        self._done: dict[int, tuple[Record, Size] | None] = {}
+        self._done: dict[int, tuple[Record, tuple[Record, Size] | None]] = {}  # by identity: records stay alive
         self.unfit: list[Unfit] = []
         self.refused: list[str] = []
         self._sizes: list[Size] = []  # of the prompts refused as too long
@@ -156,8 +156,8 @@ class _Sieve:
         that all is refused at once.
         """
         if id(record) not in self._done:
-            self._done[id(record)] = self._prompt(record)
-        pair = self._done[id(record)]
+            self._done[id(record)] = record, self._prompt(record)
+        _, pair = self._done[id(record)]
         left_out = pair is None and self._config.data.over_length != "refuse"
         return pair if not taught or left_out or self.target(record) else None
 

@@ -73,3 +73,21 @@ def test_a_forked_process_starts_its_own():
             os._exit(2)
     assert os.waitpid(child, 0)[1] == 0
     assert dicom.pixels(sound(), "good.dcm").shape == (100, 100, 3)
+
+
+@pytest.mark.parametrize(
+    "program", ["import time; time.sleep(60)", "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)"]
+)
+def test_a_decoder_that_does_not_answer_is_ended_and_its_file_named(tmp_path, monkeypatch, program):
+    wanted = dicom.pixels(sound(), "good.dcm")
+    (tmp_path / "silent.py").write_text(program)
+    with monkeypatch.context() as patch:
+        patch.setattr(decoder_process, "_worker", decoder_process._Worker())
+        patch.setattr(decoder_process, "_PROGRAM", str(tmp_path / "silent.py"))
+        patch.setattr(decoder_process, "PATIENCE", -0.5)
+        with pytest.raises(
+            ValueError, match="DICOM file slow.dcm keeps its decoder gdcm busy .*no answer in 0.5 s.; down"
+        ):
+            dicom.pixels(sound(), "slow.dcm")
+        assert decoder_process._worker.process is None
+    np.testing.assert_array_equal(dicom.pixels(sound(), "good.dcm"), wanted)

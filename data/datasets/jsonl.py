@@ -17,21 +17,22 @@ also a ClassLabel of Hugging Face, whose names are the choices; without any, wha
 import collections
 import dataclasses
 import functools
-import io
-import math
 import operator
-import re
-import urllib.parse
-from collections.abc import Callable, Mapping, Sequence
+import os
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from fairgrpo_jax.data import demographics, forms, messages
+import numpy as np
+
+from fairgrpo_jax.data import demographics, forms, own_rows
 from fairgrpo_jax.data.about import About
-from fairgrpo_jax.data.cells import Address
-from fairgrpo_jax.data.column_names import FILMS, NAMES, Columns, Row, others, whole
-from fairgrpo_jax.data.media import open_image
-from fairgrpo_jax.data.record import Media, Record, RecordList, Turn, spoken
+from fairgrpo_jax.data.column_names import NAMES, Columns
+from fairgrpo_jax.data.columnar import Block, Part, Records, blocks, stored
+from fairgrpo_jax.data.own_rows import Given
+from fairgrpo_jax.data.record import Record, RecordList
 from fairgrpo_jax.data.splits import by_patient
 
 
@@ -45,8 +46,6 @@ ABOUT = About(
     licence="yours",
     download="train and test as JSON, CSV, Parquet, saved datasets or image folders, or one such file",
 )
-
-_BOXED = re.compile(r"\\boxed\{|<think>|<answer>")
 
 
 def load(
@@ -93,60 +92,216 @@ def load(
     if num_frames is not None and num_frames < 1:
         raise ValueError(f"num_frames is {num_frames}; wanted at least 1")
     rows = forms.find(Path(root), split)
-    path, alone, problems = rows.path, rows.alone, rows.problems()
-    records, seen, held = [], dict[str, int](), 0  # the first two in the order of the rows
-    found = Columns(columns or {}, codes or {})
-    choices = next((names for name, names in rows.classes.items() if found.name(name) in NAMES["answer"]), None)
-    given = _Given(
-        path.parent, path.stem, "" if alone else path.stem, path.stem if alone else _folder_name(path), num_frames
-    )
-    for line, row in rows.read(problems):
-        try:
-            if choices and "choices" not in row:
-                row["choices"] = [*choices]
-            told = found.named(row)
-            record = _record(told, given, line)
-            if (first := seen.setdefault(record.uid, line)) != line:
-                raise ValueError(f"{record.uid} is also {problems.unit} {first}")
-        except ValueError as error:
-            problems.add(line, str(error))
-            continue
-        records.append(record)
-        held += sum([medium.pixels.nbytes for medium in record.media if medium.pixels is not None])
-        if held > HELD:
-            raise ValueError(
-                f"{path}: the pictures inside its rows up to {problems.unit} {line} take {held:,} bytes of memory; "
-                f"wanted at most {HELD:,}: keep them in files, or write JSON lines or Parquet, where they stay on disk"
-            )
-        found.said += record.answer != told.answer and not _answer(told)
-        if not record.media:
-            found.without_media.append(line)
-    found.require_given()
-    if problems.found and not records:
-        found.require_asked(f"{problems.path}")
-    told_split = found.has("split")
-    if alone and told_split:
-        for line, record in zip(seen.values(), records, strict=True):
-            if not record.split:
-                problems.add(line, "split is missing and other rows have one")
-        problems.found.sort(key=operator.itemgetter(0))
-    problems.raise_if_any()
-    notes = (*rows.notes, *found.notes(len(records), problems.unit), *_bands(records))
+    found = _read(rows, Path(root), num_frames, columns or {}, codes or {})
+    notes = found.notes
     if further := [name for name in forms.splits(Path(root)) if name not in (split, *SPLITS)]:
         notes += (f"other splits that are there: {', '.join(further)}",)
-    if not alone or told_split:
-        return RecordList(tuple(r for r in records if not alone or r.split == split), notes=notes)
+    if not rows.alone:
+        return RecordList(found.records, notes=notes)
+    if found.splits is not None:
+        chosen = np.array([told == split for told in found.splits], bool)
+        return RecordList(found.of(chosen), notes=notes)
     if split not in SPLITS:
-        raise ValueError(f"split is {split!r}; {path} has no column split, so there are 'train' and 'test'")
-    held_out = by_patient([r.patient for r in records], fraction=HELD_OUT, seed=0)
-    kept = [r for r, out in zip(records, held_out, strict=True) if out == (split == "test")]
-    return RecordList(tuple(dataclasses.replace(r, split=split) for r in kept), notes=notes)
+        raise ValueError(f"split is {split!r}; {rows.path} has no column split, so there are 'train' and 'test'")
+    held_out = found.held_out
+    return RecordList(found.of(held_out == (split == "test"), functools.partial(_in_split, split)), notes=notes)
 
 
-def _bands(records: Sequence[Record]) -> tuple[str, ...]:
+def _in_split(split: str, record: Record) -> Record:
+    return dataclasses.replace(record, split=split)
+
+
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """What there is in files: the records of all their splits.
+
+    Attributes:
+        records: in the order of the rows.
+        patients: the patient of each, in Arrow's memory, of files with several splits.
+        splits: the split of each, if a column tells it.
+        notes: sentences about what was found.
+    """
+
+    records: Records
+    patients: Any
+    splits: Sequence[str] | None
+    notes: tuple[str, ...]
+
+    def of(self, rows: np.ndarray, finish: Callable[[Record], Record] | None = None) -> Records:
+        """Some of the records, which keep all for whoever asks for others."""
+        return dataclasses.replace(self.records.chosen(rows, finish), source=self)
+
+    @functools.cached_property
+    def held_out(self) -> np.ndarray:
+        """Whether the patient of each record is held out (bool)."""
+        patients = self.patients.dictionary_encode()
+        return by_patient(patients.dictionary.to_pylist(), fraction=HELD_OUT, seed=0)[np.asarray(patients.indices)]
+
+
+_known: "weakref.WeakValueDictionary[str, _Found]" = weakref.WeakValueDictionary()
+
+
+def _read(
+    rows: forms.Rows,
+    root: Path,
+    num_frames: int | None,
+    columns: Mapping[str, str],
+    codes: Mapping[str, Mapping[str, str]],
+) -> _Found:
+    """Reads files, or returns what was read of them as long as its records are in use: one file has several splits."""
+    states = [(os.fspath(path), os.stat(path)) for path in rows.files]
+    key = repr((root, rows.path, [(name, s.st_mtime_ns, s.st_size) for name, s in states], num_frames, columns, codes))
+    found = _known.get(key) if rows.alone else None
+    if found is None:
+        found = _index(rows, num_frames, columns, codes)
+        if rows.alone:
+            _known[key] = found
+    return found
+
+
+def _index(
+    rows: forms.Rows, num_frames: int | None, columns: Mapping[str, str], codes: Mapping[str, Mapping[str, str]]
+) -> _Found:
+    """Reads all rows, and refuses bad ones.
+
+    Raises:
+        ValueError: as ``load``.
+    """
+    index = _Index(rows, Columns(columns, codes), num_frames)
+    for block in blocks(index.rows()):
+        index.add(block)
+    return index.found()
+
+
+class _Index:
+    """The rows of files that were read so far, and what is known of their records.
+
+    Args:
+        files: where they are read.
+        columns: names their columns.
+        num_frames: number of frames of a video file that the model sees; None for all.
+    """
+
+    def __init__(self, files: forms.Rows, columns: Columns, num_frames: int | None):
+        path, alone = files.path, files.alone
+        dataset = path.stem if alone else path.resolve().parent.name
+        self._files, self._columns = files, columns
+        self._given = Given(path.parent, path.stem, "" if alone else path.stem, dataset, num_frames)
+        self._unread, self._bad = files.problems(), files.problems()
+        self._parts: list[Part] = []
+        self._lines, self._places = [np.empty(0, np.int64)], [np.empty((0, 2), np.int64)]
+        self._uids: list[Any] = []
+        self._patients: list[Any] = []
+        self._splits: list[str] = []
+        self._bands = collections.Counter[str]()
+        self._held = 0
+
+    def rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """The rows as they are read; the classes of an answer are its choices."""
+        classes, rows = self._files.classes.items(), self._files.read(self._unread)
+        choices = next((names for name, names in classes if self._columns.name(name) in NAMES["answer"]), None)
+        return ((line, {"choices": [*choices]} | row) for line, row in rows) if choices else rows
+
+    def add(self, block: Block) -> None:
+        """Looks at rows: by column, and one by one at those that are not plain."""
+        count, here = len(block.lines), len(self._parts)
+        columns = None if block.columns is None else self._columns.of_columns(block.columns)
+        facts = own_rows.nothing_known(count) if columns is None else own_rows.facts(columns, self._given, block.lines)
+        places = np.stack([np.full(count, here), np.arange(count)], axis=1)
+        good, held = np.ones(count, bool), list[Record]()
+        for row in [row for row, sure in enumerate(facts.sure) if not sure]:
+            try:
+                told = self._columns.named(block.rows[row])
+                record = own_rows.record(told, self._given, block.lines[row])
+            except ValueError as error:
+                self._bad.add(block.lines[row], str(error))
+                good[row] = False
+                continue
+            facts.tell(row, record)
+            self._columns.said += record.answer != told.answer and not own_rows.answer_of(told)
+            if (size := sum([medium.pixels.nbytes for medium in record.media if medium.pixels is not None])) or (
+                block.columns is None
+            ):
+                places[row] = here + 1, len(held)
+                held.append(record)
+                self._hold(size, block.lines[row])
+        kept = np.flatnonzero(good).tolist()
+        self._parts += [Part.of(block), Part(np.empty(0, np.int64), {}, held=held)]
+        self._lines.append(np.array(block.lines)[good])
+        self._places.append(places[good])
+        self._uids.append(stored([facts.uids[row] for row in kept], "large_string"))
+        if self._files.alone:
+            self._patients.append(stored([facts.patients[row] for row in kept], "large_string"))
+            self._splits += [facts.splits[row] for row in kept]
+        self._bands.update(band for row in kept if (band := facts.bands[row]) is not None)
+        self._columns.without_media += [block.lines[row] for row in kept if not facts.shown[row]]
+
+    def _hold(self, size: int, line: int) -> None:
+        self._held += size
+        if self._held > HELD:
+            raise ValueError(
+                f"{self._files.path}: the pictures inside its rows up to {self._files.unit} {line} take "
+                f"{self._held:,} bytes of memory; wanted at most {HELD:,}: keep them in files, or write JSON lines or "
+                "Parquet, where they stay on disk"
+            )
+
+    def found(self) -> _Found:
+        """All of it.
+
+        Raises:
+            ValueError: for all bad rows at once.
+        """
+        unit, columns, alone = self._files.unit, self._columns, self._files.alone
+        lines, places = np.concatenate(self._lines), np.concatenate(self._places)
+        order = np.argsort(lines)
+        lines, places = lines[order], places[order]
+        uids, patients = _joined(self._uids, order), _joined(self._patients, order) if alone else None
+        splits = [self._splits[row] for row in order] if alone and columns.has("split") else None
+        again = _again(uids, lines.tolist())
+        for line, uid, first in again:
+            self._bad.add(line, f"{uid} is also {unit} {first}")
+        columns.require_given()
+        if (self._bad.found or self._unread.found) and not len(lines):
+            columns.require_asked(f"{self._bad.path}")
+        if splits is not None:
+            known = {line for line, _, _ in again}
+            for line in [line for line, split in zip(lines.tolist(), splits, strict=True) if not split]:
+                if line not in known:
+                    self._bad.add(line, "split is missing and other rows have one")
+        self._bad.found += self._unread.found
+        self._bad.found.sort(key=operator.itemgetter(0))
+        self._bad.raise_if_any()
+        columns.without_media.sort()
+        notes = (*self._files.notes, *columns.notes(len(lines), unit), *_bands(self._bands))
+        make = functools.partial(_made, columns, self._given)
+        return _Found(Records(make, self._parts, places), patients, splits, notes)
+
+
+def _made(columns: Columns, given: Given, row: dict[str, Any], line: int) -> Record:
+    return own_rows.record(columns.named(row), given, line)
+
+
+def _joined(parts: list[Any], order: np.ndarray) -> Any:
+    """One array in the order of the rows."""
+    import pyarrow as pa
+
+    whole = pa.concat_arrays([stored([], "large_string"), *parts], memory_pool=pa.system_memory_pool())
+    return whole if (np.diff(order) == 1).all() else whole.take(order)
+
+
+def _again(uids: Any, lines: Sequence[int]) -> list[tuple[int, str, int]]:
+    """The line, the id and the line before of rows whose id another had before."""
+    import pyarrow.compute as pc
+
+    if pc.count_distinct(uids).as_py() == len(uids):
+        return []
+    seen: dict[str, int] = {}
+    pairs = zip(lines, uids.to_pylist(), strict=True)
+    return [(line, uid, first) for line, uid in pairs if (first := seen.setdefault(uid, line)) != line]
+
+
+def _bands(counts: collections.Counter[str]) -> tuple[str, ...]:
     """What became of ages that are told as bands, in a sentence."""
-    banded = [r for r in records if demographics.AGE_TOLD in r.extra]
-    counts = collections.Counter(r.extra[demographics.AGE_TOLD] for r in banded if demographics.band(r))
     if not counts:
         return ()
     told = ", ".join(f"{band} ({count})" for band, count in sorted(counts.items())[:20])
@@ -155,255 +310,3 @@ def _bands(records: Sequence[Record]) -> tuple[str, ...]:
         f"ages that are bands: {told}{more}; kept as the attribute {demographics.AGE_TOLD}, a group of data.age_edges "
         "where they lie within one",
     )
-
-
-class _Given(NamedTuple):
-    """What all rows of a file share.
-
-    Attributes:
-        folder: files that rows name are relative to it.
-        stem: of the file's name; with the row's number the id of a row without one, unless the file stands alone.
-        split: the split, or ``""`` for the row's own.
-        dataset: of rows that name none.
-        num_frames: of a video file that the model sees; None for all.
-    """
-
-    folder: Path
-    stem: str
-    split: str
-    dataset: str
-    num_frames: int | None
-
-
-def _record(row: Row, given: _Given, line: int) -> Record:
-    question, turns, media, answer = _asked(row, given)
-    if not question:
-        raise ValueError("prompt has no text")
-    choices = _choices(row.choices)
-    _check_answer(answer, choices)
-    dataset = _text("data_source", row.data_source) or given.dataset
-    name = whole(_scalar("id", row.id)) or (f"{given.stem}-{line}" if given.split else str(line))
-    modality, patient = _text("modality", row.modality), whole(_text("patient", row.patient)) or name
-    sex, (age, extra) = _remembered(demographics.sex, row.sex), _aged(row)
-    return Record(
-        uid=f"{dataset}/{name}",
-        dataset=dataset,
-        modality=modality,
-        media=media,
-        question=question,
-        answer=answer,
-        choices=choices,
-        patient=patient,
-        sex=sex,
-        age=age,
-        extra=extra,
-        split=given.split or _text("split", row.split),
-        finding=_text("finding", row.finding),
-        turns=turns,
-    )
-
-
-def _asked(row: Row, given: _Given) -> tuple[str, tuple[Turn, ...], tuple[Media, ...], str]:
-    """The question of a row, its turns if they do not go without saying, its media and its answer."""
-    if isinstance(row.prompt, str):
-        answer, media = _answer(row), _media(row, given)
-        if simple := messages.simple(row.prompt, media):
-            return *simple, media, answer
-    talk, answer = messages.split_answer(messages.read(row.prompt), _answer(row))
-    turns, media = messages.placed(talk, _media(row, given), functools.partial(_inside, row, given))
-    question = spoken(turns)
-    return question, () if messages.plain(turns, question) else turns, media, answer
-
-
-def _aged(row: Row) -> tuple[float | None, Mapping[str, str]]:
-    """The age of a row, and its other columns; of a band of ages one inside it, and the band as it is told."""
-    age, told = _remembered(_age, row.age)
-    if told is None:
-        return age, row.extra
-    if row.extra.get(demographics.AGE_TOLD, told) not in ("", told):
-        raise ValueError(f"the column {demographics.AGE_TOLD} differs from the age {told}; rename it")
-    extra = {**row.extra, demographics.AGE_TOLD: told}
-    return age, others(tuple(extra), tuple(extra.values()))
-
-
-def _age(raw: Any) -> tuple[float | None, str | None]:
-    """An age in years; if it is told as a band, one inside it, and the band."""
-    if (band := demographics.age_band(raw)) is None:
-        return demographics.age(raw), None
-    return demographics.within(band), str(raw).strip()
-
-
-@functools.lru_cache(maxsize=1 << 14)
-def _same(value: Any) -> Any:
-    """A value, or one that is equal to it and came before: a million rows say few things."""
-    return value
-
-
-def _remembered(read: Callable[[Any], Any], raw: Any) -> Any:
-    """What ``read`` makes of a value."""
-    try:
-        return _read(read, raw)
-    except TypeError:  # a list or an object
-        return read(raw)
-
-
-@functools.lru_cache(maxsize=1 << 14, typed=True)
-def _read(read: Callable[[Any], Any], raw: Any) -> Any:
-    return read(raw)
-
-
-@functools.lru_cache(maxsize=64)
-def _folder_name(path: Path) -> str:
-    return path.resolve().parent.name
-
-
-def _media(row: Row, given: _Given) -> tuple[Media, ...]:
-    image, video = row.image, row.video
-    for one, name, several in ((image, "image", row.images), (video, "video", row.videos)):
-        if one is not None and several:
-            raise ValueError(f"{name} and {name}s are both there; keep one")
-    videos = _several(row.videos) if video is None else [video]
-    if isinstance(image, str) and image.lower().endswith(FILMS):
-        image, videos = None, [*videos, image]
-    images = _several(row.images) if image is None else [image]
-    found = [_image(messages.embedded(image), given) for image in images]
-    return (*found, *(_video(messages.embedded(video), row.fps, given) for video in videos))
-
-
-def _several(value: Any) -> list[Any]:
-    """Media of a column that holds a list of them, or one."""
-    if value is None or value == "":
-        return []
-    return value if isinstance(value, list) else [value]
-
-
-def _inside(row: Row, given: _Given, place: messages.Place) -> Media:
-    """A medium from what a part of the prompt has for it."""
-    value = messages.embedded(place.given)
-    if place.kind == "image":
-        return _image(value, given)
-    return _video(value, row.fps if place.fps is None else place.fps, given)
-
-
-def _image(value: Any, given: _Given) -> Media:
-    if isinstance(value, str):
-        return Media("image", path=_path(value, given))
-    held = value.get("bytes") if isinstance(value, dict) else value
-    if isinstance(held, Address):
-        return Media("image", path=held.path, member=held.member)
-    if isinstance(value, dict) and isinstance(value.get("bytes"), bytes):
-        return Media("image", pixels=open_image(io.BytesIO(value["bytes"]), str(value.get("path") or "its bytes")))
-    if isinstance(value, dict):
-        value = value.get("path")
-    return Media("image", path=_path(value, given))
-
-
-def _video(value: Any, fps: Any, given: _Given) -> Media:
-    speed = _speed(fps)
-    if isinstance(value, list):
-        if speed is None:
-            raise ValueError(f"fps is {_short(fps)}; wanted the frames a second of a video given as frames")
-        if not value:
-            raise ValueError("videos has a video without frames")
-        frames = tuple(_path(frame, given) for frame in value)
-        return Media("video", frames=frames, fps=speed, num_frames=given.num_frames)
-    held = value.get("bytes") if isinstance(value, dict) else value
-    if isinstance(held, Address):
-        return Media("video", path=held.path, member=held.member, num_frames=given.num_frames, fps=speed)
-    if isinstance(value, dict):
-        value = value.get("path") or value.get("video")
-    return Media("video", path=_path(value, given), num_frames=given.num_frames, fps=speed)
-
-
-def _speed(fps: Any) -> float | None:
-    """Frames per second, for videos that have none themselves."""
-    if fps is None or fps == "":
-        return None
-    try:
-        if not isinstance(fps, bool) and 0 < float(fps) < math.inf:
-            return float(fps)
-    except (TypeError, ValueError):
-        pass
-    raise ValueError(f"fps is {_short(fps)}; wanted frames a second, above 0")
-
-
-def _path(value: Any, given: _Given) -> Path:
-    """A file that a row names: relative to its folder, with slashes of either kind, or a ``file:`` URI."""
-    if not isinstance(value, str) or not value or "\0" in value or len(value) > 4096:
-        raise ValueError(f"{_short(value)} is no file name")
-    if value.startswith("file://"):
-        return given.folder / urllib.parse.unquote(value.removeprefix("file://"))
-    if "\\" in value:
-        if value.startswith("\\\\") or value[1:2] == ":":
-            raise ValueError(f"{_short(value)} is on a drive of Windows; wanted a file relative to {given.folder}")
-        value = value.replace("\\", "/")
-    return given.folder / value
-
-
-def _answer(row: Row) -> str:
-    """The answer of a row's columns; empty if there is none."""
-    value = row.answer
-    if value is None and isinstance(row.reward_model, dict):
-        value = row.reward_model.get("ground_truth")
-    if isinstance(value, str):
-        return _same(value.strip())
-    if not isinstance(value, list):
-        return _text("answer", value)
-    labels = [label.strip() if isinstance(label, str) else "" for label in value]
-    if not all(labels) or len(set(labels)) < len(labels):
-        raise ValueError(
-            f"answer is {_short(value)}; wanted different labels as text, none empty, no numbers of classes"
-        )
-    if len(labels) > 1 and any(", " in label for label in labels):
-        raise ValueError(f"answer is {_short(value)}; wanted labels without ', ', which joins several: rename them")
-    return ", ".join(labels)
-
-
-def _check_answer(answer: str, choices: tuple[str, ...]) -> None:
-    if not answer:
-        raise ValueError(
-            "answer is missing; wanted answer, solution, reward_model.ground_truth or a last message of the assistant"
-        )
-    if _BOXED.search(answer):
-        raise ValueError(f"answer is {_short(answer)}; wanted what is to stand in \\boxed{{}}, and nothing around it")
-    if choices and answer not in choices and not set(answer.split(", ")) <= set(choices):
-        alone = "; a choice with ', ' in it stands alone" if any(", " in choice for choice in choices) else ""
-        raise ValueError(f"answer is {answer!r}; wanted one of the choices, or several joined by ', '{alone}")
-
-
-def _choices(value: Any) -> tuple[str, ...]:
-    if value is None:
-        return ()
-    if not isinstance(value, list):
-        raise ValueError(f'choices is {_short(value)}; wanted a list, in a table as JSON: ["a", "b"]')
-    return _different(
-        tuple([choice.strip() if isinstance(choice, str) else _scalar("choices", choice) for choice in value])
-    )
-
-
-@functools.lru_cache(maxsize=1 << 14)
-def _different(choices: tuple[str, ...]) -> tuple[str, ...]:
-    if len(set(choices)) < len(choices) or "" in choices:
-        raise ValueError(f"choices are {_short(list(choices))}; wanted different ones, none empty")
-    return choices
-
-
-def _text(name: str, value: Any) -> str:
-    """Text that many rows share."""
-    return "" if value is None else _same(_scalar(name, value))
-
-
-def _scalar(name: str, value: Any) -> str:
-    """A string, number or None as stripped text."""
-    if isinstance(value, str):
-        return value.strip()
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    if not isinstance(value, int | float):
-        raise ValueError(f"{name} is {_short(value)}; wanted text or a number")
-    return str(value)
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
