@@ -7,12 +7,12 @@ value looked at once, so that a million of them need not be made to be known.
 import functools
 import io
 import math
+import re
 import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
-import re
 
 from fairgrpo_jax.data import demographics, messages
 from fairgrpo_jax.data.cells import Address
