@@ -32,7 +32,7 @@ FLOORS = (
         "adapters",
     ),
     ("files", "processes", "programs", "hosts", "config", "mesh", "configs", "data", "models", "rewards", "tracking")
-    + ("report", "audit"),
+    + ("audit", "report"),
     ("rollout", "staged", "plan.cost", "plan.devices", "plan.footprint", "chunking", "learner", "checkpoint", "policy")
     + (
         "plan.utilisation",
@@ -61,6 +61,7 @@ SIDEWAYS = {("configs", "config"), ("models", "mesh"), ("rewards", "config"), ("
 SIDEWAYS |= {("report", "config"), ("report", "tracking"), ("report", "files"), ("tracking", "files")}
 SIDEWAYS |= {
     ("report", "processes"),
+    ("report", "audit"),
     ("data", "processes"),
     ("audit", "data"),
     ("audit", "files"),
