@@ -28,6 +28,7 @@ def render(
     figure: str,
     settings: Settings,
     compared: Sequence[Mapping[str, Any]] = (),
+    together: Sequence[Mapping[str, Any]] = (),
     items: Sequence[Item] = (),
     notes: Sequence[str] = (),
     made: Mapping[str, Any] | None = None,
@@ -41,6 +42,7 @@ def render(
         figure: the main figure, which is plotted.
         settings: how the audit was made.
         compared: rows of ``audit.compare``.
+        together: rows of ``pooled.pool``, if the models are seeds of one method.
         items: of ``checklist.tripod``.
         notes: about what was read and left out.
         made: of ``writing.provenance``.
@@ -54,6 +56,7 @@ def render(
         "p": sentences.probability,
         "interval": sentences.interval,
         "words": sentences.words,
+        "between": sentences.between,
     }
     return environment.get_template("audit.html.jinja").render(
         title=title,
@@ -61,6 +64,8 @@ def render(
         figure=figure,
         settings=settings,
         compared=_compared(compared, figure),
+        seeds=_seeds(together, figure),
+        seeds_short=sentences.of_seeds(together, figure),
         items=items,
         notes=notes,
         made=made or {},
@@ -160,3 +165,15 @@ def _compared(rows: Sequence[Mapping[str, Any]], figure: str) -> list[dict[str, 
         {"model": model, "against": against, "dataset": dataset, "rows": found}
         for (model, against, dataset), found in tables.items()
     ]
+
+
+def _seeds(rows: Sequence[Mapping[str, Any]], figure: str) -> dict[str, list[dict[str, Any]]]:
+    """By dataset, the rows of the main figure, each with the means of the other figures shown beside it."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        if row["figure"] == figure:
+            key = [row[name] for name in ("dataset", "attribute", "group")]
+            beside = [r for r in rows if [r[name] for name in ("dataset", "attribute", "group")] == key]
+            others = {r["figure"]: r for r in beside if r["figure"] in SHOWN and r["figure"] != figure}
+            found.setdefault(row["dataset"], []).append(dict(row) | {"others": others})
+    return found
