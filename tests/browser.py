@@ -31,8 +31,8 @@ class Tab:
     def __init__(self, sent: int, received: int):
         self.complaints: list[str] = []
         self._sent, self._received, self._rest, self._number, self._events = sent, received, b"", 0, list[str]()
+        self._session: str | None = None
         target = self._call("Target.createTarget", {"url": "about:blank"})["targetId"]
-        self._session = None
         self._session = self._call("Target.attachToTarget", {"targetId": target, "flatten": True})["sessionId"]
         for domain in ("Page", "Runtime", "Log"):
             self._call(f"{domain}.enable")
@@ -66,7 +66,7 @@ class Tab:
     def _call(self, method: str, given: dict[str, Any] | None = None) -> dict[str, Any]:
         self._number += 1
         message: dict[str, Any] = {"id": self._number, "method": method, "params": given or {}}
-        if getattr(self, "_session", None):
+        if self._session is not None:
             message["sessionId"] = self._session
         os.write(self._sent, json.dumps(message).encode() + b"\0")
         while (answer := self._next()).get("id") != self._number:
@@ -84,7 +84,7 @@ class Tab:
         if name := message.get("method"):
             self._events.append(name)
             if name in ("Log.entryAdded", "Runtime.exceptionThrown", "Runtime.consoleAPICalled"):
-                self.complaints.append(json.dumps(message["params"])[:500])
+                self.complaints.append(json.dumps(message["params"])[:2000])
         return message
 
 
@@ -100,15 +100,14 @@ def tab(profile: Path) -> Iterator[Tab]:
         pytest.skip(MISSING)
     commands, answers = os.pipe(), os.pipe()
 
-    def connect() -> None:
-        read, write = os.dup(commands[0]), os.dup(answers[1])
-        os.dup2(read, 3)
-        os.dup2(write, 4)
-
     options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
     options += [f"--user-data-dir={profile}", "--remote-debugging-pipe", "--hide-scrollbars"]
+    pipes = f'exec "$0" "$@" 3</proc/self/fd/{commands[0]} 4>/proc/self/fd/{answers[1]}'
     process = subprocess.Popen(
-        [program, *options], pass_fds=(3, 4), preexec_fn=connect, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ["sh", "-c", pipes, program, *options],
+        pass_fds=(commands[0], answers[1]),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     os.close(commands[0])
     os.close(answers[1])

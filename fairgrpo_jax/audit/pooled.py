@@ -52,9 +52,9 @@ def pool(found: Mapping[str, Mapping[str, Any]], level: float = 0.95) -> list[di
 
     Returns:
         Rows with ``dataset``, ``attribute``, ``group``, ``name``, ``figure``, ``seeds`` (how many have a value),
-        ``mean``, ``std`` (ddof 1) and an interval ``low``, ``high`` by Student's t, None for a single seed; ``values``
-        by seed; ``small``, whether the group is small in any seed; for rows with group ``"gap"`` ``expected``, the mean
-        of the gaps expected by chance.
+        ``mean``, ``std`` (ddof 1), an interval ``low``, ``high`` by Student's t, inside 0 to 1 and None for a single
+        seed; ``values`` by seed; ``small``, whether the group is small in any seed; for rows with group ``"gap"``
+        ``expected``, the mean of the gaps expected by chance.
 
     Raises:
         ValueError: if the seeds have other classes in a dataset.
@@ -62,8 +62,8 @@ def pool(found: Mapping[str, Mapping[str, Any]], level: float = 0.95) -> list[di
     >>> from fairgrpo_jax.audit import examine
     >>> seeds = {name: examine(said, ["a", "b"] * 40, {}) for name, said in (("0", ["a"] * 80), ("1", ["a", "b"] * 40))}
     >>> row = pool(seeds)[0]
-    >>> row["figure"], row["mean"], row["values"], round(row["high"] - row["mean"], 3)
-    ('top1', 0.75, {'0': 0.5, '1': 1.0}, 3.177)
+    >>> row["figure"], row["mean"], row["values"], (row["low"], row["high"])
+    ('top1', 0.75, {'0': 0.5, '1': 1.0}, (0.0, 1.0))
     """
     names = list(found)
     for one, other in itertools.pairwise(found.values()):
@@ -101,7 +101,7 @@ def _student(values: Sequence[float], level: float) -> dict[str, float | None]:
         return {"mean": values[0] if values else None, "std": None, "low": None, "high": None}
     middle, spread = float(np.mean(values)), float(np.std(values, ddof=1))
     half = float(special.stdtrit(len(values) - 1, (1 + level) / 2)) * spread / len(values) ** 0.5
-    return {"mean": middle, "std": finite(spread), "low": middle - half, "high": middle + half}
+    return {"mean": middle, "std": finite(spread), "low": max(0.0, middle - half), "high": min(1.0, middle + half)}
 
 
 def _people(model: Records) -> list[tuple[Any, ...]]:
