@@ -20,7 +20,7 @@ import argparse
 import dataclasses
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,29 +84,42 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--out", type=Path, metavar="DIR", help="a folder beside the input, NAME-audit, if not given")
     out.add_argument("--title", default="", help="heading of the report")
     out.add_argument("--checklist", choices=["tripod"], help="what TRIPOD+AI and others ask, answered and missing")
+    out.add_argument(
+        "--images", action="store_true", help="pictures of some wrong answers, from a run's dataset, go into the page"
+    )
     out.add_argument("--with-ids", action="store_true", help="ids and patients leave into predictions.csv and the page")
     return made
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the command; errors of the user are one line and status 2."""
+Pictures = Callable[[Path, Sequence[str]], Mapping[str, str]]
+
+
+def main(arguments: Sequence[str] | None = None, pictures: Pictures | None = None) -> None:
+    """Runs the command; errors of the user are one line and status 2.
+
+    Args:
+        arguments: of the command line.
+        pictures: gives ``data:`` URLs of some records of a run folder, for ``--images``.
+    """
     given = parser().parse_args(arguments)
     with processes.until_nobody_reads():
         try:
-            folder = run(given)
+            folder = run(given, pictures)
         except (ValueError, OSError) as error:
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
             raise SystemExit(2) from None
         print(f"\n{folder / 'report.html'}")
 
 
-def run(given: argparse.Namespace) -> Path:
+def run(given: argparse.Namespace, pictures: Pictures | None = None) -> Path:
     """Reads, audits, compares, prints the findings and writes the files; returns the folder.
 
     Raises:
         ValueError: for whatever is wrong with the input.
     """
     settings = _settings(given)
+    if given.images and (tables := [path for path in given.inputs if not path.is_dir()]):
+        raise ValueError(f"got --images for {tables[0]}; wanted run folders: a table of predictions has no images")
     models = _read(given)
     for model in models:
         print(f"{model.source}: {len(model):,} records")
@@ -134,7 +147,14 @@ def run(given: argparse.Namespace) -> Path:
     print("".join(f"  {note}\n" for note in notes), end="")
     first = given.inputs[0].resolve()
     folder = given.out or first.parent / f"{first.stem if first.is_file() else first.name}-audit"
-    _write(folder, given, models, found, compared, together, notes, settings)
+    shown = dict[str, Mapping[str, str]]()
+    if given.images and pictures is not None:
+        from fairgrpo_jax.audit import page
+
+        for path, model in zip(given.inputs, models, strict=True):
+            uids = [str((model.ids or ())[row]) for row in page.examples(model)]
+            shown[model.name] = pictures(path, uids)
+    _write(folder, given, models, found, compared, together, notes, settings, shown)
     return folder
 
 
@@ -238,6 +258,7 @@ def _write(
     together: Sequence[dict[str, Any]],
     notes: Sequence[str],
     settings: Settings,
+    pictures: Mapping[str, Mapping[str, str]],
 ) -> None:
     from fairgrpo_jax.audit import checklist, page, writing
 
@@ -261,6 +282,7 @@ def _write(
         notes=notes,
         made=made,
         identified=given.with_ids,
+        pictures=pictures,
     )
     files.write(folder / "report.html", page_text)
     numbers = {"made": made, "settings": dataclasses.asdict(settings), "models": {m.name: its for m, its in pairs}}
