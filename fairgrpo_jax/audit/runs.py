@@ -52,7 +52,7 @@ def read(folder: Path, step: int | None = None, *, name: str = "") -> Records:
     problems.raise_if_any()
     if not rows:
         raise ValueError(f"{path} is empty; wanted a line for each record")
-    scheme = _scheme(folder / "config.json")
+    scheme, (scores, told) = _scheme(folder / "config.json"), _scores(rows)
     return Records(
         name=name or folder.resolve().name,
         source=str(path),
@@ -62,9 +62,9 @@ def read(folder: Path, step: int | None = None, *, name: str = "") -> Records:
         attributes=attributes(rows, scheme),
         datasets=[str(row["dataset"]) for row in rows],
         patients=[str(row["patient"]) for row in rows],
-        scores=_confidence(rows),
+        scores=scores,
         texts=[str(row.get("completion", "")) for row in rows],
-        notes=(f"answers of step {chosen}, of the evaluations at {', '.join(map(str, there))}",),
+        notes=(f"answers of step {chosen}, of the evaluations at {', '.join(map(str, there))}", *told),
         scheme=scheme,
     )
 
@@ -88,10 +88,18 @@ def scheme_of(config: Mapping[str, Any]) -> Scheme:
     return Scheme(tuple(data["attributes"]) if data.get("attributes") else None, tuple(edges))
 
 
-def _confidence(rows: Sequence[Mapping[str, Any]]) -> list[float] | None:
-    """The share of sampled answers that agree, where ``answering`` has drawn some."""
-    known = any("confidence" in row for row in rows)
-    return [float(row.get("confidence", math.nan)) for row in rows] if known else None
+SCORES = {
+    "confidence": "scores are the shares of sampled answers that agree with the greedy one",
+    "probability": "scores are the probabilities of the first token of each answer, given what the model wrote before",
+}
+
+
+def _scores(rows: Sequence[Mapping[str, Any]]) -> tuple[list[float] | None, list[str]]:
+    """Scores that ``answering`` has left, and a sentence about what they are."""
+    for name, told in SCORES.items():
+        if any(name in row for row in rows):
+            return [float(row.get(name, math.nan)) for row in rows], [told]
+    return None, []
 
 
 def _scheme(path: Path) -> Scheme:
