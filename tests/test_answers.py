@@ -109,7 +109,11 @@ def test_the_probability_of_a_greedy_answer_by_hand(monkeypatch):
     params, prompt = seen[0][:2]
     architecture, _ = policy.describe(config.model, config.data)
     hidden, _ = decoder.prompt_pass(params, architecture, prompt)
-    logits = np.asarray(decoder.head(params, architecture, decoder.last_hidden(prompt, hidden)), np.float64)
+    last = decoder.last_hidden(prompt, hidden)
+    logits = np.asarray(decoder.head(params, architecture, last), np.float64)
+    never = np.asarray(decoder.policy_logits(params, architecture, last, 1.0)) < -1e9  # tokens that stand for images
+    assert never.any() and not never.all()
+    logits[never] = -np.inf
     wanted = 1 / np.exp(logits - logits.max(1, keepdims=True)).sum(1)
     whole = [(row, value) for row, value in zip(greedy, wanted, strict=True) if row["completion"] == row["prediction"]]
     assert len(whole) > 1
