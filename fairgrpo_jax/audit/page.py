@@ -172,7 +172,7 @@ def _wrong(
         if records.texts is not None:
             for row in _picked(rows):
                 name = str(records.ids[row]) if records.ids else ""
-                told = _cut(records.labels[row]), _cut(records.texts[row])
+                told = _cut(records.labels[row]), _cut(records.texts[row].strip() or "(blank)")
                 texts.append((name if identified else "", *told, pictures.get(name, "")))
         found[key] = (len(rows), common, texts)
     return found
