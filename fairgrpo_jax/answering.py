@@ -1,7 +1,8 @@
 """Answers the held-out records of a dataset with any checkpoint folder, for an audit; goes on after any stop.
 
-Answers are greedy. With ``samples``, so many further ones are drawn of each record, and the share of them that agrees
-with the greedy one is its ``confidence``, which an audit takes as a score.
+Answers are greedy, each with the ``probability`` of its first token, given what the model wrote before it. With
+``samples``, so many further ones are drawn of each record, and the share of them that agrees with the greedy one is its
+``confidence``. An audit takes the share as a score, where there is one, and else the probability.
 """
 
 import json
@@ -81,6 +82,7 @@ def _rows(run: runs.Run, params: Any, records: Sequence[Record], first: int, sam
             key=run.key(f"answers {number}", first),
             temperatures=(temperature,),
             sizes=[run.sizes[record.uid] for record in records],
+            probabilities=number == 0,
         )[0]
         for number, temperature in enumerate(temperatures)
     ]

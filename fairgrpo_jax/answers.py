@@ -1,5 +1,6 @@
 """A policy's answers to records, as rows for evaluation and report."""
 
+import bisect
 import collections
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, NotRequired, TypedDict, cast
@@ -42,6 +43,7 @@ class Answer(TypedDict):
     length: NotRequired[int]  # tokens of the completion, with its end token
     nll: NotRequired[float]  # negative log-likelihood of the completion under the starting policy, in nats
     measured: NotRequired[dict[str, float]]  # scores of evaluation.components that apply
+    probability: NotRequired[float]  # of the answer's first token, given what precedes it, in `answering`
     confidence: NotRequired[float]  # share of sampled answers that agree, in `answering`
     components: NotRequired[dict[str, float]]  # raw scores of the reward's components that apply, if it has several
 
@@ -65,6 +67,7 @@ def answer(
     phases: Callable[[str], Any] | None = None,
     measures: rewards.Scorer | None = None,
     reference: Any = None,
+    probabilities: bool = False,
 ) -> list[list[Answer]]:
     """Samples one completion of each record at each temperature; returns it with its extracted answer and its reward.
 
@@ -83,6 +86,7 @@ def answer(
         phases: a timer such as ``tracking.Phases``.
         measures: scores that are no part of the reward, for ``measured``.
         reference: parameters whose likelihood of each completion is wanted, for ``nll``.
+        probabilities: whether ``probability`` is wanted, of answers that stand in their completion word for word.
 
     Returns:
         For each temperature, the rows in the order of the records.
@@ -130,7 +134,8 @@ def answer(
             said = rollout.texts(rollouts, encode.processor.tokenizer)
             given = completed(rollouts, said, own, encode.architecture.eos_ids)
             extra = measures and measures.start(given)
-            waiting.append(_Waiting(found, part[here][: len(own)], scorer.start(given), extra, likely))
+            first = _firsts(rollouts, said, own, encode.processor.tokenizer, config.data) if probabilities else None
+            waiting.append(_Waiting(found, part[here][: len(own)], scorer.start(given), extra, likely, first))
         while len(waiting) > len(temperatures):  # a judge scores a batch while the next one is sampled
             _settle(waiting.popleft(), config.data, scorer, measures)
     for each in waiting:
@@ -149,6 +154,7 @@ class _Waiting(NamedTuple):
     started: rewards.Started
     measured: rewards.Started | None
     likely: np.ndarray | None
+    first: list[float | None] | None
 
 
 def _settle(waiting: _Waiting, settings: options.Data, scorer: rewards.Scorer, measures: rewards.Scorer | None) -> None:
@@ -165,7 +171,33 @@ def _settle(waiting: _Waiting, settings: options.Data, scorer: rewards.Scorer, m
             row["measured"] = _parts(measures, measured, i)
         if waiting.likely is not None:
             row["nll"] = float(waiting.likely[i])
+        if waiting.first is not None and (probability := waiting.first[i]) is not None:
+            row["probability"] = probability
         waiting.found[place] = row
+
+
+def _firsts(
+    rollouts: rollout.RolloutBatch,
+    texts: Sequence[Sequence[str]],
+    records: Sequence[Record],
+    tokenizer: Any,
+    settings: options.Data,
+) -> list[float | None]:
+    """The probability of the first token of each answer, as the sampler has it at temperature 1."""
+    tokens, mask, logprobs = (np.asarray(x)[:, 0] for x in (rollouts.tokens, rollouts.mask, rollouts.logprobs))
+    found: list[float | None] = []
+    for row, _ in enumerate(records):
+        text = texts[row][0]
+        said = parsing.plain_answer(text) if settings.plain_answers else parsing.parse(text).answer
+        place = text.rfind(said) if said else -1
+        if place < 0:
+            found.append(None)
+            continue
+        own = tokens[row][mask[row]]
+        reached = lambda count, ids=own: len(tokenizer.decode(ids[:count], skip_special_tokens=True))
+        count = bisect.bisect_right(range(len(own) + 1), place, key=reached)
+        found.append(float(np.exp(logprobs[row, count - 1])))
+    return found
 
 
 def _likelihoods(

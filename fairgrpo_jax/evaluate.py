@@ -169,7 +169,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         command.parser().parse_args(["answers", *rest])  # what is wrong here is said before the long work
         rest = [str(answering.main(of_run)), *rest]
-    command.main(rest)
+    command.main(rest, _pictures)
+
+
+def _pictures(folder: Path, uids: Sequence[str]) -> dict[str, str]:
+    from fairgrpo_jax import pictures  # which knows all datasets, and is needed only where it is asked for
+
+    return pictures.of_run(folder, uids)
 
 
 def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:

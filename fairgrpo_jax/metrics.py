@@ -1,8 +1,7 @@
-"""Figures of a model by patient group, gaps between groups, and their intervals; in NumPy.
+"""Figures of a model by patient group, and gaps between groups; in NumPy.
 
 ``figures`` returns one row per dataset, attribute and group; ``fairness_report`` a flat dict of the same figures and
-the gaps between groups; ``intervals`` one row per group with intervals, ready to print; ``bootstrap`` the replicates
-behind these.
+the gaps between groups. Intervals and tests: ``fairgrpo_jax.audit``.
 
 Definitions, those of FairGRPO's evaluation (QoQ-Med, arXiv 2506.00711, appendix D, equations 8 to 14):
 
@@ -17,7 +16,7 @@ attribute with a single group has no gap, and its gap keys are absent.
 """
 
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -145,98 +144,6 @@ def report_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         report |= _averages(report, dataset, single)
     report |= _overall(report, rows)
     return report | _paper(report)
-
-
-def intervals(
-    predictions: Sequence[str | None],
-    labels: Sequence[str],
-    demographics: Sequence[Mapping[str, Any]],
-    datasets: Sequence[str],
-    patients: Sequence[Hashable] | None = None,
-    *,
-    level: float = 0.95,
-    num_resamples: int = 1000,
-    seed: int = 0,
-    scheme: Scheme = DEFAULT,
-) -> list[dict[str, Any]]:
-    """One row per dataset, attribute and group, with an interval for each figure: the table of a report.
-
-    A row holds ``dataset``, ``attribute``, ``group``, ``name`` as in ``figures``, ``n`` (records), ``patients``, and
-    for each m of ``top1``, ``accuracy``, ``f1`` the figure ``m`` and its interval ``m_low``, ``m_high``;
-    ``top1_method`` names the method of top1's interval.
-
-    Intervals are percentiles of a bootstrap over the *patients* of the group (records of one patient are not
-    independent), with the group taken as fixed. If every patient has one record, top1 is a plain proportion and gets
-    Wilson's interval, which is valid at 0, at 1 and for few patients, where a bootstrap collapses: do not trust a
-    bootstrap interval with fewer than about ten patients.
-
-    Args:
-        predictions: N answers, in the form of ``fairness_report``; so are the next three arguments.
-        labels: N reference answers.
-        demographics: N mappings attribute -> value.
-        datasets: N dataset names.
-        patients: N patient ids, unique within a dataset; None = every record is a separate patient.
-        level: coverage, in (0, 1).
-        num_resamples: number of bootstrap resamples.
-        seed: random seed; a group's interval does not depend on the other groups.
-        scheme: as for ``fairness_report``.
-
-    Raises:
-        ValueError: if lengths differ, or an option is out of range.
-
-    Source: Wilson 1927 (by ``scipy.stats.binomtest``); Davison and Hinkley 1997, Bootstrap Methods, section 3.8, for
-    the resampling of whole clusters. Not part of the paper.
-
-    >>> row = intervals(["A", "B"], ["A", "A"], [{}, {}], ["d", "d"])[0]
-    >>> row["group"], row["n"], row["top1"], round(row["top1_low"], 3), round(row["top1_high"], 3)
-    ('all', 2, 0.5, 0.095, 0.905)
-    """
-    if not 0 < level < 1 or num_resamples < 1:
-        raise ValueError(
-            f"got level={level}, num_resamples={num_resamples}; wanted 0 < level < 1 and a positive number"
-        )
-    table = _read(predictions, labels, demographics, datasets)
-    if patients is not None and len(patients) != len(table.labels):
-        raise ValueError(f"got {len(patients)} patients for {len(table.labels)} rows; wanted one id a row")
-    ids = np.arange(len(table.labels)) if patients is None else _integer_ids(patients)
-    members = people.members(demographics, datasets, scheme)
-    return [head | _row(table, rows, ids[rows], level, num_resamples, seed) for head, rows in members]
-
-
-def bootstrap(
-    predictions: Sequence[str | None],
-    labels: Sequence[str],
-    patients: Sequence[int] | np.ndarray,
-    *,
-    num_patients: int,
-    num_resamples: int,
-    seed: int = 0,
-) -> dict[str, np.ndarray]:
-    """Figures of some records as observed and under resampling of the patients with replacement.
-
-    Equal ``num_patients``, ``num_resamples`` and ``seed`` give the same draws, so results for several models or groups
-    of one dataset are paired.
-
-    Args:
-        predictions: N answers, in the form of ``fairness_report``.
-        labels: N reference answers.
-        patients: (N,) the patient of each record, in 0 .. num_patients - 1.
-        num_patients: number of patients to draw from, including those without a record here.
-        num_resamples: number of draws.
-        seed: random seed of the draws.
-
-    Returns:
-        A dict of ``top1``, ``accuracy``, ``f1``: (1 + num_resamples,), the observed value first; NaN where a draw has
-        no record.
-
-    Source: as ``intervals``.
-
-    >>> bootstrap(["A", "B"], ["A", "A"], [0, 1], num_patients=2, num_resamples=3)["top1"][0]
-    np.float64(0.5)
-    """
-    table = _Table(predictions, labels)
-    sums, shape = _sums(table, np.arange(len(labels)), np.asarray(patients), num_patients)
-    return _replicates(sums, shape, num_resamples, seed)
 
 
 class _Table:
@@ -408,62 +315,3 @@ def _paper(report: Mapping[str, Any]) -> dict[str, float]:
             "F1_ES": get("f1") / (1 + get("f1_std")),
         }
     return {f"paper/{name}": value for name, value in columns.items()}
-
-
-def _integer_ids(patients: Sequence[Hashable]) -> np.ndarray:
-    known: dict[Hashable, int] = {}
-    return np.array([known.setdefault(patient, len(known)) for patient in patients])
-
-
-def _row(
-    table: _Table, rows: np.ndarray, ids: np.ndarray, level: float, num_resamples: int, seed: int
-) -> dict[str, Any]:
-    """Figures of one group and their intervals."""
-    _, patient = np.unique(ids, return_inverse=True)
-    num_patients = int(patient.max()) + 1
-    sums, shape = _sums(table, rows, patient, num_patients)
-    found_by_draw = _replicates(sums, shape, num_resamples, seed)
-    tails = [(1 - level) / 2, (1 + level) / 2]
-    found: dict[str, Any] = {"n": len(rows), "patients": num_patients, "top1_method": "bootstrap"}
-    for name in ("top1", "accuracy", "f1"):
-        estimate, *_ = draws = found_by_draw[name]
-        low, high = np.quantile(draws[1:], tails)
-        found |= {name: float(estimate), f"{name}_low": float(low), f"{name}_high": float(high)}
-    if num_patients == len(rows):
-        from scipy.stats import binomtest
-
-        hits = sum(table.predictions[i] == table.labels[i] for i in rows)
-        wilson = binomtest(hits, len(rows)).proportion_ci(level, method="wilson")
-        found |= {"top1_low": float(wilson.low), "top1_high": float(wilson.high), "top1_method": "wilson"}
-    return found
-
-
-def _sums(
-    table: _Table, rows: np.ndarray, patient: np.ndarray, num_patients: int
-) -> tuple[np.ndarray, tuple[int, ...]]:
-    """One row per patient of records, hits and counts (shape as returned); figures need only sums of these."""
-    counts = _counts(table, rows)
-    hits = np.array([table.predictions[i] == table.labels[i] for i in rows], np.float64)
-    sums = np.zeros((num_patients, 2 + counts[0].size))
-    np.add.at(sums, patient, np.column_stack([np.ones(len(rows)), hits, counts.reshape(len(rows), -1)]))
-    return sums, counts.shape[1:]
-
-
-def _replicates(sums: np.ndarray, shape: tuple[int, ...], num_resamples: int, seed: int) -> dict[str, np.ndarray]:
-    """Figures (1 + num_resamples,) of the sample and of each draw; NaN where a draw has no record."""
-    drawn = np.concatenate([sums.sum(0, keepdims=True), _resample(sums, num_resamples, seed)])
-    n, hits, counts = drawn[:, 0], drawn[:, 1], drawn[:, 2:]
-    found = macro(counts.reshape(-1, *shape), n) | {"top1": _ratio(hits, n)}
-    return {name: np.where(n > 0, found[name], np.nan) for name in ("top1", "accuracy", "f1")}
-
-
-def _resample(sums: np.ndarray, num_resamples: int, seed: int) -> np.ndarray:
-    """(num_resamples, columns): sums over as many patients as there are, drawn with replacement."""
-    rng = np.random.default_rng(seed)
-    n = len(sums)
-    block = max(1, 2**22 // n)  # multiplicities of a block of resamples fit in 32 MB
-    blocks = [
-        rng.multinomial(n, np.full(n, 1 / n), size=min(block, num_resamples - done)) @ sums
-        for done in range(0, num_resamples, block)
-    ]
-    return np.concatenate(blocks)

@@ -42,6 +42,12 @@ class Page(html.parser.HTMLParser):
         (cells,) = [cells for known, cells in rows if known.get("data-group") == group]
         return [numbers(text) for known, text in cells if known.get("data-score") == score]
 
+    def gap(self, dataset, attribute, score):
+        """The numbers of an attribute's gap: gap, low, high, by chance, adjusted p, for each series."""
+        (rows,) = [rows for known, rows in self.tables if known.get("data-dataset") == dataset]
+        (cells,) = [cells for known, cells in rows if known.get("data-gap") == attribute]
+        return [numbers(text) for known, text in cells if known.get("data-score") == f"{score}-gap"]
+
     def sizes(self, dataset, group):
         (rows,) = [rows for known, rows in self.tables if known.get("data-dataset") == dataset]
         return [[int(text) for _, text in cells[1:3]] for known, cells in rows if known.get("data-group") == group][0]

@@ -49,6 +49,7 @@ def test_a_folder_answers_and_goes_on(tmp_path, capsys):
     assert len(rows) == 8 and all(len(row["samples"]) == 2 and row["confidence"] in (0, 0.5, 1) for row in rows)
     assert "8 records" in capsys.readouterr().out
     table = pd.read_csv(tmp_path / "whole-audit" / "predictions.csv")
+    assert all(0 < row.get("probability", 0.5) <= 1 for row in rows)
     assert table.score.tolist() == [row["confidence"] for row in rows] and set(table.sex) == {"F", "M"}
 
     (stopped / "evals").mkdir(parents=True)

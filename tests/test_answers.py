@@ -2,6 +2,8 @@
 
 import collections
 import dataclasses
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,9 +22,10 @@ from fairgrpo_jax import (
     workers,
 )
 from fairgrpo_jax.data.datasets import synthetic
+from fairgrpo_jax.models import decoder
 
 
-def ask(config, records):
+def ask(config, records, **further):
     """Rows of a random policy, greedy and drawn."""
     architecture, processor = policy.describe(config.model, config.data)
     groups = grouping.vocabulary(batches.groups_of(record, config.data) for record in records)
@@ -40,6 +43,7 @@ def ask(config, records):
             devices=devices,
             key=jax.random.key(1),
             temperatures=(0.0, config.sampling.temperature),
+            **further,
         )
 
 
@@ -74,6 +78,48 @@ def test_the_nucleus_of_training_is_that_of_the_drawn_answers(monkeypatch):
 
 
 sample = rollout.sample
+
+
+def test_the_probability_of_an_answer_is_that_of_its_first_token():
+    """Log-probabilities -0.1, -0.2, ... by place: the token with the first letter of the answer in the box counts."""
+    config = dataclasses.replace(CONFIG, data=dataclasses.replace(CONFIG.data, plain_answers=False))
+    tokenizer = policy.describe(config.model, config.data)[1].tokenizer
+    texts = [[r"<think>Edema?</think> So \boxed{Edema}"], ["nothing"], [r"\boxed{Normal} and \boxed{Edema}"]]
+    ids = [tokenizer(text)["input_ids"] for (text,) in texts]
+    tokens, mask = np.zeros((3, 1, 99), np.int32), np.zeros((3, 1, 99), bool)
+    for row, own in enumerate(ids):
+        tokens[row, 0, : len(own)], mask[row, 0, : len(own)] = own, True
+    logprobs = np.broadcast_to(-0.1 * np.arange(1, 100), (3, 1, 99))
+    batch: Any = SimpleNamespace(tokens=tokens, mask=mask, logprobs=logprobs)
+    records = synthetic.load("test", domains=("us",)).records[:3]
+    found = answers._firsts(batch, texts, records, tokenizer, config.data)
+    for row in (0, 2):
+        place = round(-10 * float(np.log(found[row]))) - 1  # type: ignore[arg-type]
+        before, through = (tokenizer.decode(ids[row][:end]) for end in (place, place + 1))
+        assert len(before) <= texts[row][0].rfind("Edema") < len(through)
+    assert found[1] is None
+
+
+def test_the_probability_of_a_greedy_answer_by_hand(monkeypatch):
+    """Of an answer that is the whole completion: the largest of the softmax after the prompt."""
+    seen = []
+    monkeypatch.setattr(answers.rollout, "sample", lambda *args, **named: seen.append(args) or sample(*args, **named))
+    config = dataclasses.replace(CONFIG, data=dataclasses.replace(CONFIG.data, plain_answers=True))
+    greedy, drawn = ask(config, synthetic.load("test", domains=("us",)).records[:4], probabilities=True)
+    params, prompt = seen[0][:2]
+    architecture, _ = policy.describe(config.model, config.data)
+    hidden, _ = decoder.prompt_pass(params, architecture, prompt)
+    last = decoder.last_hidden(prompt, hidden)
+    logits = np.asarray(decoder.head(params, architecture, last), np.float64)
+    never = np.asarray(decoder.policy_logits(params, architecture, last, 1.0)) < -1e9  # tokens that stand for images
+    assert never.any() and not never.all()
+    logits[never] = -np.inf
+    wanted = 1 / np.exp(logits - logits.max(1, keepdims=True)).sum(1)
+    whole = [(row, value) for row, value in zip(greedy, wanted, strict=True) if row["completion"] == row["prediction"]]
+    assert len(whole) > 1
+    for row, value in whole:
+        assert row.get("probability") == pytest.approx(value, rel=1e-4)
+    assert any("probability" in row for row in drawn)
 
 
 @pytest.mark.parametrize("name, wanted", [("exact", [0.0, 1.0, 0.0]), ("set_f1", [2 / 3, 1.0, 0.0])])

@@ -341,3 +341,25 @@ def test_numbers_are_no_groups():
 def test_settings_out_of_range(wrong):
     with pytest.raises(ValueError, match="wanted"):
         audit.Settings(**wrong)
+
+
+def test_no_adjusted_p_value_is_below_that_of_a_smaller_one():
+    """Holm: 4 x 0.005, 3 x 0.01, 2 x 0.03, and 0.04, which is raised to the one before it; as p.adjust of R."""
+    values = [0.01, 0.04, 0.03, 0.005]
+    assert multiplicity.holm(values) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert multiplicity.holm([0.6, 0.9]) == [1.0, 1.0]
+
+
+def test_worst_and_best_groups_are_compared_whichever_they_are():
+    """F 0.9 and M 0.5 right with the old model, F 0.7 and M 0.8 with the new one; of misses the most is the worst."""
+    labels, sex = ["a"] * 200, ["F"] * 100 + ["M"] * 100
+
+    def said(of_f, of_m):
+        return ["a"] * of_f + [None] * (100 - of_f) + ["a"] * of_m + [None] * (100 - of_m)
+
+    rows = audit.compare({"old": said(90, 50), "new": said(70, 80)}, labels, {"sex": sex})
+    moved = {(row["group"], row["figure"]): (row["difference"], row["p"] is None) for row in rows}
+    for figure, sign in (("top1", 1), ("failures", -1)):
+        assert moved["worst", figure] == (pytest.approx(sign * 0.2), True)
+        assert moved["best", figure] == (pytest.approx(-sign * 0.1), True)
+    assert moved["gap", "top1"] == (pytest.approx(-0.3), False)

@@ -1,16 +1,22 @@
 """The command that audits predictions: what it reads, what it refuses, what it writes."""
 
+import base64
 import csv
+import dataclasses
+import io
 import json
+import re
 
 import numpy as np
 import pandas as pd
 import pytest
 from fairlearn.metrics import MetricFrame
+from PIL import Image
 from sklearn.metrics import accuracy_score
 
-from fairgrpo_jax import metrics
+from fairgrpo_jax import config as options, evaluate, metrics, sources
 from fairgrpo_jax.audit import command, reading, runs
+from fairgrpo_jax.data import media
 from tests import report_page, run_folder
 
 
@@ -256,3 +262,31 @@ def test_help_teaches(capsys):
     told = capsys.readouterr().out
     assert stopped.value.code == 0 and "predictions.csv --prediction answer --label truth" in told
     assert "--checklist {tripod}" in told and "sex.1=M" in told
+
+
+def test_images_leave_when_they_are_asked_for(tmp_path, capsys):
+    """An evaluation of the embedded clinic by a model that always says the same."""
+    config = options.Config()
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, name="synthetic"))
+    records = sources.load(config)["test"].records[:60]
+    rows = [
+        {"uid": r.uid, "dataset": r.dataset, "patient": r.patient, "sex": r.sex, "age": r.age, "answer": r.answer}
+        | {"prediction": records[0].answer, "completion": f"<b>it is</b> \\boxed{{{records[0].answer}}}"}
+        for r in records
+    ]
+    run = tmp_path / "run"
+    (run / "evals").mkdir(parents=True)
+    (run / "evals" / "000000.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (run / "config.json").write_text(json.dumps(options.to_dict(config)))
+    evaluate.main([str(run), "--out", str(tmp_path / "plain"), *QUICK])
+    plain = report_page.Page(tmp_path / "plain" / "report.html")
+    assert "img" not in plain.tags and "It holds no images of patients" in plain.text
+    evaluate.main([str(run), "--images", "--out", str(tmp_path / "shown"), *QUICK])
+    shown = report_page.Page(tmp_path / "shown" / "report.html")
+    urls = {address for address in shown.addresses if address.startswith("data:image/png")}
+    told = int(re.findall(r"images of (\d+) records", shown.text)[0])
+    assert told >= len(urls) > 3 and "It holds no ids of patients" in shown.text and records[9].uid not in shown.source
+    pixels = {np.asarray(Image.open(io.BytesIO(base64.b64decode(url.split(",")[1])))).tobytes() for url in urls}
+    assert pixels <= {media.decode_record(record).images[0].tobytes() for record in records if record.media}
+    table = written(tmp_path / "mine.csv", invented(60))
+    assert "a table of predictions has no images" in refused(capsys, table, "--images")

@@ -32,7 +32,7 @@ FLOORS = (
         "adapters",
     ),
     ("files", "processes", "programs", "hosts", "config", "mesh", "configs", "data", "models", "rewards", "tracking")
-    + ("report", "audit"),
+    + ("audit", "report"),
     ("rollout", "staged", "plan.cost", "plan.devices", "plan.footprint", "chunking", "learner", "checkpoint", "policy")
     + (
         "plan.utilisation",
@@ -52,7 +52,7 @@ FLOORS = (
         "lock",
         "runs",
     ),
-    ("commandline", "leaderboard", "answering", "scales", "evaluate", "sft", "train", "study", "export")
+    ("commandline", "leaderboard", "pictures", "answering", "scales", "evaluate", "sft", "train", "study", "export")
     + ("plan.plan", "plan.here"),
 )
 ORDER = {name: (floor, place) for floor, names in enumerate(FLOORS) for place, name in enumerate(names)}
@@ -61,6 +61,7 @@ SIDEWAYS = {("configs", "config"), ("models", "mesh"), ("rewards", "config"), ("
 SIDEWAYS |= {("report", "config"), ("report", "tracking"), ("report", "files"), ("tracking", "files")}
 SIDEWAYS |= {
     ("report", "processes"),
+    ("report", "audit"),
     ("data", "processes"),
     ("audit", "data"),
     ("audit", "files"),

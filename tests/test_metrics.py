@@ -206,13 +206,6 @@ def test_age_groups_follow_the_edges_of_the_scheme():
     report = metrics.fairness_report(list("AABAB"), ["A"] * 5, people, ["d"] * 5, scheme=scheme)
     shares = {name: value for name, value in report.items() if name.endswith("/top1") and name.startswith("fairness")}
     assert shares == {"fairness/d/age/a1/top1": 1.0, "fairness/d/age/a2/top1": 0.5, "fairness/d/age/a3/top1": 0.0}
-    rows = metrics.intervals(list("AABAB"), ["A"] * 5, people, ["d"] * 5, scheme=scheme)
-    assert [(row["group"], row["name"], row["n"]) for row in rows] == [
-        ("all", "all", 5),
-        ("a1", "≤40", 2),
-        ("a2", "41–65", 2),
-        ("a3", ">65", 1),
-    ]
 
 
 def test_joint_cells_hold_the_attributes_of_the_scheme_in_its_order():
@@ -227,13 +220,6 @@ def test_joint_cells_hold_the_attributes_of_the_scheme_in_its_order():
         ("joint", "Asian, female", "Asian, F"),
         ("joint", "White, not Hispanic, male", "White, not Hispanic, M"),
     ]
-
-
-def test_bootstrap_knows_nothing_of_draws_without_a_record():
-    """Of two patients one has the only record: a draw without this patient, one in four, has no figure."""
-    found = metrics.bootstrap(["A"], ["A"], [1], num_patients=2, num_resamples=2000)
-    assert found["f1"][0] == found["top1"][0] == 1 and set(found["f1"][np.isfinite(found["f1"])]) == {1.0}
-    assert np.isnan(found["top1"][1:]).mean() == pytest.approx(0.25, abs=0.03)
 
 
 def test_unknown_rows_are_counted_and_one_group_has_no_gap():
@@ -253,63 +239,3 @@ def test_bad_input_is_refused():
         metrics.fairness_report(["A"], [None], [{}], ["d"])  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="joint"):
         metrics.fairness_report(["A"], ["A"], [{"joint": "x"}], ["d"])
-    with pytest.raises(ValueError, match="level=95"):
-        metrics.intervals(["A"], ["A"], [{}], ["d"], level=95)
-    with pytest.raises(ValueError, match="2 patients for 1 rows"):
-        metrics.intervals(["A"], ["A"], [{}], ["d"], [1, 2])
-
-
-def test_interval_rows_agree_with_the_report():
-    guess, truth, people, datasets = invented(4, datasets=("one", "two"))
-    report = metrics.fairness_report(guess, truth, people, datasets)
-    rows = metrics.intervals(guess, truth, people, datasets, num_resamples=50)
-    assert len(rows) == 2 * (1 + 2 + 4 + 8)
-    for row in rows:
-        where = "{dataset}" if row["attribute"] == "all" else "fairness/{dataset}/{attribute}/{group}"
-        for name in ("n", "accuracy", "f1", "top1"):
-            assert row[name] == pytest.approx(report[f"{where.format(**row)}/{name}"], rel=1e-12)
-            assert name == "n" or row[f"{name}_low"] <= row[name] <= row[f"{name}_high"]
-
-
-def test_wilson_by_hand():
-    row = metrics.intervals(["A"] * 8 + ["B"] * 2, ["A"] * 10, [{}] * 10, ["d"] * 10)[0]
-    z, p, n = 1.959963984540054, 0.8, 10
-    centre, half = p + z**2 / (2 * n), z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
-    wanted = ((centre - half) / (1 + z**2 / n), (centre + half) / (1 + z**2 / n))
-    assert (row["top1_low"], row["top1_high"]) == pytest.approx(wanted, rel=1e-9)
-    assert row["top1_method"] == "wilson" and row["patients"] == 10
-
-
-def test_bootstrap_draws_patients_not_records():
-    """Ten patients with 20 equal records each: the interval is as wide as that of ten patients, not of 200 records."""
-    rng = np.random.default_rng(0)
-    right = np.repeat(rng.random(10) < 0.6, 20)
-    guess, truth = np.where(right, "A", "B").tolist(), ["A"] * 200
-    patients = np.repeat(np.arange(10), 20).tolist()
-    row = metrics.intervals(guess, truth, [{}] * 200, ["d"] * 200, patients, num_resamples=4000)[0]
-    p = right.mean()
-    draws = np.random.default_rng(1).binomial(10, p, 100_000) / 10  # what ten independent patients would give
-    assert row["patients"] == 10 and row["top1_method"] == "bootstrap"
-    np.testing.assert_allclose([row["top1_low"], row["top1_high"]], np.quantile(draws, [0.025, 0.975]), atol=0.1)
-    assert row["top1_high"] - row["top1_low"] > 0.45
-
-
-def test_bootstrap_is_that_of_a_plain_loop():
-    guess, truth, people, datasets = invented(5, n=60)
-    patients = np.random.default_rng(0).integers(0, 25, 60)
-    row = metrics.intervals(guess, truth, people, datasets, patients.tolist(), num_resamples=3000)[0]
-    rng, values = np.random.default_rng(9), []
-    for _ in range(1500):
-        chosen = np.concatenate([np.flatnonzero(patients == p) for p in rng.choice(np.unique(patients), 25)])
-        values.append(macro(f1_score)(np.array(truth)[chosen], np.array(guess)[chosen]))
-    wanted = np.quantile(values, [0.025, 0.975])
-    np.testing.assert_allclose([row["f1_low"], row["f1_high"]], wanted, atol=0.025)
-
-
-def test_intervals_are_seeded_and_widen_with_level():
-    args = invented(6, n=80)
-    patients = [i // 2 for i in range(80)]
-    first, again, other = (metrics.intervals(*args, patients, num_resamples=200, seed=s) for s in (0, 0, 1))
-    assert first == again != other
-    narrow = metrics.intervals(*args, patients, num_resamples=200, level=0.5)
-    assert all(a["f1_high"] - a["f1_low"] >= b["f1_high"] - b["f1_low"] for a, b in zip(first, narrow, strict=True))

@@ -9,8 +9,8 @@ import pytest
 from scipy import stats
 from sklearn.metrics import f1_score
 
-from fairgrpo_jax import advantages, metrics, report
-from fairgrpo_jax.report import __main__ as command, plots, results, words
+from fairgrpo_jax import advantages, audit, metrics, report
+from fairgrpo_jax.report import __main__ as command, groups, plots, results, words
 from tests import run_folder
 from tests.report_page import Page, numbers
 
@@ -66,23 +66,23 @@ def members(rows, dataset, group):
 def test_scores_are_those_of_scikit_learn(two, page, dataset, group):
     runs, _ = two
     columns = [rows_of(runs["GRPO"], 0), rows_of(runs["GRPO"], 200), rows_of(runs["FairGRPO"], 200)]
-    accuracy, f1 = page.group(dataset, group, "accuracy"), page.group(dataset, group, "f1")
-    assert len(accuracy) == len(f1) == 3
-    for rows, said_accuracy, said_f1 in zip(columns, accuracy, f1, strict=True):
+    exact, f1 = page.group(dataset, group, "top1"), page.group(dataset, group, "f1")
+    assert len(exact) == len(f1) == 3
+    for rows, said_exact, said_f1 in zip(columns, exact, f1, strict=True):
         chosen = members(rows, dataset, group)
         gold, predicted = [row["answer"] for row in chosen], [row["prediction"] for row in chosen]
         expected = f1_score(gold, predicted, labels=sorted(set(gold)), average="macro", zero_division=0)  # type: ignore[arg-type]
-        assert said_accuracy[0] == pytest.approx(
+        assert said_exact[0] == pytest.approx(
             np.mean([g == p for g, p in zip(gold, predicted, strict=True)]), abs=5.1e-4
         )
         assert said_f1[0] == pytest.approx(expected, abs=5.1e-4)
-        assert said_accuracy[1] <= said_accuracy[0] <= said_accuracy[2]
+        assert said_exact[1] <= said_exact[0] <= said_exact[2]
     assert page.sizes(dataset, group) == [len(chosen), len({row["patient"] for row in chosen})]
 
 
 def test_differences_are_the_second_run_minus_the_first(page):
     for dataset, group in (("cxr", "F"), ("derm", ">75")):
-        for score in ("accuracy", "f1"):
+        for score in ("top1", "f1"):
             _, first, second = (values[0] for values in page.group(dataset, group, score))
             (difference,) = page.group(dataset, group, f"{score}-difference")
             assert difference[0] == pytest.approx(second - first, abs=1.1e-3)
@@ -105,8 +105,7 @@ def test_interval_of_a_difference_is_that_of_the_paired_bootstrap(tmp_path):
         )
         for s, hits in enumerate(right)
     ]
-    (table,) = results.datasets(columns, replicates=4000)
-    found = table.groups[0].difference("accuracy", 1, 0)
+    found = moved(columns)
     paired = right[1].astype(float) - right[0]
     expected = stats.bootstrap((paired,), np.mean, n_resamples=4000, method="percentile", rng=np.random.default_rng(5))
     assert found.value == pytest.approx(paired.mean(), abs=1e-12)
@@ -115,9 +114,14 @@ def test_interval_of_a_difference_is_that_of_the_paired_bootstrap(tmp_path):
     # Where the runs agree on all but five patients, the difference is known far better than either score.
     changed = {str(i): rows[i] | {"prediction": "A" if not right[0][i] else "B"} for i in range(5)}
     close = [columns[0], columns[0]._replace(rows=columns[0].rows | changed)]
-    (group,) = results.datasets(close)[0].groups
-    width = [e.high - e.low for e in (group.difference("accuracy", 1, 0), group.intervals["accuracy"][0])]
+    own = groups.held(close).datasets[0].groups[0].values["top1"][0]
+    width = [e.high - e.low for e in (moved(close), own)]
     assert 0 < width[0] < 0.6 * width[1]
+
+
+def moved(columns, figure="top1"):
+    """The second series minus the first, everybody in the only dataset."""
+    return groups.held(columns, pairs=[(1, 0)]).datasets[0].groups[0].differences[figure][0]
 
 
 def repeated(rows, times):
@@ -129,52 +133,45 @@ def test_patients_are_drawn_and_not_records(small):
     rows = [row for row in rows_of(small, 8) if row["uid"].endswith("-0")]
     other = [row for row in rows_of(small, 0) if row["uid"].endswith("-0")]
     once, often = (
-        results.datasets(
-            [results.Series("a", 0, True, repeated(other, k)), results.Series("b", 0, False, repeated(rows, k))]
+        groups.held(
+            [results.Series("a", 0, True, repeated(other, k)), results.Series("b", 0, False, repeated(rows, k))],
+            pairs=[(1, 0)],
         )
         for k in (1, 9)
     )
-    for one, nine in zip(once, often, strict=True):
-        for a, b in zip(one.groups, nine.groups, strict=True):
-            np.testing.assert_allclose(a.difference("f1", 1, 0), b.difference("f1", 1, 0), atol=1e-12)
-            assert (a.patients, 9 * a.records) == (b.patients, b.records)
+    for one, nine in zip(once.datasets[0].groups, often.datasets[0].groups, strict=True):
+        a, b = (its.differences["f1"][0] for its in (one, nine))
+        assert a.value == pytest.approx(b.value, abs=1e-12)
+        np.testing.assert_allclose(a[1:3], b[1:3], atol=0.05)  # the same patients are not drawn
+        assert (one.patients, 9 * one.records) == (nine.patients, nine.records)
 
 
-def test_group_intervals_are_those_of_the_metrics_module(two, page):
-    rows = sorted(members(rows_of(two[0]["GRPO"], 200), "cxr", "all"), key=lambda row: row["uid"])
-    found = metrics.intervals(
+def test_groups_and_gaps_are_those_of_the_audit(two, page):
+    rows = sorted(rows_of(two[0]["GRPO"], 200), key=lambda row: row["uid"])
+    found = audit.examine(
         [row["prediction"] or None for row in rows],
         [row["answer"] for row in rows],
-        [{"sex": row["sex"], "age": row["age"]} for row in rows],
-        ["cxr"] * len(rows),
-        [row["patient"] for row in rows],
+        {name: [row[name] for row in rows] for name in ("sex", "age")},
+        datasets=[row["dataset"] for row in rows],
+        patients=[row["patient"] for row in rows],
     )
-    by_group = {(row["attribute"], row["group"]): row for row in found}
-    for key, name in ((("sex", "female"), "F"), (("age", "a4"), ">75"), (("joint", "male, a2"), "M, 26–50")):
-        expected = by_group[key]
-        assert page.group("cxr", name, "accuracy")[1] == pytest.approx(
-            [expected[k] for k in ("top1", "top1_low", "top1_high")], abs=5.1e-4
-        )
-        assert page.group("cxr", name, "f1")[1] == pytest.approx(
-            [expected[k] for k in ("f1", "f1_low", "f1_high")], abs=5.1e-4
-        )
+    by_group = {(g["dataset"], g["attribute"], g["name"]): g["figures"] for g in found["groups"]}
+    for attribute, name in (("sex", "F"), ("age", ">75"), ("joint", "M, 26–50")):
+        for figure, cells in by_group["cxr", attribute, name].items():
+            if figure in ("top1", "f1"):
+                wanted = [cells[k] for k in ("value", "low", "high")]
+                assert page.group("cxr", name, figure)[1] == pytest.approx(wanted, abs=5.1e-4)
+    gap = next(g for g in found["gaps"] if (g["dataset"], g["attribute"], g["figure"]) == ("cxr", "sex", "f1"))
+    told = ("gap", "low", "high", "expected", "p_adjusted")
+    assert page.gap("cxr", "sex", "f1")[1] == pytest.approx([gap[k] for k in told], abs=5.1e-4)
 
 
-def test_observed_scores_of_the_bootstrap_are_those_of_the_metrics_module():
-    """With answers that a group lacks, answers nobody asked for, several labels, and no answer at all."""
-    rng = np.random.default_rng(0)
-    answers, said = ["A", "B", "A, C", ""], ["A", "B", "C", "A, C", "Z", ""]
-    rows = {}
-    for i in range(60):
-        sex = "FM"[i % 2]
-        answer = answers[rng.integers(len(answers))] if sex == "F" else "A"
-        known = {"uid": f"{i}", "dataset": "d", "patient": f"{i // 2}", "sex": sex, "age": 40.0, "answer": answer}
-        rows[f"{i}"] = known | {"prediction": said[rng.integers(len(said))]}
-    (table,) = results.datasets([results.Series("x", 0, False, rows)], replicates=5)
-    assert [group.name for group in table.groups] == ["all", "F", "M", "26–50", "F, 26–50", "M, 26–50"]
-    for group in table.groups:
-        for score in ("accuracy", "f1"):
-            assert getattr(group, score)[0, 0] == pytest.approx(group.intervals[score][0].value, abs=1e-12)
+def test_unknown_is_a_group_and_small_ones_are_told(tmp_path):
+    rows = evaluation({("F", 30.0): 0.9, (None, 30.0): 0.2}, patients=40) | evaluation({("M", 30.0): 0.5}, patients=10)
+    (table,) = groups.held([results.Series("x", 0, False, rows)]).datasets
+    found = {g.name: (g.known, g.small, g.records) for g in table.of("sex")}
+    assert found == {"F": (True, False, 40), "M": (True, True, 10), "unknown": (False, False, 40)}
+    assert table.gaps["sex"].values["top1"][0].p is None  # one group is left to compare
 
 
 def test_fairness_columns_are_those_of_the_metrics_module(two, page):
@@ -201,16 +198,25 @@ def test_headline_agrees_with_hand_calculation(two, page):
     columns = [rows_of(two[0]["GRPO"], 0), rows_of(two[0]["GRPO"], 200), rows_of(two[0]["FairGRPO"], 200)]
     shares = [np.mean([row["prediction"] == row["answer"] for row in rows]) for rows in columns]
     np.testing.assert_allclose(
-        [numbers(text)[0] for text in said["exact answers, all records"][:3]], shares, atol=5.1e-4
+        [numbers(text)[0] for text in said["exactly right, all records"][:3]], shares, atol=5.1e-4
     )
-    cells = [f"{sex}, {age}" for sex in "FM" for age in ("26–50", "51–75", ">75")]
-    f1 = np.array([[page.group(d, cell, "f1")[2][0] for cell in cells] for d in ("cxr", "derm")])
-    for name, value in (
-        ("F1 of the worst joint group", f1.min(1).mean()),
-        ("F1 of the best joint group", f1.max(1).mean()),
-        ("spread of F1 between joint groups", np.std(f1, axis=1, ddof=1).mean()),
-    ):
-        assert numbers(said[name][2])[0] == pytest.approx(value, abs=2e-3)
+    f1 = np.mean([page.group(dataset, "all", "f1")[2][0] for dataset in ("cxr", "derm", "digits")])
+    assert numbers(said["F1, mean over datasets"][2])[0] == pytest.approx(f1, abs=1.1e-3)
+
+
+def test_joint_groups_by_hand():
+    """Four cells with 90, 90, 90 and 40 % right; then 90 % in all, so that the gap closes and nobody loses."""
+    columns = [
+        results.Series("a", None, True, evaluation(BEFORE)),
+        results.Series("b", 0, False, evaluation(BEFORE | {("M", 60.0): 0.9})),
+    ]
+    found = groups.held(columns, pairs=[(1, 0)])
+    named = {name: (values, moved) for name, values, moved in groups.headline(found, [(1, 0)])}
+    values, ((gap, *_),) = named["gap of F1 between joint groups"]
+    assert [one.value for one in values] == pytest.approx([0.5, 0.0], abs=0.03) and gap == pytest.approx(-0.5, abs=0.03)
+    assert 0 < values[0].expected < 0.2  # of four groups of 100, if they did not differ
+    assert named["F1 of the worst joint group"][1][0].low > 0.3
+    assert named["F1 of the best joint group"][1][0].value == pytest.approx(0, abs=1e-12)
 
 
 def test_worst_and_best_groups_are_marked(page):
@@ -220,9 +226,10 @@ def test_worst_and_best_groups_are_marked(page):
         for known, cells in rows
         if known.get("data-group") in ("26–50", "51–75", ">75")
     }
+    assert values.pop(">75").strip()[0].isdigit()  # 26 patients are not compared
     marks = {group: text.strip()[0] for group, text in values.items()}
     ranked = sorted(values, key=lambda group: numbers(values[group])[0])
-    assert marks[ranked[0]] == "▼" and marks[ranked[2]] == "▲" and marks[ranked[1]].isdigit()
+    assert [marks[group] for group in ranked] == ["▼", "▲"]
 
 
 def test_times_by_hand(two, page):
@@ -259,46 +266,43 @@ def said(after, patients=100):
         results.Series("before", None, True, evaluation(BEFORE, patients=patients)),
         results.Series("after", 0, False, evaluation(BEFORE | after, patients=patients)),
     ]
-    return words.summary(columns, results.datasets(columns, replicates=300))[0][1]
+    return words.summary(columns, groups.held(columns, pairs=words.since(columns)))[0][1]
 
 
 def test_levelling_down_is_called_so():
     text = said({("F", 30.0): 0.5, ("F", 60.0): 0.5, ("M", 30.0): 0.5})
-    assert "levelling down" in text and "Exact answers −30.0 points" in text and "clearly lower." in text
+    assert "levelling down" in text and "Exactly right −30.0 points" in text and "clearly lower." in text
     assert "clearly lower in 4 (d F, d M, d 26–50 and d 51–75)" in text
 
 
 def test_a_gain_of_the_worst_group_is_called_so():
     text = said({("M", 60.0): 0.9})
-    assert "as the worst groups gained" in text and "Exact answers +12.5 points" in text
-    assert "clearly higher in 2 (d M and d 51–75), within the interval in 2." in text
+    assert "as the worst groups gained" in text and "Exactly right +12.5 points" in text
+    assert "clearly higher in 2 (d M and d 51–75), no more than chance explains in 2." in text
 
 
 def test_a_small_difference_makes_no_claim():
     text = said({("F", 30.0): 0.92})
-    assert "within the interval, no claim" in text and "clearly" not in text
+    assert "that may be chance" in text and "clearly" not in text
 
 
-def test_a_score_that_no_draw_changes_has_no_interval():
+def test_a_score_that_no_resample_changes_has_an_interval_all_the_same():
     rows = evaluation({("F", 30.0): 1.0}, patients=20)
     rows = {uid: row | {"patient": str(int(uid.split("-")[1]) // 2)} for uid, row in rows.items()}
-    (table,) = results.datasets([results.Series("x", 0, False, rows)], replicates=20)
-    for score in ("accuracy", "f1"):
-        value, low, high = table.groups[0].intervals[score][0]
-        assert value == 1 and np.isnan(low) and np.isnan(high)
+    everybody = groups.held([results.Series("x", 0, False, rows)]).datasets[0].groups[0]
+    for value, low, high, *_ in (everybody.values["top1"][0], everybody.values["f1"][0]):
+        assert value == high == 1 and 0.5 < low < 0.9
 
 
-def test_no_change_has_no_interval():
-    text = said({})
-    assert "Exact answers +0.0 points on 400 records of 400 patients: within the interval, no claim." in text
-    assert results.estimate(np.zeros(10)).clear is False
+def test_no_change_is_no_change():
+    assert "Exactly right +0.0 points (95 % interval +0.0 to +0.0) of 400 records of 400 patients: that" in said({})
 
 
 def test_cautions_always_and_for_few_patients(page, small, tmp_path):
     assert "one seed" in page.text and "raised the worst groups" in " ".join(page.text.split())
-    assert "too few patients" not in page.text
+    assert "too few patients for" not in page.text
     few = Page(report.build({"run": small}, tmp_path / "few.html", title="few"))
-    assert "cxr (30 patients): too few patients" in few.text
+    assert "cxr (30 patients): too few patients for any claim" in few.text
 
 
 # ---- the page itself
@@ -399,8 +403,8 @@ def built(folder, out, **runs):
 
 def test_a_single_run_compares_its_end_with_its_start(small, tmp_path):
     made = built(small, tmp_path)
-    before, after = (values[0] for values in made.group("cxr", "all", "accuracy"))
-    assert made.group("cxr", "all", "accuracy-difference")[0][0] == pytest.approx(after - before, abs=1.1e-3)
+    before, after = (values[0] for values in made.group("cxr", "all", "top1"))
+    assert made.group("cxr", "all", "top1-difference")[0][0] == pytest.approx(after - before, abs=1.1e-3)
     assert "after − before" in made.text
 
 
@@ -417,7 +421,7 @@ def test_with_the_first_evaluation_only(small, tmp_path):
             file.unlink()
     made = built(small, tmp_path)
     assert "one held-out evaluation, at step 0" in made.text and "no change to speak of" in made.text
-    assert len(made.group("cxr", "all", "accuracy")) == 1 and made.group("cxr", "all", "accuracy-difference") == []
+    assert len(made.group("cxr", "all", "top1")) == 1 and made.group("cxr", "all", "top1-difference") == []
 
 
 def test_with_a_config_only(small, tmp_path):

@@ -1,13 +1,10 @@
 """The groups that a report shows are those of the run's config: any attribute, any age edges."""
 
 import json
-import warnings
-
-import numpy as np
-import pytest
 
 from fairgrpo_jax import demographics, report
-from fairgrpo_jax.report import plots, results, words
+from fairgrpo_jax.audit.runs import scheme_of
+from fairgrpo_jax.report import groups, plots, results, words
 from tests import run_folder
 from tests.report_page import Page
 
@@ -33,9 +30,10 @@ def test_every_attribute_of_the_run_reaches_the_report(tmp_path, monkeypatch):
     page = Page(report.build({"run": run}, tmp_path / "r.html", title="t"))
     (table,) = [lines for known, lines in page.tables if known.get("data-dataset") == "cxr"]
     races = ["Asian", "White, not Hispanic"]
-    wanted = ["all", *races, "F", "M", *(f"{race}, {sex}" for race in races for sex in "FM")]
+    joint = [f"{race}, {sex}" for race in races for sex in "FM"]
+    wanted = ["all", *races, "unknown", "F", "M", *joint, "unknown"]
     assert [known["data-group"] for known, _ in table if "data-group" in known] == wanted
-    for group in wanted[1:]:
+    for group in (name for name in wanted[1:] if name != "unknown"):
         count = sum(
             group in (r["attributes"]["race"], r["sex"], f"{r['attributes']['race']}, {r['sex']}") for r in rows
         )
@@ -47,24 +45,12 @@ def test_every_attribute_of_the_run_reaches_the_report(tmp_path, monkeypatch):
 def test_the_summary_counts_the_groups_of_the_scheme(tmp_path):
     run, _ = written(tmp_path / "run", ["age", "race", "sex"], [40, 65])
     loaded = results.load("run", run)
-    assert results.scheme(loaded.config) == demographics.Scheme(("age", "race", "sex"), (40, 65))
+    scheme = scheme_of(loaded.config)
+    assert scheme == demographics.Scheme(("age", "race", "sex"), (40, 65))
     columns = results.series([loaded])
-    tables = results.datasets(columns, scheme=results.scheme(loaded.config), replicates=50)
-    assert tables[0].attributes == ["age", "race", "sex"]
-    assert "F1 of the 7 groups by age, by race and by sex:" in words.summary(columns, tables)[0][1]
-
-
-def test_draws_without_any_joint_group_are_left_out_silently():
-    """Two patients of 42 have groups, so that one draw in eight has neither of them."""
-    rows = {}
-    for i in range(42):
-        sex = {0: "F", 1: "M"}.get(i)
-        known = {"uid": f"{i}", "dataset": "d", "patient": f"{i}", "sex": sex, "age": 30.0 if sex else None}
-        rows[f"{i}"] = known | {"answer": "A", "prediction": "A"}
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        found = results.joint(results.datasets([results.Series("x", 0, False, rows)], replicates=400))
-    assert found is not None and found.worst[0, 0] == found.best[0, 0] == 1
-    missing = np.isnan(found.worst[0, 1:])
-    assert missing.mean() == pytest.approx((40 / 42) ** 42, abs=0.06)
-    np.testing.assert_array_equal(missing, np.isnan(found.best[0, 1:]))
+    found = groups.held(columns, scheme, words.since(columns))
+    assert found.datasets[0].attributes == ["age", "race", "sex"]
+    large = [g for g in found.datasets[0].of("age", "race", "sex") if g.patients >= 30]
+    text = words.summary(columns, found)[0][1]
+    small = len(found.datasets[0].of("age", "race", "sex")) - len(large)
+    assert not large and text.endswith(f"{small} of the groups by age, by race and by sex have too few patients.")

@@ -5,10 +5,12 @@ r"""``python -m fairgrpo_jax.evaluate``: for whom does a model fail?
     python -m fairgrpo_jax.evaluate outputs/RUN
     python -m fairgrpo_jax.evaluate --model.path MODEL --data.name slake --data.root DATA --samples 8
     python -m fairgrpo_jax.evaluate ours.csv theirs.csv --id study_id
+    python -m fairgrpo_jax.evaluate outputs/study/seed*/grpo --pool
 
 Reads the answers of any model, or of a run of this library, and writes a page (report.html), every number
 (metrics.json), one row a group and figure (groups.csv), the answers with groups for other tools (predictions.csv), and
-a section for a model card (model-card.md). Several inputs are compared on the records that all have. No accelerator and
+a section for a model card (model-card.md). Several inputs are compared on the records that all have; with --pool they
+are seeds of one method, and get means and intervals between the seeds. No accelerator and
 no model is needed, but for --model.path: any checkpoint folder then answers the held-out records of a dataset first,
 with any option of a run (--preset NAME, --workdir DIR, --mesh 4x1), and goes on after any stop; --samples K sampled
 answers beside the greedy one give its score. A ten-minute guide: docs/evaluation.md.
@@ -16,13 +18,14 @@ answers beside the greedy one give its score. A ten-minute guide: docs/evaluatio
 
 import argparse
 import dataclasses
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fairgrpo_jax import demographics, files, processes
-from fairgrpo_jax.audit import figures, reading, records as kept, runs, sentences
+from fairgrpo_jax.audit import figures, pooled, reading, records as kept, runs, sentences
 from fairgrpo_jax.audit.multiplicity import ADJUSTMENTS
 from fairgrpo_jax.audit.settings import Settings
 
@@ -73,45 +76,69 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument("--resamples", type=int, default=1000, help="of the patients (%(default)s)")
     how.add_argument("--permutations", type=int, default=1000, help="at least, for tests (%(default)s)")
     how.add_argument("--seed", type=int, default=0, help="of both (%(default)s)")
+    how.add_argument(
+        "--pool", action="store_true", help="the inputs are seeds of one method: means, and intervals between seeds"
+    )
     how.add_argument("--step", type=int, help="of a run's evaluation; the last")
     out = made.add_argument_group("output")
     out.add_argument("--out", type=Path, metavar="DIR", help="a folder beside the input, NAME-audit, if not given")
     out.add_argument("--title", default="", help="heading of the report")
     out.add_argument("--checklist", choices=["tripod"], help="what TRIPOD+AI and others ask, answered and missing")
+    out.add_argument(
+        "--images", action="store_true", help="pictures of some wrong answers, from a run's dataset, go into the page"
+    )
     out.add_argument("--with-ids", action="store_true", help="ids and patients leave into predictions.csv and the page")
     return made
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the command; errors of the user are one line and status 2."""
+Pictures = Callable[[Path, Sequence[str]], Mapping[str, str]]
+
+
+def main(arguments: Sequence[str] | None = None, pictures: Pictures | None = None) -> None:
+    """Runs the command; errors of the user are one line and status 2.
+
+    Args:
+        arguments: of the command line.
+        pictures: gives ``data:`` URLs of some records of a run folder, for ``--images``.
+    """
     given = parser().parse_args(arguments)
     with processes.until_nobody_reads():
         try:
-            folder = run(given)
+            folder = run(given, pictures)
         except (ValueError, OSError) as error:
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
             raise SystemExit(2) from None
         print(f"\n{folder / 'report.html'}")
 
 
-def run(given: argparse.Namespace) -> Path:
+def run(given: argparse.Namespace, pictures: Pictures | None = None) -> Path:
     """Reads, audits, compares, prints the findings and writes the files; returns the folder.
 
     Raises:
         ValueError: for whatever is wrong with the input.
     """
     settings = _settings(given)
+    if given.images and (tables := [path for path in given.inputs if not path.is_dir()]):
+        raise ValueError(f"got --images for {tables[0]}; wanted run folders: a table of predictions has no images")
     models = _read(given)
     for model in models:
         print(f"{model.source}: {len(model):,} records")
         print("".join(f"  {note}\n" for note in model.notes), end="", flush=True)
-    found, compared, notes = _audited(models, settings)
+    notes = pooled.comparable(models) if given.pool else []
+    found, compared, further = _audited(models, settings, compare=not given.pool)
+    notes += further
+    together = (
+        pooled.pool({m.name: its for m, its in zip(models, found, strict=True)}, given.level) if given.pool else []
+    )
     for model, its in zip(models, found, strict=True):
         if _figure(given.figure, its) != given.figure:
             notes.append(
                 f"{model.name}: there are too many classes for {given.figure}; the share exactly right is shown"
             )
-    for model, its in zip(models, found, strict=True):
+    if together:
+        figure = _figure(given.figure, {"groups": [row for its in found for row in its["groups"]]})
+        print("".join(f"  {line}\n" for line in sentences.of_seeds(together, figure)), end="")
+    for model, its in zip(models, found, strict=True) if not given.pool else ():
         figure = _figure(given.figure, its)
         print(
             f"\n{model.name}\n" + "".join(f"  {line}\n" for line in sentences.short(its, figure, settings.level)),
@@ -120,7 +147,14 @@ def run(given: argparse.Namespace) -> Path:
     print("".join(f"  {note}\n" for note in notes), end="")
     first = given.inputs[0].resolve()
     folder = given.out or first.parent / f"{first.stem if first.is_file() else first.name}-audit"
-    _write(folder, given, models, found, compared, notes, settings)
+    shown = dict[str, Mapping[str, str]]()
+    if given.images and pictures is not None:
+        from fairgrpo_jax.audit import page
+
+        for path, model in zip(given.inputs, models, strict=True):
+            uids = [str((model.ids or ())[row]) for row in page.examples(model)]
+            shown[model.name] = pictures(path, uids)
+    _write(folder, given, models, found, compared, together, notes, settings, shown)
     return folder
 
 
@@ -153,6 +187,9 @@ def _read(given: argparse.Namespace) -> list[kept.Records]:
     names = [path.resolve().stem if path.is_file() else path.resolve().name for path in given.inputs]
     if len(set(names)) < len(names):
         names = [str(path) for path in given.inputs]
+        if len(set(names)) == len(names):  # seed0/grpo, seed1/grpo
+            resolved = [path.resolve() for path in given.inputs]
+            names = [str(path.relative_to(os.path.commonpath(resolved))) for path in resolved]
     if len(set(names)) < len(names):
         raise ValueError(f"got an input twice: {', '.join(names)}; wanted different ones")
     found = []
@@ -169,7 +206,7 @@ def _read(given: argparse.Namespace) -> list[kept.Records]:
 
 
 def _audited(
-    models: Sequence[kept.Records], settings: Settings
+    models: Sequence[kept.Records], settings: Settings, *, compare: bool
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[str]]:
     """Every model by itself, and all against the first on the records that they share."""
     from fairgrpo_jax import audit
@@ -186,7 +223,7 @@ def _audited(
         )
         for model in models
     ]
-    if len(models) < 2:
+    if len(models) < 2 or not compare:
         return found, [], []
     common, notes = kept.matched(models)
     first = common[0]
@@ -218,8 +255,10 @@ def _write(
     models: Sequence[kept.Records],
     found: Sequence[dict[str, Any]],
     compared: Sequence[dict[str, Any]],
+    together: Sequence[dict[str, Any]],
     notes: Sequence[str],
     settings: Settings,
+    pictures: Mapping[str, Mapping[str, str]],
 ) -> None:
     from fairgrpo_jax.audit import checklist, page, writing
 
@@ -238,18 +277,24 @@ def _write(
         figure=figure,
         settings=settings,
         compared=compared,
+        together=together,
         items=items,
         notes=notes,
         made=made,
         identified=given.with_ids,
+        pictures=pictures,
     )
     files.write(folder / "report.html", page_text)
     numbers = {"made": made, "settings": dataclasses.asdict(settings), "models": {m.name: its for m, its in pairs}}
-    files.write(folder / "metrics.json", writing.as_json(numbers | {"compared": compared, "notes": notes}))
+    numbers |= {"compared": compared, "notes": notes} | ({"pooled": together} if together else {})
+    files.write(folder / "metrics.json", writing.as_json(numbers))
     rows = [row for model, its in pairs for row in writing.tidy(model.name, its["groups"])]
+    rows += writing.tidy_pool(together)
     files.write(folder / "groups.csv", writing.as_csv(rows))
     for place, model in enumerate(models):
         name = "predictions.csv" if place == 0 else f"predictions-{place + 1}.csv"
         files.write(folder / name, writing.as_csv(writing.answers(model, identified=given.with_ids)))
     cards = [sentences.card(model.name, its, figure, settings) for model, its in pairs]
+    if together:
+        cards = [sentences.card_of_seeds(title, together, figure, settings)]
     files.write(folder / "model-card.md", "\n".join(cards))

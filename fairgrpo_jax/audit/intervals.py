@@ -78,6 +78,26 @@ def difference(one: ArrayLike, other: ArrayLike) -> tuple[np.ndarray, np.ndarray
     return a - b, low, high
 
 
+def mean(ends: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The mean of figures of different patients, with an interval made of theirs.
+
+    Args:
+        ends: (3, K, ...) figure, lower and upper end of K independent figures.
+
+    Returns:
+        Mean, lower and upper end (...).
+
+    Source: as ``difference``, for a sum.
+
+    >>> [round(float(x), 3) for x in mean([[0.2, 0.4], [0.1, 0.2], [0.3, 0.5]])]
+    [0.3, 0.188, 0.371]
+    """
+    value, low, high = np.asarray(ends, float)
+    middle, number = value.mean(0), value.shape[0]
+    below, above = (np.sqrt(np.sum((value - end) ** 2, 0)) / number for end in (low, high))
+    return middle, middle - below, middle + above
+
+
 def ratio(one: ArrayLike, other: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The ratio of two groups' figures, with an interval made of theirs on the scale of logarithms.
 

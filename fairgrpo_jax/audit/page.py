@@ -28,10 +28,12 @@ def render(
     figure: str,
     settings: Settings,
     compared: Sequence[Mapping[str, Any]] = (),
+    together: Sequence[Mapping[str, Any]] = (),
     items: Sequence[Item] = (),
     notes: Sequence[str] = (),
     made: Mapping[str, Any] | None = None,
     identified: bool = False,
+    pictures: Mapping[str, Mapping[str, str]] | None = None,
 ) -> str:
     """The page as text.
 
@@ -41,11 +43,14 @@ def render(
         figure: the main figure, which is plotted.
         settings: how the audit was made.
         compared: rows of ``audit.compare``.
+        together: rows of ``pooled.pool``, if the models are seeds of one method.
         items: of ``checklist.tripod``.
         notes: about what was read and left out.
         made: of ``writing.provenance``.
         identified: whether examples of wrong answers name their records.
+        pictures: by model and record, ``data:`` URLs of those of ``examples``.
     """
+    shown = pictures or {}
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
@@ -54,23 +59,46 @@ def render(
         "p": sentences.probability,
         "interval": sentences.interval,
         "words": sentences.words,
+        "between": sentences.between,
     }
     return environment.get_template("audit.html.jinja").render(
         title=title,
-        models=[_model(records, found, figure, settings, identified) for records, found in models],
+        models=[
+            _model(records, found, figure, settings, identified, shown.get(records.name, {}))
+            for records, found in models
+        ],
         figure=figure,
         settings=settings,
         compared=_compared(compared, figure),
+        seeds=_seeds(together, figure),
+        seeds_short=sentences.of_seeds(together, figure),
         items=items,
         notes=notes,
         made=made or {},
+        identified=identified,
+        num_texts=len({(m.name, row) for m, _ in models if m.texts for row in examples(m)}),
+        num_pictures=sum(map(len, shown.values())),
     )
 
 
+def examples(records: Records) -> list[int]:
+    """The places of the wrong answers that the page shows as examples, some of each group."""
+    return sorted({row for rows in _wrong_rows(records).values() for row in _picked(rows)})
+
+
+def _picked(rows: Sequence[int]) -> list[int]:
+    return [int(row) for row in np.random.default_rng(0).permutation(rows)[:EXAMPLES]]
+
+
 def _model(
-    records: Records, found: Mapping[str, Any], figure: str, settings: Settings, identified: bool
+    records: Records,
+    found: Mapping[str, Any],
+    figure: str,
+    settings: Settings,
+    identified: bool,
+    pictures: Mapping[str, str],
 ) -> dict[str, Any]:
-    wrong = _wrong(records, identified)
+    wrong = _wrong(records, identified, pictures)
     parts = []
     for dataset in found["datasets"]:
         name = dataset["dataset"]
@@ -89,7 +117,7 @@ def _model(
                     "attribute": sentences.called(attribute, single),
                     "rows": [groups[0], *rows],
                     "words": sentences.of_gap(gap, groups, settings.level),
-                    "worst": gap["worst"],
+                    "worst": gap["worst"] if (gap["p_adjusted"] or 1) <= 1 - settings.level else None,
                     "wrong": [
                         (row["name"], count, pairs, texts)
                         for row in rows
@@ -119,25 +147,33 @@ def _model(
     }
 
 
-def _wrong(records: Records, identified: bool) -> dict[tuple[str, str, str], tuple[int, list[Any], list[Any]]]:
-    """Wrong answers of each dataset, attribute and group: how many, the most frequent ones, some completions."""
+def _wrong_rows(records: Records) -> dict[tuple[str, str, str], list[int]]:
+    """The places of the wrong answers of each dataset, attribute and group."""
     of: dict[tuple[str, str, str], list[int]] = collections.defaultdict(list)
     wrong = [row for row, label in enumerate(records.labels) if not _right(records.predictions[row], label)]
     for attribute, values in records.attributes.items():
         named = {value: demographics.group(attribute, value, records.scheme) or UNKNOWN for value in set(values)}
         for row in wrong:
             of[records.datasets[row], attribute, named[values[row]]].append(row)
+    return of
+
+
+def _wrong(
+    records: Records, identified: bool, pictures: Mapping[str, str]
+) -> dict[tuple[str, str, str], tuple[int, list[Any], list[Any]]]:
+    """Wrong answers of each dataset, attribute and group: how many, the most frequent ones, some completions."""
     found = {}
-    for key, rows in of.items():
+    for key, rows in _wrong_rows(records).items():
         pairs = collections.Counter((records.labels[row], records.predictions[row]) for row in rows)
         common = [
             (_cut(label), None if said is None else _cut(said), n) for (label, said), n in pairs.most_common(EXAMPLES)
         ]
-        texts: list[tuple[str, str, str]] = []
+        texts: list[tuple[str, str, str, str]] = []
         if records.texts is not None:
-            picks = [int(row) for row in np.random.default_rng(0).permutation(rows)[:EXAMPLES]]
-            names = {row: records.ids[row] if identified and records.ids else "" for row in picks}
-            texts = [(names[row], _cut(records.labels[row]), _cut(records.texts[row])) for row in picks]
+            for row in _picked(rows):
+                name = str(records.ids[row]) if records.ids else ""
+                told = _cut(records.labels[row]), _cut(records.texts[row].strip() or "(blank)")
+                texts.append((name if identified else "", *told, pictures.get(name, "")))
         found[key] = (len(rows), common, texts)
     return found
 
@@ -160,3 +196,17 @@ def _compared(rows: Sequence[Mapping[str, Any]], figure: str) -> list[dict[str, 
         {"model": model, "against": against, "dataset": dataset, "rows": found}
         for (model, against, dataset), found in tables.items()
     ]
+
+
+def _seeds(rows: Sequence[Mapping[str, Any]], figure: str) -> dict[str, list[dict[str, Any]]]:
+    """By dataset, the rows of the main figure, each with the means of the other figures shown beside it."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        if row["figure"] == figure:
+            key = [row[name] for name in ("dataset", "attribute", "group")]
+            beside = [r for r in rows if [r[name] for name in ("dataset", "attribute", "group")] == key]
+            others = {r["figure"]: r for r in beside if r["figure"] in SHOWN and r["figure"] != figure}
+            its = dict.fromkeys(r["attribute"] for r in rows if r["dataset"] == row["dataset"])
+            by = sentences.called(row["attribute"], [name for name in its if name not in ("all", JOINT)])
+            found.setdefault(row["dataset"], []).append(dict(row) | {"others": others, "by": by})
+    return found

@@ -10,6 +10,7 @@ from fairgrpo_jax.audit.parts import Part, finite
 from fairgrpo_jax.audit.settings import DEFAULT, Settings
 
 
+ENDS = ("gap", "worst", "best")  # rows of an attribute, beside those of its groups
 MOST = 20_000  # exchanges, unless the settings want more
 
 
@@ -36,7 +37,8 @@ def compare(
         Rows with ``model``, ``against``, ``dataset``, ``attribute``, ``group``, ``name``, ``small``, ``figure``,
         ``difference`` (the model's figure minus the other's) and its percentile interval ``low``, ``high``, ``p``,
         ``p_adjusted``. Rows with group ``"gap"`` compare the gaps max - min of an attribute: a negative difference is a
-        smaller gap.
+        smaller gap. ``"worst"`` and ``"best"``, which are not tested, say whether that is a gain or a loss: they
+        compare the worst and the best group of one model with those of the other, whichever groups these are.
 
     Raises:
         ValueError: as ``examine``, or if there are not two models.
@@ -68,7 +70,7 @@ def compare(
             (other, Part(name, people, coded[first], its), Part(name, people, coded[other], its)) for other in others
         ]
     # Adjusted by Holm, the smallest p possible must be far below the level.
-    tests = sum(len(figures.COMPARED) * len(part.people.groups) for _, part, _ in pairs)
+    tests = sum(_tests(part, settings) for _, part, _ in pairs)
     permutations = max(settings.num_permutations, min(MOST, 40 * tests if settings.adjust == "holm" else 0))
     rows = [
         {"model": name, "against": first} | row
@@ -77,6 +79,13 @@ def compare(
     ]
     single.adjust(rows, settings.adjust)
     return rows
+
+
+def _tests(part: Part, settings: Settings) -> int:
+    """The number of differences that are tested, at most."""
+    known = {*figures.names(part.short.classes, settings.positive)} & {*figures.COMPARED}
+    large = np.count_nonzero(part.patients() >= settings.least)
+    return len(known) * (int(large) + len(part.people.attributes))
 
 
 def _compared(one: Part, other: Part, permutations: int, settings: Settings) -> list[dict[str, Any]]:
@@ -91,13 +100,14 @@ def _compared(one: Part, other: Part, permutations: int, settings: Settings) -> 
     }
 
     def differences(a: np.ndarray, b: np.ndarray) -> dict[str, np.ndarray]:
-        """Columns: the groups, then the gaps."""
+        """Columns: the groups, then gap, worst and best of each attribute."""
         old, new = (figures.values(sums, classes, settings.positive) for sums in (a, b))
         found = {name: [new[name] - old[name]] for name in figures.names(classes, settings.positive)}
         for places in compared.values():
             before, after = (figures.gaps(x[..., places, :], classes, settings.positive) for x in (a, b))
             for name, columns in found.items():
                 columns.append((after[name] - before[name])[..., None])
+                columns += [end(name, new, places) - end(name, old, places) for end in (_worst, _best)]
         return {name: np.concatenate(columns, -1) for name, columns in found.items()}
 
     observed = differences(here.observed(), there.observed())
@@ -112,9 +122,10 @@ def _compared(one: Part, other: Part, permutations: int, settings: Settings) -> 
             {"attribute": group.attribute, "group": group.key, "name": group.name, "small": bool(small)}
             for group, small in zip(groups, patients < settings.least, strict=True)
         ]
-        heads += [{"attribute": key, "group": "gap", "name": "gap", "small": False} for key in compared]
+        heads += [{"attribute": key, "group": row, "name": row, "small": False} for key in compared for row in ENDS]
         for place, head in enumerate(heads):
-            tested = name in figures.COMPARED and not head["small"] and np.isfinite(values[place])
+            tested = name in figures.COMPARED and not head["small"] and head["group"] not in ENDS[1:]
+            tested = tested and np.isfinite(values[place])
             tested = tested and bool(np.nanmax(np.abs(chance[:, place]), initial=0) > 0)
             beyond = np.abs(chance[:, place]) >= abs(values[place]) - 1e-12
             row = {"dataset": one.name} | head | {"figure": name, "difference": finite(values[place])}
@@ -122,6 +133,18 @@ def _compared(one: Part, other: Part, permutations: int, settings: Settings) -> 
             row["p"] = float((1 + beyond.sum()) / (1 + len(beyond))) if tested else None
             rows.append(row | {"p_adjusted": None})
     return rows
+
+
+def _worst(name: str, values: Mapping[str, np.ndarray], places: Sequence[int]) -> np.ndarray:
+    """The figure of the worst of these groups, (..., 1); the lowest, where none is better."""
+    reduce = np.fmax if figures.FIGURES[name].better < 0 else np.fmin
+    return reduce.reduce(values[name][..., places], -1, keepdims=True)
+
+
+def _best(name: str, values: Mapping[str, np.ndarray], places: Sequence[int]) -> np.ndarray:
+    """The figure of the best of these groups, (..., 1); the highest, where none is better."""
+    reduce = np.fmin if figures.FIGURES[name].better < 0 else np.fmax
+    return reduce.reduce(values[name][..., places], -1, keepdims=True)
 
 
 def _ends(draws: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:

@@ -52,41 +52,60 @@ def read(folder: Path, step: int | None = None, *, name: str = "") -> Records:
     problems.raise_if_any()
     if not rows:
         raise ValueError(f"{path} is empty; wanted a line for each record")
-    scheme = _scheme(folder / "config.json")
-    people = [_person(row) for row in rows]
-    names = scheme.attributes or tuple(dict.fromkeys(key for person in people for key in person))
+    scheme, (scores, told) = _scheme(folder / "config.json"), _scores(rows)
     return Records(
         name=name or folder.resolve().name,
         source=str(path),
         ids=[str(row["uid"]) for row in rows],
         predictions=[row["prediction"] or None for row in rows],
         labels=[str(row["answer"]) for row in rows],
-        attributes={key: [person.get(key) for person in people] for key in names},
+        attributes=attributes(rows, scheme),
         datasets=[str(row["dataset"]) for row in rows],
         patients=[str(row["patient"]) for row in rows],
-        scores=_confidence(rows),
+        scores=scores,
         texts=[str(row.get("completion", "")) for row in rows],
-        notes=(f"answers of step {chosen}, of the evaluations at {', '.join(map(str, there))}",),
+        notes=(f"answers of step {chosen}, of the evaluations at {', '.join(map(str, there))}", *told),
         scheme=scheme,
     )
 
 
-def _person(row: Mapping[str, Any]) -> dict[str, Any]:
+def person(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The attributes of the patient of a row of ``evals/``."""
     return {"sex": row.get("sex"), "age": row.get("age")} | row.get("attributes", {})
 
 
-def _confidence(rows: Sequence[Mapping[str, Any]]) -> list[float] | None:
-    """The share of sampled answers that agree, where ``answering`` has drawn some."""
-    known = any("confidence" in row for row in rows)
-    return [float(row.get("confidence", math.nan)) for row in rows] if known else None
+def attributes(rows: Sequence[Mapping[str, Any]], scheme: Scheme) -> dict[str, list[Any]]:
+    """The attributes of the patients of N rows, N values each: those of the scheme, or all that there are."""
+    people = [person(row) for row in rows]
+    names = scheme.attributes or tuple(dict.fromkeys(name for its in people for name in its))
+    return {name: [its.get(name) for its in people] for name in names}
+
+
+def scheme_of(config: Mapping[str, Any]) -> Scheme:
+    """The groups that a run distinguishes, from its ``config.json``."""
+    data = config.get("data", {})
+    edges = data.get("age_edges", demographics.EDGES)
+    return Scheme(tuple(data["attributes"]) if data.get("attributes") else None, tuple(edges))
+
+
+SCORES = {
+    "confidence": "scores are the shares of sampled answers that agree with the greedy one",
+    "probability": "scores are the probabilities of the first token of each answer, given what the model wrote before",
+}
+
+
+def _scores(rows: Sequence[Mapping[str, Any]]) -> tuple[list[float] | None, list[str]]:
+    """Scores that ``answering`` has left, and a sentence about what they are."""
+    for name, told in SCORES.items():
+        if any(name in row for row in rows):
+            return [float(row.get(name, math.nan)) for row in rows], [told]
+    return None, []
 
 
 def _scheme(path: Path) -> Scheme:
     if not path.is_file():
         return demographics.DEFAULT
     try:
-        data = json.loads(path.read_text(encoding="utf-8")).get("data", {})
+        return scheme_of(json.loads(path.read_text(encoding="utf-8")))
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}); wanted the config of the run") from error
-    edges = data.get("age_edges", demographics.EDGES)
-    return Scheme(tuple(data["attributes"]) if data.get("attributes") else None, tuple(edges))

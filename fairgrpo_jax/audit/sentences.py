@@ -24,6 +24,8 @@ def interval(told: Mapping[str, Any]) -> str:
     """
     if told["value"] is None:
         return "–"
+    if told["low"] is None:
+        return number(told["value"])
     return f"{number(told['value'])} [{number(told['low'])}, {number(told['high'])}]"
 
 
@@ -113,6 +115,52 @@ def short(found: Mapping[str, Any], figure: str, level: float = 0.95) -> list[st
                 f"{number(row['figures']['top1']['value'])} of them are exactly right."
             )
     return lines
+
+
+def of_seeds(rows: Sequence[Mapping[str, Any]], figure: str) -> list[str]:
+    """The main findings over several seeds, one sentence for each dataset.
+
+    Args:
+        rows: of ``pooled.pool``.
+        figure: the main one.
+    """
+    lines = []
+    for name in dict.fromkeys(row["dataset"] for row in rows):
+        its = [row for row in rows if row["dataset"] == name and row["figure"] == figure]
+        everybody = next(row for row in its if row["attribute"] == "all")
+        attributes = [key for key in dict.fromkeys(row["attribute"] for row in its) if key not in ("all", JOINT)]
+        lines.append(
+            f"{name}: {words(figure)} {between(everybody)}, mean and interval between {everybody['seeds']} seeds."
+        )
+        for row in its:
+            if row["group"] == "gap" and row["mean"] is not None:
+                head = f"{name}, gap by {called(row['attribute'], attributes)}"
+                lines.append(f"{head}: {between(row)}; without any difference it would be {number(row['expected'])}.")
+    return lines
+
+
+def between(row: Mapping[str, Any]) -> str:
+    """A mean over seeds with its interval."""
+    return interval({"value": row["mean"], "low": row["low"], "high": row["high"]})
+
+
+def card_of_seeds(name: str, rows: Sequence[Mapping[str, Any]], figure: str, settings: Any) -> str:
+    """A section of a model card, in Markdown, for several seeds of one method."""
+    lines = [f"## Performance by patient group, over seeds: {_plain(name)}", ""]
+    lines += [f"- {_plain(line)}" for line in of_seeds(rows, figure)]
+    lines += ["", f"| dataset | attribute | group | seeds | {words(figure)} |", f"|{' --- |' * 5}"]
+    for row in rows:
+        if row["figure"] == figure:
+            cells = [row["dataset"], row["attribute"], row["name"] + (" (small)" if row["small"] else "")]
+            cells += [str(row["seeds"]), between(row)]
+            lines.append(f"| {' | '.join(_plain(cell) for cell in cells)} |")
+    lines += [
+        "",
+        f"Means over seeds, with {settings.level:.0%} intervals between seeds by Student's t. Groups marked small have "
+        f"fewer than {settings.least} patients in some seed. Research software; not for clinical use.",
+        "",
+    ]
+    return "\n".join(lines)
 
 
 def _attributes(gaps: Sequence[Mapping[str, Any]]) -> list[str]:

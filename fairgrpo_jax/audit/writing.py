@@ -26,12 +26,22 @@ def tidy(model: str, groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]
     for group in groups:
         head = {name: group[name] for name in ("dataset", "attribute", "n", "patients", "small", "known", "reference")}
         for figure, told in group["figures"].items():
-            row = {"model": model} | head | {"group": group["name"], "figure": figure}
+            row = dict.fromkeys(TIDY) | {"model": model} | head | {"group": group["name"], "figure": figure}
             row |= {name: told[name] for name in ("value", "low", "high", "detectable")}
             for name in ("difference", "ratio"):
                 row |= dict(zip((name, f"{name}_low", f"{name}_high"), told[name] or (None,) * 3, strict=True))
             rows.append(row)
     return rows
+
+
+def tidy_pool(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Means over seeds in the form of ``tidy``: the model is ``"all seeds"``, its interval the one between seeds."""
+    heads = [{"model": "all seeds"} | {name: row[name] for name in ("dataset", "attribute", "small")} for row in rows]
+    values = [
+        {"group": row["name"], "figure": row["figure"], "value": row["mean"], "low": row["low"], "high": row["high"]}
+        for row in rows
+    ]
+    return [dict.fromkeys(TIDY) | head | value for head, value in zip(heads, values, strict=True)]
 
 
 def answers(records: Records, *, identified: bool = False) -> list[dict[str, Any]]:

@@ -20,8 +20,11 @@ import numpy as np
 from PIL import Image
 
 from fairgrpo_jax import __version__, config as options, diagnostics, files
+from fairgrpo_jax.audit.figures import FIGURES
+from fairgrpo_jax.audit.runs import scheme_of
+from fairgrpo_jax.audit.sentences import called, probability
 from fairgrpo_jax.demographics import Scheme
-from fairgrpo_jax.report import completions, components, plots, results, words
+from fairgrpo_jax.report import completions, components, groups, plots, results, words
 
 
 _PANELS = (
@@ -80,7 +83,7 @@ def build(runs: Mapping[str, Path], out: Path, *, title: str) -> Path:
         lstrip_blocks=True,
     )
     environment.filters |= {"number": _number, "picture": _picture, "share": lambda value: f"{100 * value:.0f} %"}
-    environment.filters |= {"digits": completions.digits, "label": completions.label}
+    environment.filters |= {"digits": completions.digits, "label": completions.label, "p": probability}
     environment.globals["nan"] = math.nan
     page = environment.get_template("report.html.jinja").render(_content(loaded, title))
     out = Path(out)
@@ -91,9 +94,11 @@ def build(runs: Mapping[str, Path], out: Path, *, title: str) -> Path:
 
 def _content(runs: Sequence[results.Run], title: str) -> dict[str, Any]:
     """All values that the template uses."""
-    scheme = results.scheme(runs[0].config)
+    scheme = scheme_of(runs[0].config)
     columns = results.series(runs)
-    tables = results.datasets(columns, scheme=scheme)
+    contrasts = _contrasts(columns)
+    shown = [pair for _, pair in contrasts]
+    found = groups.held(columns, scheme, [*shown, *words.since(columns)])
     samples = [_samples(run) for run in runs]
     script = (Path(__file__).parent / "filter.js").read_text(encoding="utf-8")
     return {
@@ -101,26 +106,26 @@ def _content(runs: Sequence[results.Run], title: str) -> dict[str, Any]:
         "script": script,
         "script_digest": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         "version": __version__,
-        "replicates": results.REPLICATES,
+        "settings": groups.SETTINGS,
         "few": results.FEW_PATIENTS,
         "runs": runs,
         "colour": plots.colour,
         "notes": _notes(runs, columns),
-        "summary": words.summary(columns, tables),
-        "headline": results.headline(tables),
-        "cautions": words.cautions(runs, tables),
+        "summary": words.summary(columns, found),
+        "headline": groups.headline(found, shown),
+        "cautions": words.cautions(runs, found),
         "options": _options(runs),
         "figures": _figures(runs, scheme),
         "drawn": _drawn(runs),
         "times": [_times(run) for run in runs],
         "columns": columns,
-        "attributes": " and ".join(scheme.attributes or ()),
-        "contrasts": _contrasts(columns),
-        "tables": tables,
-        "forests": [plots.forest(table, columns) for table in tables],
-        "estimate": results.estimate,
-        "extremes": _extremes,
-        "fairness": results.fairness_columns(columns, scheme=scheme),
+        "attributes": " and ".join(dict.fromkeys(name for table in found.datasets for name in table.attributes)),
+        "contrasts": [(heading, found.at(pair)) for heading, pair in contrasts],
+        "tables": found.datasets,
+        "forests": [plots.forest(table, columns) for table in found.datasets],
+        "called": called,
+        "measured": {name: FIGURES[name].words for name in groups.FIGURES},
+        "fairness": groups.measures(found),
         "components": components.tables(columns, scheme),
         "samples": samples,
         "choices": _choices(samples),
@@ -130,7 +135,7 @@ def _content(runs: Sequence[results.Run], title: str) -> dict[str, Any]:
 def _notes(runs: Sequence[results.Run], columns: Sequence[results.Series]) -> list[str]:
     notes = [f"{run.name}: {note}" if len(runs) > 1 else note for run in runs for note in run.notes]
     sizes = {len(column.rows) for column in columns}
-    common = set.intersection(*(set(column.rows) for column in columns)) if columns else set()
+    common = groups.common(columns)
     if sizes - {len(common)}:
         notes.append(
             f"The evaluations do not hold the same records (they hold {_listed(sorted(sizes))}); "
@@ -175,11 +180,11 @@ def _drawn(runs: Sequence[results.Run]) -> list[tuple[str, str]]:
     return [(run.name, picture) for run in runs if (picture := plots.drawn(run))]
 
 
-def _over_time(position: int, run: results.Run, scheme: Scheme) -> tuple[int, list[int], list[results.Dataset]]:
+def _over_time(position: int, run: results.Run, scheme: Scheme) -> tuple[int, list[int], list[groups.Dataset]]:
     """The datasets of a run with one series per evaluation; evaluations are thinned out evenly."""
     steps = results.thinned(list(run.evals), _BANDS)
     columns = [results.Series(str(step), position, False, results.by_uid(run.evals[step])) for step in steps]
-    return position, steps, results.datasets(columns, scheme=scheme, replicates=1)
+    return position, steps, groups.held(columns, scheme, tests=False).datasets
 
 
 def _ceiling(config: Mapping[str, Any]) -> float | None:
@@ -193,20 +198,13 @@ def _ceiling(config: Mapping[str, Any]) -> float | None:
     return (rollouts - 1) / math.sqrt(rollouts) if plain else None
 
 
-def _contrasts(columns: Sequence[results.Series]) -> list[tuple[str, int, int]]:
-    """Tuples (heading, position, position of what is subtracted): later runs minus the first, or after minus before."""
+def _contrasts(columns: Sequence[results.Series]) -> list[tuple[str, groups.Pair]]:
+    """Headings and pairs of the differences that are shown: later runs minus the first, or after minus before."""
     afters = [index for index, column in enumerate(columns) if not column.before]
     if len(afters) > 1:
-        return [(f"{columns[after].label} − {columns[afters[0]].label}", after, afters[0]) for after in afters[1:]]
-    return [("after − before", afters[0], 0)] if afters and afters[0] > 0 else []
-
-
-def _extremes(groups: Sequence[results.Group], field: str, index: int) -> tuple[str, str] | tuple[None, None]:
-    """Names of the worst and the best group of an attribute in one series."""
-    values = {group.name: getattr(group, field)[index, 0] for group in groups}
-    if len(set(values.values())) < 2:
-        return None, None
-    return min(values, key=values.__getitem__), max(values, key=values.__getitem__)
+        first = afters[0]
+        return [(f"{columns[after].label} − {columns[first].label}", (after, first)) for after in afters[1:]]
+    return [("after − before", (afters[0], 0))] if afters and afters[0] > 0 else []
 
 
 def _times(run: results.Run) -> dict[str, Any]:

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fairgrpo_jax import demographics
+from fairgrpo_jax.audit.runs import person
 from fairgrpo_jax.demographics import Scheme
-from fairgrpo_jax.report import results
+from fairgrpo_jax.report import groups, results
 
 
 class Mean(NamedTuple):
@@ -34,12 +35,11 @@ def tables(columns: Sequence[results.Series], scheme: Scheme) -> dict[str, list[
         columns: evaluations to compare.
         scheme: the groups to distinguish.
     """
-    common = set.intersection(*(set(column.rows) for column in columns)) if columns else set()
-    uids = sorted(common)
+    uids = groups.common(columns)
     first = [columns[0].rows[uid] for uid in uids]
     found: dict[str, list[Row]] = {}
     for head, members in demographics.members(
-        [results.person(row) for row in first], [row["dataset"] for row in first], scheme
+        [person(row) for row in first], [row["dataset"] for row in first], scheme
     ):
         own = [[column.rows[uids[i]] for i in members] for column in columns]
         names = dict.fromkeys(name for rows in own for row in rows for name in row.get("components", {}))

@@ -16,8 +16,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
+from fairgrpo_jax.audit.figures import FIGURES
 from fairgrpo_jax.demographics import Scheme, rank
-from fairgrpo_jax.report import results
+from fairgrpo_jax.report import groups, results
 
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -75,7 +76,7 @@ def ceilings(runs: Sequence[results.Run], limits: Mapping[str, float]) -> str | 
 
 @_styled
 def groups_over_time(
-    runs: Sequence[results.Run], tables: Sequence[tuple[int, list[int], Sequence[results.Dataset]]], scheme: Scheme
+    runs: Sequence[results.Run], tables: Sequence[tuple[int, list[int], Sequence[groups.Dataset]]], scheme: Scheme
 ) -> str | None:
     """Held-out F1 by dataset (rows) and group (columns) over the steps, with 95 % bands.
 
@@ -83,9 +84,9 @@ def groups_over_time(
     """
     shown = [table for _, _, found in tables for table in found if table.attributes]
     rows = list(dict.fromkeys(table.name for table in shown))
-    groups = {(group.attribute, group.name) for table in shown for group in table.of(*table.attributes)}
+    there = {(g.attribute, g.name) for table in shown for g in table.of(*table.attributes) if g.known}
     order = scheme.attributes or tuple(dict.fromkeys(name for table in shown for name in table.attributes))
-    columns = sorted(groups, key=lambda group: (order.index(group[0]), rank(*group, scheme)))
+    columns = sorted(there, key=lambda group: (order.index(group[0]), rank(*group, scheme)))
     if not rows or all(len(steps) < 2 for _, steps, _ in tables):
         return None
     figure = Figure(figsize=(max(4, 1.75 * len(columns)), 1.35 * len(rows) + 0.6), layout="constrained")
@@ -93,7 +94,7 @@ def groups_over_time(
     drawn = set()
     for position, steps, found in tables:
         for table in found:
-            for group in table.of(*table.attributes):
+            for group in (g for g in table.of(*table.attributes) if g.known and "f1" in g.values):
                 place = (rows.index(table.name), columns.index((group.attribute, group.name)))
                 _band(axes[place], steps, group, colour(position))
                 drawn.add(place)
@@ -112,23 +113,22 @@ def groups_over_time(
 
 
 @_styled
-def forest(table: results.Dataset, columns: Sequence[results.Series]) -> str:
-    """Accuracy and F1 of each group with 95 % intervals, one mark per series."""
-    groups = table.groups
-    heights, place = [], 0.0
-    for group, previous in zip(groups, [None, *groups[:-1]], strict=True):
+def forest(table: groups.Dataset, columns: Sequence[results.Series]) -> str:
+    """The figures of each group with 95 % intervals, one mark per series; small groups are pale."""
+    heights, place = list[float](), 0.0
+    for group, previous in zip(table.groups, [None, *table.groups[:-1]], strict=True):
         place += 1.7 if previous and previous.attribute != group.attribute else 1.0
         heights.append(place)
     figure = Figure(figsize=(10, 0.9 + 0.27 * place), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
-    for axis, field, title in zip(axes, ("accuracy", "f1"), ("Accuracy", "F1"), strict=True):
+    axes = list(figure.subplots(1, len(table.figures), sharey=True, squeeze=False).flat)
+    for axis, field in zip(axes, table.figures, strict=True):
         for index, column in enumerate(columns):
             offset = (index - (len(columns) - 1) / 2) * 0.62 / len(columns)
-            for height, group in zip(heights, groups, strict=True):
-                _mark(axis, group.intervals[field][index], height + offset, column)
+            for height, group in zip(heights, table.groups, strict=True):
+                _mark(axis, group.values[field][index], height + offset, column, 0.4 if group.small else 1.0)
         _tidy(axis, "x")
-        axis.set(title=title, xlim=(-0.02, 1.02), ylim=(place + 0.8, 0.2))
-    axes[0].set_yticks(heights, [f"{group.name}  (n {group.records})" for group in groups])
+        axis.set(title=FIGURES[field].words, xlim=(-0.02, 1.02), ylim=(place + 0.8, 0.2))
+    axes[0].set_yticks(heights, [f"{group.name}  (n {group.records})" for group in table.groups])
     handles = [_key(column.label, colour(column.run), hollow=column.before) for column in columns]
     figure.legend(handles=handles, loc="outside upper right", ncols=len(handles), frameon=False)
     return _svg(figure)
@@ -220,17 +220,20 @@ def _tidy(axis: Axes, grid: str = "y") -> None:
     axis.tick_params(length=0, labelsize=8.5, colors=_INK)
 
 
-def _band(axis: Axes, steps: Sequence[int], group: results.Group, shade: str) -> None:
-    middle, low, high = zip(*group.intervals["f1"], strict=True)
+def _band(axis: Axes, steps: Sequence[int], group: groups.Group, shade: str) -> None:
+    middle, low, high = zip(*(one[:3] for one in group.values["f1"]), strict=True)
     axis.fill_between(steps, low, high, color=shade, alpha=0.16, lw=0)
     axis.plot(steps, middle, "o-", color=shade, lw=1.4, ms=2.5)
 
 
-def _mark(axis: Axes, estimate: results.Estimate, height: float, column: results.Series) -> None:
+def _mark(axis: Axes, estimate: groups.Estimate, height: float, column: results.Series, alpha: float) -> None:
     shade = colour(column.run)
     if math.isfinite(estimate.low):
-        axis.plot([estimate.low, estimate.high], [height, height], color=shade, lw=1.3, solid_capstyle="round")
-    axis.plot(estimate.value, height, "o", color=shade, mfc="white" if column.before else shade, ms=4.5, mew=1.3)
+        axis.plot(
+            [estimate.low, estimate.high], [height, height], color=shade, lw=1.3, alpha=alpha, solid_capstyle="round"
+        )
+    fill = "white" if column.before else shade
+    axis.plot(estimate.value, height, "o", color=shade, mfc=fill, ms=4.5, mew=1.3, alpha=alpha)
 
 
 def _key(label: str, shade: str, *, hollow: bool = False) -> Line2D:

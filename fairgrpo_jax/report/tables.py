@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from fairgrpo_jax.audit.runs import person
 from fairgrpo_jax.demographics import DEFAULT, JOINT, Scheme, members
-from fairgrpo_jax.report import results
 
 
 def held_out_table(
@@ -49,7 +49,7 @@ def _exact_shares(
 ) -> dict[str, dict[tuple[str, str], tuple[int, float]]]:
     """Maps dataset -> (attribute, group) -> (records, share of exact answers), in the order of tables."""
     shares: dict[str, dict[tuple[str, str], tuple[int, float]]] = {}
-    for head, its in members([results.person(row) for row in rows], [row["dataset"] for row in rows], scheme):
+    for head, its in members([person(row) for row in rows], [row["dataset"] for row in rows], scheme):
         if head["attribute"] != JOINT:
             share = float(np.mean([rows[i].get("exact", rows[i]["reward"]) for i in its]))
             shares.setdefault(head["dataset"], {})[head["attribute"], head["name"]] = (len(its), share)
