@@ -1,7 +1,7 @@
 """Decodes compressed DICOM frames in a process of its own, for decoders that can end the process on a damaged stream.
 
-One process is kept for the next files, and started again when it has ended. One that does not answer is ended. This file
-is its program too: it is run by its path and imports nothing of the package.
+One process is kept for the next files, and started again when it has ended. One that does not answer is ended. This
+file is its program too: it is run by its path and imports nothing of the package.
 """
 
 import atexit
