@@ -28,6 +28,12 @@ class Arrival(NamedTuple):
     time: float
 
 
+def said(body: dict[str, Any]) -> str:
+    """The text of a chat's message, with or without images before it."""
+    content = body["messages"][0]["content"]
+    return content if isinstance(content, str) else content[-1]["text"]
+
+
 class Scripted:
     """``with Scripted(script) as server``: its ``url``, what ``arrived``, and the ``most`` requests at one time."""
 
@@ -85,7 +91,7 @@ class Scripted:
 
     def _answer(self, handler: http.server.BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
         typed = "state" in body
-        text = body["state"] if typed else body["messages"][0]["content"]
+        text = body["state"] if typed else said(body)
         with self._lock:
             before = sum(arrival.text == text for arrival in self.arrived)
             headers = {name.lower(): value for name, value in handler.headers.items()}

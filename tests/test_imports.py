@@ -52,7 +52,7 @@ FLOORS = (
         "lock",
         "runs",
     ),
-    ("commandline", "leaderboard", "answering", "scales", "evaluate", "sft", "train", "study", "export")
+    ("commandline", "construct", "leaderboard", "answering", "scales", "evaluate", "sft", "train", "study", "export")
     + ("plan.plan", "plan.here"),
 )
 ORDER = {name: (floor, place) for floor, names in enumerate(FLOORS) for place, name in enumerate(names)}
