@@ -129,10 +129,7 @@ def test_both_stages_on_embedded_clips(name, tmp_path):
 @pytest.mark.parametrize("name", [f"{file}/{row}" for file in FILES for row in ROWS if row != "full"])
 def test_both_stages_on_files_in_the_owners_form(name, tmp_path):
     there = fixture.ROWS[0]["video"]  # of the other sources the fixture has no frames
-    own = [
-        {**row, "struc_info": None, "video": row["video"] if "AVOS" in row["video"][0] else there}
-        for row in fixture.ROWS
-    ]
+    own = [{**row, "video": row["video"] if "AVOS" in row["video"][0] else there} for row in fixture.ROWS]
     more = [
         {**fixture.row("video_summary_gpt", f"Sum up {n}.", "A cut.", video=f"s{n}"), "video": there} for n in range(8)
     ]

@@ -25,15 +25,9 @@ WRONG = "I cannot say."
 
 @pytest.fixture(scope="module")
 def records(tmp_path_factory):
-    """One of each task, with the text as reference: the fixture makes up the structured answers."""
+    """One of each task."""
     root = fixture.write(tmp_path_factory.mktemp("medvid"))
-    found = [r for split in ("train", "validation") for r in medvidbench.load(root, split=split).records if r.answer]
-    return [
-        types.SimpleNamespace(
-            **{name: getattr(r, name) for name in r.__slots__} | {"extra": {**r.extra, "struc_info": ""}}
-        )
-        for r in found
-    ]
+    return [r for split in ("train", "validation") for r in medvidbench.load(root, split=split).records if r.answer]
 
 
 def given(records, *texts):
