@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import shutil
 import signal
 import threading
 from collections.abc import Iterator
@@ -44,6 +45,7 @@ from fairgrpo_jax import (
 )
 from fairgrpo_jax.data.record import Source
 from fairgrpo_jax.models import lora
+from fairgrpo_jax.models.tiny import judge as tiny_judge
 from fairgrpo_jax.rewards import local_judge
 
 
@@ -305,9 +307,21 @@ def _judge(config: options.Config, path: Path) -> Any:
         )
     folder.create(path)
     settings = dataclasses.replace(config.judge, cache=config.judge.cache or path / "judge.sqlite")
+    if settings.path == Path("tiny"):
+        settings = dataclasses.replace(settings, path=_tiny_judge(path / "tiny-judge"))
     if settings.path is not None:
         return local_judge.LocalJudge(settings, mesh=config.mesh)
     return rewards.Judge(settings)
+
+
+def _tiny_judge(folder_: Path) -> Path:
+    """The judge of random weights in the run folder, written once: its files say who it is."""
+    if not folder_.is_dir():
+        print(f"judge: random weights, {folder_}; its scores mean nothing", flush=True)
+        draft = folder_.with_name(f".{folder_.name}.tmp")
+        shutil.rmtree(draft, ignore_errors=True)
+        tiny_judge.write(draft).rename(folder_)
+    return folder_
 
 
 @contextlib.contextmanager

@@ -52,7 +52,7 @@ FLOORS = (
         "lock",
         "runs",
     ),
-    ("commandline", "construct", "leaderboard", "answering", "scales", "evaluate", "sft", "train", "study", "export")
+    ("commandline", "construct", "leaderboard", "export", "answering", "scales", "evaluate", "sft", "train", "study")
     + ("plan.plan", "plan.here"),
 )
 ORDER = {name: (floor, place) for floor, names in enumerate(FLOORS) for place, name in enumerate(names)}

@@ -90,7 +90,8 @@ class Judge(Endpoint):
 
     path: Path | None = None
     """Checkpoint folder of a judge on our own devices, instead of url and model: of any family in docs/models.md. It
-    answers questions for Yes or No by the probabilities of the two words."""
+    answers questions for Yes or No by the probabilities of the two words. "tiny": one of random weights, written into
+    the run folder, whose scores mean nothing; it shows that the parts work together."""
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     """Dtype of its weights."""
     context: int = 4096
