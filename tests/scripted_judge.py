@@ -16,6 +16,7 @@ class Reply(NamedTuple):
     cut: bool = False  # the connection ends in mid-answer
     body: str | None = None  # in place of a well-formed answer
     finish: str = "stop"
+    usage: tuple[int, int] = (10, 2)  # tokens in and out
 
 
 Script = Callable[[dict[str, Any], int], Reply]  # from a request's body, and how often its text has come before
@@ -104,7 +105,7 @@ class Scripted:
         finally:
             with self._lock:
                 self._now -= 1
-        usage = {"prompt_tokens": 10, "completion_tokens": 2, "total_tokens": 12}
+        usage = {"prompt_tokens": reply.usage[0], "completion_tokens": reply.usage[1], "total_tokens": 12}
         choice = {"index": 0, "message": {"role": "assistant", "content": reply.text}, "finish_reason": reply.finish}
         whole = json.dumps({"id": "x", "object": "chat.completion", "choices": [choice], "usage": usage})
         if typed and reply.status == 200:

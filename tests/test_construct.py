@@ -109,6 +109,9 @@ def test_clips_have_their_own_clock():
     found = clips.before(video, 4.5, seconds=3.0, fps=1.0)
     assert found is not None and [*found.places] == [3, 5, 7] and found.last == 9  # all before 4.5 s
     assert clips.before(video, 0.5, seconds=3.0, fps=1.0) is None
+    fast = next(clips.cut(dataclasses.replace(video, fps=14.0), seconds=6.0, fps=10.0))
+    times = [fast.time(place) for place in range(len(fast.places))]
+    assert fast.stride == 2 and len({*times}) == len(times)  # tenths tell the frames apart
 
 
 def test_questions_by_rule(videos, roots):
@@ -203,7 +206,9 @@ def model(body, before, *, words=WORDS, odd=()):
     text = said(body)
     count = re.search(r"each of the (\d+) numbered events", text)
     sentence = f"Here {words}." if not any(word in text for word in odd) else "Completely unrelated ramblings appear."
-    return Reply(text="\n".join(f"{n}. {sentence}" for n in range(1, int(count[1]) + 1)) if count else sentence)
+    answer = "\n".join(f"{n}. {sentence}" for n in range(1, int(count[1]) + 1)) if count else sentence
+    pieces = [len(re.findall(r"\w{1,6}|[^\w\s]", words)) for words in (text, answer)]  # as tokenizers cut, roughly
+    return Reply(text=answer, usage=(pieces[0] + 258 * (len(body["messages"][0]["content"]) - 1), pieces[1]))
 
 
 def arguments(roots, out, first, second, *more):
@@ -232,7 +237,11 @@ def test_what_is_written_is_loaded_and_scored(roots, tmp_path, capsys):
     summary = json.loads((tmp_path / "construct.json").read_text())
     assert len(first.arrived) == len(second.arrived) == calls == summary["counted"]["first"]["calls"]
     assert f"first, estimated: {calls} calls" in out and summary["estimated"][0]["calls"] == calls
-    assert summary["estimated"][0]["tokens_in"] > 258 * calls and summary["estimated"][1]["most_cost"] > 0
+    for expected, counted in zip(summary["estimated"], summary["counted"].values(), strict=True):
+        assert 0.8 < counted["tokens_in"] / expected["tokens_in"] < 1.25
+        assert 0 < counted["tokens_out"] <= expected["most_tokens_out"]
+    assert 0.8 < summary["counted"]["first"]["cost"] / summary["estimated"][0]["most_cost"] < 1.25  # what is read
+    assert 0 < summary["counted"]["second"]["cost"] <= summary["estimated"][1]["most_cost"]
     captions = summary["dropped"]["region_caption"]["similarity below 0.3"]
     assert captions == 3 * 2 + 2 * 2  # instruments of each video; hand and needle driver
     records = loaded(tmp_path)

@@ -8,6 +8,7 @@ from fairgrpo_jax.construct.annotated import Marked, Span, Video
 
 
 LEAST = 2  # frames of a clip
+FASTEST = 10  # frames a second: times are told in tenths
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +77,7 @@ def whole(video: Video, *, fps: float, most: int) -> Clip:
 
 
 def _stride(video: Video, fps: float) -> int:
-    return max(1, round(video.fps / fps))
+    return max(1, round(video.fps / fps), math.ceil(video.fps / FASTEST))
 
 
 def _tenths(seconds: float) -> float:

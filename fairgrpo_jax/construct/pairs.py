@@ -95,7 +95,7 @@ class Rules:
             f"rules.tasks={self.tasks}",
             f"some of {', '.join(medvidbench.TASKS)}",
         )
-        require(0 < self.fps <= 10, f"rules.fps={self.fps}", "above 0, and at most 10")
+        require(0 < self.fps <= clips.FASTEST, f"rules.fps={self.fps}", f"above 0, and at most {clips.FASTEST}")
         require(self.seconds > 0, f"rules.seconds={self.seconds}", "above 0")
         for name in ("frames", "images", "side"):
             require(getattr(self, name) >= 2, f"rules.{name}={getattr(self, name)}", "at least 2")
