@@ -46,7 +46,7 @@ from fairgrpo_jax import (
 from fairgrpo_jax.data.record import Source
 from fairgrpo_jax.models import lora
 from fairgrpo_jax.models.tiny import judge as tiny_judge
-from fairgrpo_jax.rewards import local_judge
+from fairgrpo_jax.rewards import judge_prompts, local_judge
 
 
 @dataclasses.dataclass
@@ -320,7 +320,8 @@ def _tiny_judge(folder_: Path) -> Path:
         print(f"judge: random weights, {folder_}; its scores mean nothing", flush=True)
         draft = folder_.with_name(f".{folder_.name}.tmp")
         shutil.rmtree(draft, ignore_errors=True)
-        tiny_judge.write(draft).rename(folder_)
+        words = sorted({*tiny_judge.WORDS, *judge_prompts.words()})  # short questions: a quick judge
+        tiny_judge.write(draft, words=words, num_layers=1).rename(folder_)
     return folder_
 
 

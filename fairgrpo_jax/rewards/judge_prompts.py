@@ -229,6 +229,12 @@ def coherent(reasoning: str, question: str, options: Sequence[str] = (), *, mode
     return Question("coherent_text/1", ("coherent",), COHERENT.substitute(blocks), {}, yes_or_no)
 
 
+def words() -> set[str]:
+    """The words of the questions for Yes or No, with the blank before them, for the vocabulary of a tiny judge."""
+    asked = [*agreement("", ""), *agreement("", "", wording="caption"), coherent("", "")]
+    return {word for question in asked for word in re.findall(r" ?[A-Za-z]{2,}", question.text)}
+
+
 def fence(*texts: str) -> str:
     """A word that occurs in none of the texts, always the same for the same texts.
 

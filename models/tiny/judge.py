@@ -49,6 +49,7 @@ def write(
         known.chat_template = None
     if family == "mistral":
         changes = {"window": 300, "tie_word_embeddings": False, **changes}
-    config = text.tiny(family, vocab_size=520, initializer_range=0.3, **changes)
+    rows = 8 * (len(known) // 8 + 1)
+    config = text.tiny(family, vocab_size=rows, initializer_range=0.3, **changes)
     models.init(config, jax.random.key(seed), processor=TextProcessor(known)).save(folder)
     return folder
