@@ -360,7 +360,7 @@ def _opened(config: options.Config, path: Path, judge: Any) -> Iterator[Run]:
     fitting = lengths.fit(records, encoder, config)
     if begun is None:
         config = dataclasses.replace(config, warmup=config.warmup.counted(len(fitting.sources["warmup"])))
-    used = {use: sizes for use, sizes in fitting.sizes.items() if use != "warmup" or config.warmup.own_steps}
+    used = {use: own for use, own in fitting.sizes.items() if own and (use != "warmup" or config.warmup.own_steps)}
     every = [size for sizes in used.values() for size in sizes]
     settings = lengths.settle(config.data, every, encoder)
     if settings != config.data:
