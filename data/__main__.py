@@ -1,5 +1,9 @@
 """``python -m fairgrpo_jax.data check|prepare NAME --root DIR``: checks a dataset, or writes it as ArrayRecord.
 
+``construct`` makes questions and answers out of experts' annotations of videos; see ``construct --help``.
+
+``construct`` makes questions and answers out of experts' annotations of videos; see its ``--help``.
+
 With options of a run, ``check`` also measures the prompts that a model would be given, from the headers of the files:
 
     python -m fairgrpo_jax.data check slake --root Slake1.0 --model.path Qwen2.5-VL-7B-Instruct --data.prompt-length 700
@@ -55,12 +59,17 @@ def _main(arguments: Sequence[str] | None) -> int:
             help="of one's own data",
         )
         command.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="of the dataset's load")
+    commands.add_parser("construct", add_help=False, help="experts' annotations of videos to questions and answers")
     told, of_run = parser.parse_known_args(arguments)
-    if of_run and (told.command != "check" or told.all):
+    if told.command != "construct" and of_run and (told.command != "check" or told.all):
         parser.error(f"unknown arguments: {' '.join(of_run)}")
     if told.command == "check" and (told.all == bool(told.name)):
         parser.error("name a dataset, or give --all")
     try:
+        if told.command == "construct":
+            from fairgrpo_jax.construct import command
+
+            return command.main(of_run)
         options = dict(map(data.option, told.option))
         if told.columns:
             options["columns"] = data.columns(told.columns)

@@ -5,9 +5,10 @@ Answers are greedy, each with the ``probability`` of its first token, given what
 ``confidence``. An audit takes the share as a score, where there is one, and else the probability.
 """
 
+import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from fairgrpo_jax import (
     commandline,
     config as options,
     configs,
+    export,
     files,
+    leaderboard,
     mesh,
     processes,
     programs,
@@ -30,8 +33,8 @@ from fairgrpo_jax.rewards import accuracy
 AT_ONCE = 4  # batches between two notes of what is done
 
 
-def answer(config: options.Config, folder: Path, *, samples: int = 0) -> None:
-    """Writes ``evals/000000.jsonl`` of a folder, the form of a run's evaluation.
+def answer(config: options.Config, folder: Path, *, samples: int = 0) -> Sequence[Record]:
+    """Writes ``evals/000000.jsonl`` of a folder, the form of a run's evaluation; returns the records.
 
     What is done is in ``evals/000000.part`` until all is; the same call goes on from there.
 
@@ -51,7 +54,7 @@ def answer(config: options.Config, folder: Path, *, samples: int = 0) -> None:
         draft = path.with_suffix(".part")
         done = len(records) if path.is_file() else _kept(draft, records)
         if done == len(records) and path.is_file():
-            return
+            return records
         path.parent.mkdir(exist_ok=True)
         params = answers.sampler(run.initial_params(), run.config.sampling)
         step = AT_ONCE * run.config.evaluation.batch
@@ -66,6 +69,52 @@ def answer(config: options.Config, folder: Path, *, samples: int = 0) -> None:
                 files.sync(file)
                 progress.update(first + len(rows), {})
         draft.replace(path)
+        return records
+
+
+def submit(argv: Sequence[str]) -> None:
+    """Answers the test questions of MedVidBench and writes the file that its board takes.
+
+    ``[medvidbench | RUN] --submission FILE``, ``--preset NAME``, ``--workdir DIR`` and any option of a run. Of a run
+    folder the policy of its last checkpoint answers, with the options of the run.
+    """
+    named, rest = _named(argv, {"--preset": "mine", "--workdir": "", "--submission": ""})
+    with commandline.one_line_errors(), processes.until_nobody_reads():
+        subject = rest.pop(0) if rest and not rest[0].startswith("-") else "medvidbench"
+        begun = Path(subject) / "config.json"
+        run = Path(subject) if begun.is_file() else None
+        config = options.read(begun)[0] if run else configs.get(named["--preset"])
+        name = config.data.name if run else subject
+        if not named["--submission"] or name not in ("medvidbench", "medvid_toy"):
+            raise ValueError(
+                f"got {subject!r}, a run or dataset of {name!r}, and --submission {named['--submission']!r}; wanted "
+                "medvidbench, or a run folder of it, and a file"
+            )
+        config = dataclasses.replace(
+            config,
+            steps=0,
+            warmup=options.Warmup(steps=0),
+            reward=options.Reward(),
+            judge=options.Judge(),
+            data=dataclasses.replace(
+                config.data, name=name, tasks=(), plain_answers=not run or config.data.plain_answers
+            ),
+            evaluation=options.Evaluation(batch=config.evaluation.batch, split="test"),
+        )
+        config = commandline.apply(config, rest)
+        model = subject if run else "tiny" if config.model.path is None else config.model.path.name
+        folder = Path(named["--workdir"] or f"outputs/{Path(model).name}-submission")
+        if run is not None:
+            policy = folder / "policy"
+            if not (policy / "config.json").is_file():
+                export.export(run, policy)
+            whole = options.Model(path=policy, compute=config.model.compute)  # adapters are merged
+            config = dataclasses.replace(config, model=whole)
+        mesh.simulate(config.mesh)
+        programs.keep()
+        records = answer(config, folder)
+        rows = leaderboard.read(folder / "evals" / "000000.jsonl")
+        leaderboard.write(Path(named["--submission"]), records, leaderboard.answers(records, rows))
 
 
 def _rows(run: runs.Run, params: Any, records: Sequence[Record], first: int, samples: int) -> list[dict[str, Any]]:
@@ -117,14 +166,7 @@ def main(argv: Sequence[str]) -> Path:
 
     ``--preset NAME`` (by default ``mine``), ``--workdir DIR``, ``--samples K``, and any option of a run.
     """
-    named = {"--preset": "mine", "--workdir": "", "--samples": "0"}
-    rest = list[str]()
-    given = iter(argv)
-    for token in given:
-        if token in named:
-            named[token] = next(given, "")
-        else:
-            rest.append(token)
+    named, rest = _named(argv, {"--preset": "mine", "--workdir": "", "--samples": "0"})
     with commandline.one_line_errors():
         if not named["--samples"].isdigit():
             raise ValueError(f"got --samples {named['--samples']!r}; wanted a number")
@@ -136,3 +178,19 @@ def main(argv: Sequence[str]) -> Path:
         with processes.until_nobody_reads():
             answer(config, folder, samples=int(named["--samples"]))
     return folder
+
+
+def _named(argv: Sequence[str], usual: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+    """The values of some options, or what they usually are, and the other arguments.
+
+    >>> _named(["--workdir", "W", "--mesh=2x1"], {"--workdir": "", "--samples": "0"})
+    ({'--workdir': 'W', '--samples': '0'}, ['--mesh=2x1'])
+    """
+    named, rest, given = {**usual}, list[str](), iter(argv)
+    for token in given:
+        name, equals, value = token.partition("=")
+        if name in named:
+            named[name] = value if equals else next(given, "")
+        else:
+            rest.append(token)
+    return named, rest

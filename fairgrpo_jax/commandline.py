@@ -65,7 +65,7 @@ def parse(argv: list[str], *, prog: str, description: str | None, schema: type =
     named = bool(argv) and not argv[0].startswith("-")
     config = configs.get(argv[0] if named else configs.DEFAULT)
     usage = f"{description}\nOptions of config {config.name!r}; for another one: {prog} NAME --help; all: {prog} --list"
-    return _cli(schema, argv[named:], schema(config=config), f"{prog} [CONFIG]", usage)
+    return cli(schema, argv[named:], schema(config=config), f"{prog} [CONFIG]", usage)
 
 
 def override(config: options.Config, changes: Mapping[str, str]) -> options.Config:
@@ -93,14 +93,20 @@ def apply(config: options.Config, argv: list[str]) -> options.Config:
     Raises:
         ValueError: for an unknown option or an invalid value.
     """
-    return _cli(options.Config, argv, config, "options", "")
+    return cli(options.Config, argv, config, "options", "")
 
 
-def _cli(schema: type, argv: list[str], default: Any, prog: str, description: str) -> Any:
+def cli(schema: type, argv: list[str], default: Any, prog: str, description: str) -> Any:
+    """An object of a schema from the arguments of a command; ``default`` is one, or None if there is no default.
+
+    Raises:
+        ValueError: for an unknown option or an invalid value, in one line.
+    """
+    given = {} if default is None else {"default": default}
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(schema, args=argv, default=default, prog=prog, description=description)
+            return tyro.cli(schema, args=argv, prog=prog, description=description, **given)
     except SystemExit as stop:
         if not stop.code:
             raise

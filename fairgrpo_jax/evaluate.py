@@ -59,7 +59,7 @@ def held_out(run: runs.Run, params: Any, step: int) -> dict[str, float]:
         path.parent.mkdir(exist_ok=True)
         files.write(path, "".join(json.dumps(row) + "\n" for row in rows))
     values = summary(rows, config.data.scheme) | {"reward_sampled": _mean(drawn, "reward")}
-    values |= measured(rows, config.evaluation)
+    values |= measured(rows, config.evaluation) | by_task(rows, records)
     run.log.append("eval", step, values | run.phases.collect())
     return values
 
@@ -133,6 +133,17 @@ def measured(rows: Sequence[answers.Answer], settings: options.Evaluation) -> di
     return values
 
 
+def by_task(rows: Sequence[answers.Answer], records: Sequence[Record]) -> dict[str, float]:
+    """``task/<task>/<component>``, the mean of what each component of the reward gave; for records of several tasks."""
+    tasks = [record.extra.get("task", "") for record in records]
+    found: dict[str, list[float]] = {}
+    for task, row in zip(tasks, rows, strict=True) if len({*tasks}) > 1 else ():
+        for name, score in row.get("components", {}).items():
+            if not math.isnan(score):
+                found.setdefault(f"task/{task}/{name}", []).append(score)
+    return {name: sum(scores) / len(scores) for name, scores in sorted(found.items())}
+
+
 def figures(rows: Sequence[answers.Answer], scheme: demographics.Scheme = demographics.DEFAULT) -> list[dict[str, Any]]:
     """The rows of ``metrics.figures``, one a group, of an evaluation."""
     return metrics.figures(
@@ -160,10 +171,18 @@ def _path(folder: Path, step: int) -> Path:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Audits tables and run folders; with options of a run, such as ``--model.path``, first answers its records."""
+    """Audits tables and run folders; with options of a run, such as ``--model.path``, first answers its records.
+
+    ``--submission FILE`` answers MedVidBench's test questions for its board instead.
+    """
     from fairgrpo_jax.audit import command
 
-    of_run, rest = split(sys.argv[1:] if argv is None else argv)
+    argv = sys.argv[1:] if argv is None else argv
+    if any(token.partition("=")[0] == "--submission" for token in argv):
+        from fairgrpo_jax import answering
+
+        return answering.submit(argv)
+    of_run, rest = split(argv)
     if of_run and not {"-h", "--help"} & {*rest}:
         from fairgrpo_jax import answering
 

@@ -87,6 +87,16 @@ def submission(records: Sequence[Record], answers: Sequence[str]) -> list[dict[s
     ]
 
 
+def write(path: Path, records: Sequence[Record], answers: Sequence[str]) -> None:
+    """Writes a submission and says so.
+
+    Raises:
+        ValueError: from ``submission``.
+    """
+    files.write(path, json.dumps(submission(records, answers), ensure_ascii=False, indent=1) + "\n")
+    print(f"{path}: {len(answers)} predictions in the owners' order")
+
+
 def answers(records: Sequence[Record], rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """The answer of each record: by uid from the rows of an evaluation, by place from a submission.
 
@@ -179,8 +189,7 @@ def run(told: Arguments) -> None:
     records = list(source.records)
     said = answers(records, read(told.predictions))
     if told.command == "submit":
-        files.write(told.out, json.dumps(submission(records, said), ensure_ascii=False, indent=1) + "\n")
-        print(f"{told.out}: {len(said)} predictions in the owners' order")
+        write(told.out, records, said)
         return
     from fairgrpo_jax.rewards.similarity import measure  # loads a model's code
 

@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import shutil
 import signal
 import threading
 from collections.abc import Iterator
@@ -44,7 +45,8 @@ from fairgrpo_jax import (
 )
 from fairgrpo_jax.data.record import Source
 from fairgrpo_jax.models import lora
-from fairgrpo_jax.rewards import local_judge
+from fairgrpo_jax.models.tiny import judge as tiny_judge
+from fairgrpo_jax.rewards import judge_prompts, local_judge
 
 
 @dataclasses.dataclass
@@ -305,9 +307,22 @@ def _judge(config: options.Config, path: Path) -> Any:
         )
     folder.create(path)
     settings = dataclasses.replace(config.judge, cache=config.judge.cache or path / "judge.sqlite")
+    if settings.path == Path("tiny"):
+        settings = dataclasses.replace(settings, path=_tiny_judge(path / "tiny-judge"))
     if settings.path is not None:
         return local_judge.LocalJudge(settings, mesh=config.mesh)
     return rewards.Judge(settings)
+
+
+def _tiny_judge(folder_: Path) -> Path:
+    """The judge of random weights in the run folder, written once: its files say who it is."""
+    if not folder_.is_dir():
+        print(f"judge: random weights, {folder_}; its scores mean nothing", flush=True)
+        draft = folder_.with_name(f".{folder_.name}.tmp")
+        shutil.rmtree(draft, ignore_errors=True)
+        words = sorted({*tiny_judge.WORDS, *judge_prompts.words()})  # short questions: a quick judge
+        tiny_judge.write(draft, words=words, num_layers=1).rename(folder_)
+    return folder_
 
 
 @contextlib.contextmanager
@@ -345,7 +360,7 @@ def _opened(config: options.Config, path: Path, judge: Any) -> Iterator[Run]:
     fitting = lengths.fit(records, encoder, config)
     if begun is None:
         config = dataclasses.replace(config, warmup=config.warmup.counted(len(fitting.sources["warmup"])))
-    used = {use: sizes for use, sizes in fitting.sizes.items() if use != "warmup" or config.warmup.own_steps}
+    used = {use: own for use, own in fitting.sizes.items() if own and (use != "warmup" or config.warmup.own_steps)}
     every = [size for sizes in used.values() for size in sizes]
     settings = lengths.settle(config.data, every, encoder)
     if settings != config.data:

@@ -16,6 +16,7 @@ def load(config: options.Config) -> dict[str, Source]:
     Training uses the first of a dataset's splits, evaluation the last (MedVidBench's validation: of its test split the
     answers are not public), and the supervised stage ``warmup.split`` if the dataset has it. Of
     ``evaluation.datasets`` only the split of evaluation is loaded. Reinforcement learning has ``data.tasks`` alone.
+    With ``evaluation.split`` there is that split alone, records without an answer included.
 
     Raises:
         ValueError: from ``data.load``, if several datasets come without the folder that holds them, or for a task that
@@ -51,12 +52,12 @@ def load(config: options.Config) -> dict[str, Source]:
         taught = config.warmup.split if config.warmup.split in dataset.SPLITS else dataset.SPLITS[0]
         held_out = getattr(dataset, "HELD_OUT_SPLIT", dataset.SPLITS[-1])
         by_use = {"train": dataset.SPLITS[0], "warmup": taught, "test": held_out}
-        if name not in trained:
-            by_use = {"test": held_out}
+        if name not in trained or config.evaluation.split:
+            by_use = {"test": config.evaluation.split or held_out}
         folder = root / name if root and len(names) > 1 else root
         for split in dict.fromkeys(by_use.values()):
             source = data.load(name, folder, split=split, on_broken=settings.on_broken, **extra)
-            answered = [record for record in source.records if record.answer]
+            answered = [record for record in source.records if record.answer or config.evaluation.split]
             left_out = dict(getattr(source, "left_out", {})) | {"no answer": len(source) - len(answered)}
             for reason, count in left_out.items():
                 if count:
@@ -65,7 +66,7 @@ def load(config: options.Config) -> dict[str, Source]:
                 print(f"{name}, {split}: {note}")
             for use in [use for use, its in by_use.items() if its == split]:
                 records[use] += answered
-    if settings.tasks:
+    if settings.tasks and not config.evaluation.split:
         records["train"] = of_tasks(records["train"], settings.tasks)
     if "age" in settings.attributes:
         require_whole_bands([*records["train"], *records["test"]], settings.age_edges)

@@ -16,6 +16,7 @@ class Reply(NamedTuple):
     cut: bool = False  # the connection ends in mid-answer
     body: str | None = None  # in place of a well-formed answer
     finish: str = "stop"
+    usage: tuple[int, int] = (10, 2)  # tokens in and out
 
 
 Script = Callable[[dict[str, Any], int], Reply]  # from a request's body, and how often its text has come before
@@ -26,6 +27,12 @@ class Arrival(NamedTuple):
     text: str
     headers: dict[str, str]
     time: float
+
+
+def said(body: dict[str, Any]) -> str:
+    """The text of a chat's message, with or without images before it."""
+    content = body["messages"][0]["content"]
+    return content if isinstance(content, str) else content[-1]["text"]
 
 
 class Scripted:
@@ -85,7 +92,7 @@ class Scripted:
 
     def _answer(self, handler: http.server.BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
         typed = "state" in body
-        text = body["state"] if typed else body["messages"][0]["content"]
+        text = body["state"] if typed else said(body)
         with self._lock:
             before = sum(arrival.text == text for arrival in self.arrived)
             headers = {name.lower(): value for name, value in handler.headers.items()}
@@ -98,7 +105,7 @@ class Scripted:
         finally:
             with self._lock:
                 self._now -= 1
-        usage = {"prompt_tokens": 10, "completion_tokens": 2, "total_tokens": 12}
+        usage = {"prompt_tokens": reply.usage[0], "completion_tokens": reply.usage[1], "total_tokens": 12}
         choice = {"index": 0, "message": {"role": "assistant", "content": reply.text}, "finish_reason": reply.finish}
         whole = json.dumps({"id": "x", "object": "chat.completion", "choices": [choice], "usage": usage})
         if typed and reply.status == 200:

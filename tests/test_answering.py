@@ -1,5 +1,6 @@
 """A checkpoint folder answers a dataset for its audit, and goes on after it was killed."""
 
+import dataclasses
 import json
 from types import SimpleNamespace
 from typing import Any
@@ -7,8 +8,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from fairgrpo_jax import answering, evaluate
+from fairgrpo_jax import answering, config as options, configs, evaluate, files, sources
+from fairgrpo_jax.data.datasets import medvid_toy
 from tests import own_data
+from tests.dataset_fixtures import medvidbench as fixture
 
 
 def records(*names) -> Any:
@@ -32,6 +35,67 @@ def test_options_of_a_run_and_of_an_audit():
     assert of_run == "--model.path M --mesh 2x1 --data.columns answer=label patient=mrn".split()
     assert rest == "--attributes sex age --least 9".split()
     assert evaluate.split(["RUN", "--step", "3"]) == ([], ["RUN", "--step", "3"])
+
+
+@pytest.fixture
+def answered(monkeypatch):
+    """What would be answered: every question by its place, at once; the options are kept."""
+    asked = []
+
+    def answer(config, folder):
+        found = sources.load(config)
+        records = found["test"].records
+        assert not len(found["train"]) and not len(found["warmup"])
+        lines = [json.dumps({"uid": r.uid, "completion": f"<answer>{i}</answer>"}) for i, r in enumerate(records)]
+        files.require_writable(folder / "evals")
+        (folder / "evals/000000.jsonl").write_text("\n".join(lines))
+        asked.append(config)
+        return records
+
+    monkeypatch.setattr(answering, "answer", answer)
+    return asked
+
+
+def test_a_submission_of_all_test_questions_in_their_order(answered, tmp_path):
+    (tmp_path / "data").mkdir()
+    root = fixture.write(tmp_path / "data")
+    (root / fixture.TRAINVAL).unlink()  # who has the public questions alone
+    out = tmp_path / "submission.json"
+    evaluate.main(
+        ["medvidbench", f"--submission={out}", "--model.path", "M", "--data.root", str(root), "--preset"]
+        + ["medgrpo_qwen3_vl_4b", "--workdir", str(tmp_path / "w"), "--evaluation.batch", "2"]
+    )
+    (config,) = answered
+    assert (config.data.name, config.evaluation.split, config.evaluation.batch) == ("medvidbench", "test", 2)
+    assert (config.steps, config.warmup.own_steps, config.data.max_pixels) == (0, 0, 37632)
+    told = json.loads(out.read_text())
+    assert [(row["id"], row["qa_type"]) for row in told] == [(row["id"], row["qa_type"]) for row in fixture.TEST]
+    assert [row["prediction"] for row in told] == ["0", "1", "2"]
+
+
+def test_a_submission_of_a_run_has_the_policy_and_the_options_of_the_run(answered, tmp_path, monkeypatch):
+    run, exported = tmp_path / "run", []
+    run.mkdir()
+    begun = configs.get("medgrpo_toy")
+    (run / "config.json").write_text(json.dumps(options.to_dict(begun), default=str))
+    monkeypatch.setattr(answering.export, "export", lambda *paths: exported.append(paths))
+    evaluate.main([str(run), "--submission", str(tmp_path / "s.json"), "--workdir", str(tmp_path / "w")])
+    (config,) = answered
+    assert exported == [(run, tmp_path / "w/policy")] and config.model.path == tmp_path / "w/policy"
+    assert config.sampling == begun.sampling and config.data.num_patches == begun.data.num_patches
+    assert len(json.loads((tmp_path / "s.json").read_text())) == 8 * medvid_toy.CLIPS["test"]
+
+
+@pytest.mark.parametrize("argv", [["slake", "--submission", "x"], ["medvidbench", "--submission"]])
+def test_submissions_that_cannot_be(argv, capsys):
+    with pytest.raises(SystemExit):
+        evaluate.main(argv)
+    assert "wanted medvidbench, or a run folder of it, and a file" in capsys.readouterr().err
+
+
+def test_another_split_is_not_for_a_run_that_trains():
+    with pytest.raises(ValueError, match="got evaluation.split=test with steps=300.*wanted nothing to be trained"):
+        dataclasses.replace(options.Config(), steps=300, evaluation=options.Evaluation(split="test"))
 
 
 @pytest.mark.slow

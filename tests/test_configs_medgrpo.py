@@ -4,17 +4,31 @@ import contextlib
 import dataclasses
 import io
 import json
+from typing import Any
 
 import numpy as np
 import pytest
 
-from fairgrpo_jax import config as options, configs, evaluate, normalization, rewards, runs, scales, sft, train
+from fairgrpo_jax import (
+    config as options,
+    configs,
+    evaluate,
+    leaderboard,
+    normalization,
+    rewards,
+    runs,
+    scales,
+    sft,
+    train,
+)
 from fairgrpo_jax.config import Warmup
+from fairgrpo_jax.data import media
 from fairgrpo_jax.data.datasets import medvid_toy
+from fairgrpo_jax.models.tiny import judge as tiny_judge
 from fairgrpo_jax.plan import plan
 from fairgrpo_jax.rewards.medvid import board
 from fairgrpo_jax.rewards.medvid.samples import Sample
-from tests import real_sizes, tiny_judge
+from tests import real_sizes
 from tests.dataset_fixtures import medvidbench as fixture
 from tests.test_train import rows
 
@@ -67,12 +81,37 @@ def test_every_answer_of_the_operating_room_is_right():
     right = board.columns([Sample.of(record, record.answer) for record in records])
     for name in board.COLUMNS[:7]:
         assert right[name] == 1
-    components = configs.get("medgrpo_toy").reward.components
+    components = configs.get("medgrpo_toy/words").reward.components
     plain = options.Reward(tuple(part.replace(",normalised", "") for part in components))
     given = rewards.Answers([[r.answer, "x"] for r in records], records, *np.ones((2, len(records), 2), int))
     found = rewards.build(plain, options.Sampling(), records)(given).rewards
     np.testing.assert_allclose(found[:, 0], 1)
     assert found[:, 1].max() == 0
+
+
+def test_held_out_scores_by_task():
+    records = medvid_toy.load("test", clips=1, tasks=("tal", "stg")).records
+    parts = [{"tag": 0.5, "tag_form": 1.0}, {"stg": float("nan")}]
+    answered: Any = [{"components": own} for own in parts]
+    assert evaluate.by_task(answered, records) == {"task/tal/tag": 0.5, "task/tal/tag_form": 1.0}
+    assert evaluate.by_task(answered[:1], records[:1]) == {}  # one task: the reward says it
+
+
+def test_clips_are_films_that_are_written_once(tmp_path):
+    first, *_, last = medvid_toy.load("test", clips=2, folder=tmp_path).records
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert len(files) == 2 and {path.suffix for path in files} == {".mp4"}
+    again = medvid_toy.load("test", clips=2, folder=tmp_path).records
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == files
+    assert again[0].media[0].path == first.media[0].path != last.media[0].path
+    (film,) = media.decode_record(first).videos
+    assert film.frames.shape == (8, 128, 128, 3) and film.times.tolist() == [*range(8)]
+    drawn = medvid_toy._clip("test-0", np.random.default_rng(1)).frames
+    assert np.abs(film.frames.astype(int) - drawn).mean() < 3
+    boxed = next(record for record in again if record.extra["task"] == "region_caption")
+    (marked,) = media.decode_record(boxed).videos
+    changed = (np.abs(marked.frames.astype(int) - film.frames) > 8).any(axis=(1, 2, 3))
+    assert changed.tolist() == [True] + [False] * 7
 
 
 def tiny(config, **data):
@@ -116,12 +155,14 @@ def check(run, folder, normalised=True):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["medgrpo_toy/judge", "medgrpo_toy/no_normalisation"])
 def test_both_stages_on_embedded_clips(name, tmp_path):
-    judge = options.Judge()
-    if "judge" in name:
-        judge = options.Judge(path=tiny_judge.write(tmp_path / "judge"), mode="typed", dtype="float32")
-    config = dataclasses.replace(tiny(configs.get(name), options=("clips=8",)), judge=judge)
+    config = tiny(configs.get(name), options=("clips=8",))
     run = go(config, tmp_path / "run", "train")
     check(run, tmp_path / "run", "judge" in name)
+    tasks = {name.split("/")[1] for row in rows(tmp_path / "run", "eval") for name in row if name.startswith("task/")}
+    assert tasks == {*medvid_toy.TASKS}
+    evaluate.main([str(tmp_path / "run"), "--submission", str(tmp_path / "s.json"), "--workdir", str(tmp_path / "w")])
+    asked = medvid_toy.load("test", clips=8).records
+    assert len(leaderboard.answers(asked, leaderboard.read(tmp_path / "s.json"))) == len(asked)
     assert len(rows(tmp_path / "run", "warmup")) == run.config.warmup.steps == 2  # a quarter of 64 records
 
 
@@ -129,10 +170,7 @@ def test_both_stages_on_embedded_clips(name, tmp_path):
 @pytest.mark.parametrize("name", [f"{file}/{row}" for file in FILES for row in ROWS if row != "full"])
 def test_both_stages_on_files_in_the_owners_form(name, tmp_path):
     there = fixture.ROWS[0]["video"]  # of the other sources the fixture has no frames
-    own = [
-        {**row, "struc_info": None, "video": row["video"] if "AVOS" in row["video"][0] else there}
-        for row in fixture.ROWS
-    ]
+    own = [{**row, "video": row["video"] if "AVOS" in row["video"][0] else there} for row in fixture.ROWS]
     more = [
         {**fixture.row("video_summary_gpt", f"Sum up {n}.", "A cut.", video=f"s{n}"), "video": there} for n in range(8)
     ]

@@ -11,6 +11,8 @@ from fairgrpo_jax import data
 from fairgrpo_jax.data import media, splits
 from fairgrpo_jax.data.datasets import medvidbench
 from fairgrpo_jax.data.record import conversation
+from fairgrpo_jax.rewards.medvid import board
+from fairgrpo_jax.rewards.medvid.samples import Sample
 from tests.dataset_fixtures import damage, medvidbench as fixture
 
 
@@ -66,10 +68,19 @@ def test_what_the_owners_tell_beside(root):
     assert [summary.extra[key] for key in ("start", "end", "unit")] == ["12.5", "14.5", "seconds"]
     assert [view.extra[key] for key in ("start", "end", "unit")] == ["0", "60", "frames"]
     assert json.loads(first.extra["struc_info"]) == fixture.SPANS
-    assert json.loads(view.extra["struc_info"]) == [{"cvs_scores": {"two_structures": 2}}]
-    assert json.loads(records["Describe each event."].extra["struc_info"]) == [[{"start": 1}]]
+    assert json.loads(view.extra["struc_info"]) == [fixture.VIEW]
+    assert json.loads(records["Describe each event."].extra["struc_info"]) == fixture.EVENTS
     assert records["What comes next: cut, tie?"].extra["struc_info"] == ""
     assert records["Sum up the clip."].extra["struc_info"] == ""
+
+
+def test_the_answers_are_what_their_structure_says(root):
+    """Of every task of the fixture, so that what rests on it is not empty; strictly, a missing part would be wrong."""
+    answered = [record for record in together(root).values() if record.answer]
+    samples = [Sample.of(record, record.answer) for record in answered]
+    assert {sample.task for sample in samples} == {*medvidbench.TASKS} - {"video_summary"}
+    found = board.columns(samples)
+    assert {name: found[name] for name in board.COLUMNS[:7]} == dict.fromkeys(board.COLUMNS[:7], 1.0)
 
 
 def test_questions_without_answers(root):

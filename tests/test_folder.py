@@ -171,6 +171,7 @@ def test_a_folder_of_the_version_before_goes_on(tmp_path):
         "update.kl_ratio is new in this version: False",
         "evaluation.records is new in this version: None",
         "evaluation.datasets is new in this version: ()",
+        "evaluation.split is new in this version: None",
         "evaluation.components is new in this version: ()",
         "evaluation.perplexity is new in this version: False",
         "evaluation.completions is new in this version: 0",

@@ -52,8 +52,8 @@ FLOORS = (
         "lock",
         "runs",
     ),
-    ("commandline", "leaderboard", "pictures", "answering", "scales", "evaluate", "sft", "train", "study", "export")
-    + ("plan.plan", "plan.here"),
+    ("commandline", "construct", "leaderboard", "export", "pictures", "answering", "scales", "evaluate", "sft", "train")
+    + ("study", "plan.plan", "plan.here"),
 )
 ORDER = {name: (floor, place) for floor, names in enumerate(FLOORS) for place, name in enumerate(names)}
 # On the second floor only these arrows exist; data knows no model, models know no dataset.

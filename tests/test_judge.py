@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fairgrpo_jax.config.judge import Judge as Options
-from fairgrpo_jax.rewards import judge as client, judge_prompts as prompts
+from fairgrpo_jax.rewards import endpoint as client, judge_prompts as prompts
 from fairgrpo_jax.rewards.judge import Judge
 from tests.scripted_judge import Reply, Scripted
 

@@ -319,3 +319,14 @@ def test_components_are_drawn_over_the_steps(run, tmp_path, monkeypatch):
     assert [axis.lines[0].get_ydata().tolist() for axis in signal.axes] == [[0.75, 0.75], [0.25, 0.25]]
     assert "Components of the reward" in page.text
     assert len([alt for alt in re.findall('alt="([^"]*)"', page.source) if "component" in alt]) == 2
+
+
+def test_tasks_of_held_out_records_are_drawn_over_the_steps(run, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, "_svg", lambda figure: drawn.append(figure) or "<svg/>")
+    with tracking.MetricsLog(run / "metrics.jsonl") as log:
+        log.append("eval", 10, {"task/tal/tag": 0.25, "task/video_summary/judge": 0.5})
+    assert "Held-out records by task" in built(run, tmp_path).text
+    (figure,) = (f for f in drawn if "tal" in f.axes[0].get_title(loc="left"))
+    assert [axis.get_title(loc="left") for axis in figure.axes] == ["tal · tag", "video_summary · judge"]
+    assert [axis.lines[0].get_ydata().tolist() for axis in figure.axes] == [[0.25], [0.5]]

@@ -9,9 +9,9 @@ import pytest
 from fairgrpo_jax import models, rewards
 from fairgrpo_jax.config.judge import Judge as Options
 from fairgrpo_jax.models import next_words
+from fairgrpo_jax.models.tiny import judge as tiny_judge
 from fairgrpo_jax.rewards import judge_components, judge_prompts
 from fairgrpo_jax.rewards.local_judge import ANSWER, LocalJudge
-from tests import tiny_judge
 
 
 TEXTS = [f"{'The lung is clear. ' * n}Which digit is {n}? Yes or No" for n in (0, 1, 3, 7, 11, 12, 13, 20, 30)]

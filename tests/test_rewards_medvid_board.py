@@ -30,7 +30,7 @@ def told(found, *names):
 
 
 def test_references_of_grounding():
-    assert samples.wanted_spans(fixture.SPANS) == [(1, 1)]
+    assert samples.wanted_spans(fixture.SPANS) == [(1, 1), (2, 3)]
     assert samples.wanted_spans([], "1.0-2.0, 3.0-4.0 seconds.") == [(1, 2), (3, 4)]
     box = {"1.0": [1, 2, 3, 4]}
     for given in ([{"bbox_dict": box, "object": "hook"}], [box]):
@@ -61,16 +61,11 @@ def test_samples_of_records(tmp_path):
     found = {record.question: Sample.of(record, "an answer") for record in records}
     one = found["When is a knot tied?"]
     assert (one.task, one.source, one.fps, one.answer) == ("tal", "AVOS", 0.5, "an answer")
-    assert one.structure == fixture.SPANS and found["Rate the skill."].structure == []
+    assert one.structure == fixture.spans("tie", (3.0, 4.0)) and found["Rate the skill."].structure == []
     right = [Sample.of(record, record.answer) for record in records if record.answer]
     assert {each.task for each in right} == set(medvidbench.TASKS) - {"video_summary"}
-    strict = board.columns([by_text(each) for each in right])
+    strict = board.columns(right)
     assert told(strict, "CVS_acc", "NAP_acc", "SA_acc", "STG_mIoU", "TAG_mIoU@0.5", "DVC_F1") == [1] * 6
-
-
-def by_text(each):
-    """Without the structured answer, which the fixture makes up: the text is the reference."""
-    return each._replace(structure=[])
 
 
 # ---- how columns are pooled ------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Rewards of MedGRPO's second stage: gates, scales by source and task, a judge of Yes and No for each dimension."""
 
 import concurrent.futures
+import dataclasses
 import types
 
 import numpy as np
@@ -25,15 +26,9 @@ WRONG = "I cannot say."
 
 @pytest.fixture(scope="module")
 def records(tmp_path_factory):
-    """One of each task, with the text as reference: the fixture makes up the structured answers."""
+    """One of each task."""
     root = fixture.write(tmp_path_factory.mktemp("medvid"))
-    found = [r for split in ("train", "validation") for r in medvidbench.load(root, split=split).records if r.answer]
-    return [
-        types.SimpleNamespace(
-            **{name: getattr(r, name) for name in r.__slots__} | {"extra": {**r.extra, "struc_info": ""}}
-        )
-        for r in found
-    ]
+    return [r for split in ("train", "validation") for r in medvidbench.load(root, split=split).records if r.answer]
 
 
 def given(records, *texts):
@@ -79,12 +74,10 @@ def test_what_cannot_be_read_is_0_behind_the_scale_and_each_source_has_its_own(r
 
 
 def test_a_reference_that_says_nothing_is_not_scored_and_one_that_is_broken_is_named(records):
-    empty = types.SimpleNamespace(**{**vars(records[0]), "answer": "no"})
+    empty = dataclasses.replace(records[0], answer="no", extra={**records[0].extra, "struc_info": ""})
     for name in ("tag", "stg", "dvc", "sa", "cvs"):
         assert np.isnan(rewards.BUILTIN[name](None)(given([empty], ["1.0-2.0 seconds."]))).all()  # type: ignore[arg-type]
-    broken = types.SimpleNamespace(
-        **{**vars(records[0]), "extra": {"struc_info": '[{"spans": [{"start": "a", "end": 1}]}]'}}
-    )
+    broken = dataclasses.replace(records[0], extra={"struc_info": '[{"spans": [{"start": "a", "end": 1}]}]'})
     with pytest.raises(ValueError, match=f"record {broken.uid} has a structured answer that cannot be read"):
         rewards.BUILTIN["tag"](None)(given([broken], ["x"]))  # type: ignore[arg-type]
 

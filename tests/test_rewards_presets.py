@@ -121,6 +121,7 @@ def is_right(text, record):
 def test_no_completion_scores_above_a_correct_one(name, text):
     asked = records(name)
     got = rule(name)([text] * len(asked), asked)
+    assert right(name, LONG).min() > 0, "a right answer is worth nothing: the test would be empty"
     assert np.isfinite(got).all() and np.all(got <= right(name, LONG))
     wrong = np.array([not is_right(text, record) for record in asked])
     assert np.all(got[wrong] <= right(name, "")[wrong]), "not even above a right answer without any reasoning"

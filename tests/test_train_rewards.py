@@ -17,9 +17,9 @@ import pandas as pd
 import pytest
 
 from fairgrpo_jax import config as options, evaluate, rollout, runs, train
+from fairgrpo_jax.models.tiny import judge as tiny_judge
 from fairgrpo_jax.models.tiny.tokenizer import tiny_tokenizer
-from fairgrpo_jax.rewards import judge as client, judge_prompts
-from tests import tiny_judge
+from fairgrpo_jax.rewards import endpoint as client, judge_prompts
 from tests.scripted_judge import Reply, Scripted
 from tests.test_train import ARGUMENTS, ROOT, SMALL, go, rows
 

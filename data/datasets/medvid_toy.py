@@ -1,4 +1,4 @@
-"""The operating room: short clips with the eight tasks of MedVidBench, made in seconds, to run MedGRPO's two stages.
+"""The operating room: short films with the eight tasks of MedVidBench, made in seconds, to run MedGRPO's two stages.
 
 A clip is eight frames of 128 x 128 pixels, one a second. In every two seconds the instrument cuts (red light), ties
 (blue light) or rests; a white hook lies in one of twelve fields and moves at most once; three marks at the upper edge
@@ -10,10 +10,14 @@ noisy. Scores of the second are lower, which is what normalisation across datase
 medicine.
 """
 
+import hashlib
 import itertools
 import json
+import os
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -34,7 +38,7 @@ ABOUT = About(
     title="The operating room",
     where="fairgrpo_jax.data.datasets.medvid_toy",
     licence="as this software",
-    download="nothing: it is made when asked for",
+    download="nothing: it is made when asked for, as mp4 files in the cache",
     note="Its clips are cartoons with the tasks of MedVidBench.",
     shared=(("train", "warmup"),),  # both stages have the same clips, as in the paper
 )
@@ -58,13 +62,17 @@ class _Clip:
     frames: np.ndarray
 
 
-def load(split: Split, *, clips: int | None = None, tasks: Sequence[str] = TASKS) -> RecordList:
-    """One record for every task of every clip.
+def load(
+    split: Split, *, clips: int | None = None, tasks: Sequence[str] = TASKS, folder: str | Path | None = None
+) -> RecordList:
+    """One record for every task of every clip; the clips are written as mp4 files, once.
 
     Args:
         split: ``"train"``, ``"warmup"`` (the same clips) or ``"test"``.
         clips: number of clips; default: ``CLIPS``.
         tasks: a selection of ``TASKS``.
+        folder: for the files; default: ``fairgrpo_jax/medvid_toy`` in ``$XDG_CACHE_HOME`` or ``~/.cache``. It may be
+            removed at any time.
 
     Returns:
         Records in the form of ``medvidbench.load``, with ``extra`` as there.
@@ -84,8 +92,11 @@ def load(split: Split, *, clips: int | None = None, tasks: Sequence[str] = TASKS
     own = "test" if split == "test" else "train"
     rng = np.random.default_rng(["train", "test"].index(own))
     made = [_clip(f"{own}-{number}", rng) for number in range(clips or CLIPS[own])]
-    pairs = [(clip, task) for clip in made for task in TASKS]
-    records = [_record(clip, task, row, split) for row, (clip, task) in enumerate(pairs)]
+    place = _folder() if folder is None else Path(folder)
+    place.mkdir(parents=True, exist_ok=True)
+    films = [_film(clip, place) for clip in made]
+    pairs = [(clip, film, task) for clip, film in zip(made, films, strict=True) for task in TASKS]
+    records = [_record(clip, film, task, row, split) for row, (clip, film, task) in enumerate(pairs)]
     return RecordList(tuple(record for record in records if record.extra["task"] in tasks))
 
 
@@ -110,6 +121,30 @@ def _clip(name: str, rng: np.random.Generator) -> _Clip:
         frames[:, 4 : CELL - 4, CELL * place + 4 : CELL * (place + 1) - 4, 2] = 110 * mark * light
     frames += rng.normal(0, noise, (FRAMES, SIZE // 4, SIZE // 4, 1)).repeat(4, 1).repeat(4, 2)
     return _Clip(name, room, steps, fields, marks, tint, frames.clip(0, 255).astype(np.uint8))
+
+
+def _folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fairgrpo_jax" / "medvid_toy"
+
+
+def _film(clip: _Clip, folder: Path) -> Path:
+    """The clip as a file, whose name tells what it shows; written beside its place first, if it is not there."""
+    import av
+
+    path = folder / f"{clip.name}-{hashlib.blake2b(clip.frames.tobytes(), digest_size=8).hexdigest()}.mp4"
+    if path.is_file():
+        return path
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".", suffix=".mp4", delete=False) as draft:
+        with av.open(draft.name, "w", format="mp4") as container:
+            stream = container.add_stream(
+                "libx264", rate=1, options={"crf": "12", "preset": "veryfast", "threads": "1"}
+            )
+            stream.width, stream.height, stream.pix_fmt = SIZE, SIZE, "yuv420p"
+            for frame in clip.frames:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame)))
+            container.mux(stream.encode())
+    os.replace(draft.name, path)
+    return path
 
 
 def _box(field: int) -> tuple[int, int, int, int]:
@@ -160,7 +195,7 @@ def _asked(clip: _Clip, task: str) -> tuple[str, str, list[Any]]:
     return "Score the view.", text, [{"cvs_scores": scores}]
 
 
-def _record(clip: _Clip, task: str, row: int, split: Split) -> Record:
+def _record(clip: _Clip, film: Path, task: str, row: int, split: Split) -> Record:
     question, answer, told = _asked(clip, task)
     x1, y1, x2, y2 = map(float, _box(clip.fields[0]))
     box = (0.0, x1, y1, x2, y2) if task == "region_caption" else None
@@ -168,7 +203,7 @@ def _record(clip: _Clip, task: str, row: int, split: Split) -> Record:
         uid=f"medvid_toy/{clip.name}/{task}",
         dataset="medvid_toy",
         modality="video",
-        media=(Media("video", pixels=clip.frames, fps=1.0, box=box),),
+        media=(Media("video", path=film, box=box),),
         question=question,
         answer=answer,
         choices=(),

@@ -74,7 +74,8 @@ def load(
         split: ``"test"``: the owners' test questions, without answers. ``"train"`` and ``"validation"``: the questions
             with answers, with a fifth of the videos held out by the hash of their names.
         tasks: a selection of ``TASKS``; None for all.
-        annotations: another JSON file in ``root`` of the same form, instead of the split's.
+        annotations: another JSON file in ``root`` of the same form, instead of the split's; with ``{split}`` in its
+            name a file for each split, which is then taken whole: ``"{split}.json"`` is what ``construct`` writes.
         prefix: folder with which the owners' absolute frame paths begin; the rest of a path is relative to ``root``.
         num_frames: number of frames of a clip that the model sees, evenly spaced; None, as in the paper: all that are
             listed, at most ``MOST_FRAMES``.
@@ -113,7 +114,9 @@ def load(
     if num_frames is not None and num_frames < 1:
         raise ValueError(f"num_frames is {num_frames}; wanted at least 1")
     root = Path(root)
-    (table,) = ABOUT.require(root, annotations or _FILES["test" if split == "test" else "train"])
+    own = annotations is not None and "{split}" in annotations  # a file for each split
+    name = (annotations or _FILES["test" if split == "test" else "train"]).replace("{split}", split)
+    (table,) = ABOUT.require(root, name)
     rows, made, seen = read_json(table, _KEYS), [], Counter()
     place = _places(root, prefix)
     for number, row in rows:
@@ -125,7 +128,7 @@ def load(
             made.append(record)
         except ValueError as error:
             rows.problems.add(number, str(error))
-    if split != "test":
+    if split != "test" and not own:
         held_out = by_patient([record.patient for record in made], fraction=HELD_OUT, seed=0)
         made = [record for record, out in zip(made, held_out, strict=True) if out == (split == "validation")]
     wanted = tuple(record for record in made if tasks is None or record.extra["task"] in tasks)
@@ -175,7 +178,7 @@ def _record(
         question=question,
         answer=answer,
         choices=(),
-        patient=_operation(source, video),
+        patient=operation(source, video),
         sex=None,
         age=None,
         extra={
@@ -270,8 +273,12 @@ def _parts(value: object) -> str:
     return json.dumps(value if isinstance(value, list) else [value], ensure_ascii=False)
 
 
-def _operation(source: str, video: str) -> str:
-    """The source video, with the same name for sources that show the same operation."""
+def operation(source: str, video: str) -> str:
+    """The source video, with the same name for sources that show the same operation.
+
+    >>> operation("CholecT50", "VID05"), operation("AVOS", "v5")
+    ('cholec/5', 'AVOS/v5')
+    """
     numbers = re.findall(r"\d+", video)
     if source.lower().startswith(_CHOLEC) and len(numbers) == 1:
         return f"cholec/{int(numbers[0])}"

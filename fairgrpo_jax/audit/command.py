@@ -6,6 +6,7 @@ r"""``python -m fairgrpo_jax.evaluate``: for whom does a model fail?
     python -m fairgrpo_jax.evaluate --model.path MODEL --data.name slake --data.root DATA --samples 8
     python -m fairgrpo_jax.evaluate ours.csv theirs.csv --id study_id
     python -m fairgrpo_jax.evaluate outputs/study/seed*/grpo --pool
+    python -m fairgrpo_jax.evaluate medvidbench --model.path MODEL --data.root DIR --submission FILE
 
 Reads the answers of any model, or of a run of this library, and writes a page (report.html), every number
 (metrics.json), one row a group and figure (groups.csv), the answers with groups for other tools (predictions.csv), and
@@ -13,7 +14,8 @@ a section for a model card (model-card.md). Several inputs are compared on the r
 are seeds of one method, and get means and intervals between the seeds. No accelerator and
 no model is needed, but for --model.path: any checkpoint folder then answers the held-out records of a dataset first,
 with any option of a run (--preset NAME, --workdir DIR, --mesh 4x1), and goes on after any stop; --samples K sampled
-answers beside the greedy one give its score. A ten-minute guide: docs/evaluation.md.
+answers beside the greedy one give its score. --submission answers a board's questions instead. A ten-minute guide:
+docs/evaluation.md.
 """
 
 import argparse

@@ -105,6 +105,11 @@ class Config:
             "at least 2, as a rollout is compared with the others of its prompt",
         )
         require(self.checkpoint_every > 0, f"checkpoint_every={self.checkpoint_every}", "at least 1")
+        require(
+            not self.evaluation.split or not (self.steps or self.warmup.own_steps or self.warmup.epochs),
+            f"evaluation.split={self.evaluation.split} with steps={self.steps}, warmup.steps={self.warmup.own_steps}",
+            "nothing to be trained: 0 steps of both; in a run the held-out split is answered",
+        )
         parts = self.update.parts
         require(
             self.prompts % parts == 0,

@@ -406,6 +406,9 @@ class Evaluation:
     default: all. Before and after training all are answered."""
     datasets: tuple[str, ...] = ()
     """Further datasets that are only evaluated, on their last split; data.root then has one subfolder per name."""
+    split: str | None = None
+    """Split to answer where nothing is trained, with or without right answers, such as test; no other is read. Default:
+    the held-out one."""
     components: tuple[str, ...] = ()
     """Components, in the form of reward.components, that held-out answers are scored by beside the reward, for the log
     and evals/<step>.jsonl alone."""

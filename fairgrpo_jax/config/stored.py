@@ -59,7 +59,8 @@ def _known(values: dict, schema: Any, prefix: str = "") -> tuple[dict, list[str]
         section, _, name = old.rpartition(".")
         if prefix == f"{section}." and name in values:
             values = {key: value for key, value in values.items() if key != name} | {new: renamed[values[name]]}
-    hints, kept, lines = typing.get_type_hints(schema), {}, []
+    typed, kept, lines = typing.get_type_hints(schema), {}, []
+    hints = {field.name: typed[field.name] for field in dataclasses.fields(schema)}
     lines += [f"{prefix}{name} is not an option of this version: left out" for name in sorted(values.keys() - hints)]
     for name, hint in hints.items():
         if name not in values:

@@ -162,6 +162,7 @@ def _figures(runs: Sequence[results.Run], scheme: Scheme) -> dict[str, str | Non
         ),
         "ceilings": plots.ceilings(runs, {run.name: limit for run in runs if (limit := _ceiling(run.config))}),
         "health": plots.curves(runs, _HEALTH),
+        "tasks": plots.curves(runs, _tasks(runs)),
         "components": plots.curves(runs, _panels(runs, "reward/component/", "reward/normalised/")),
         "signal": plots.curves(runs, _panels(runs, "advantage/component/")),
         "shares": plots.shares(runs),
@@ -173,6 +174,12 @@ def _panels(runs: Sequence[results.Run], *prefixes: str) -> list[tuple[str, str,
     names = dict.fromkeys(name for prefix in prefixes for run in runs for name in run.names("train", prefix))
     told = {name: completions.label(name.partition("/")[2]) for name in names if name.count("/") == 2}
     return [(title, "train", name) for name, title in told.items()]
+
+
+def _tasks(runs: Sequence[results.Run]) -> list[tuple[str, str, str]]:
+    """A panel for each component of the reward in each task of held-out records."""
+    names = sorted({name for run in runs for name in run.names("eval", "task/")})
+    return [(" · ".join(name.split("/")[1:]), "eval", name) for name in names]
 
 
 def _drawn(runs: Sequence[results.Run]) -> list[tuple[str, str]]:

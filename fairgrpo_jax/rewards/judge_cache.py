@@ -1,10 +1,10 @@
-"""What a judge has answered, in a SQLite file that processes share: one call a question among all of them.
+"""What a language model has answered, in a SQLite file that processes share: one call a question among all of them.
 
 Before a question is asked it is claimed. A claim belongs to an owner, one process, who changes a counter, its beat,
 every few seconds while it holds claims. Whoever waits for a claim watches that counter by a clock of its own: if it
 stands still for ``STALE`` seconds, the owner is gone and the claim is taken over. No two clocks are compared. An answer
 is committed before anybody sees it, and the first one stays: all processes get the same. What waits together for the
-disk shares a transaction (``Disk``), because each is forced to disk, and that takes longer than a quick judge.
+disk shares a transaction (``Disk``), because each is forced to disk, and that takes longer than a quick answer.
 
 A process that was stopped for longer than ``STALE`` and goes on has lost its claims; what it has in flight may then be
 paid twice. The journal is SQLite's plain one, which works on network file systems that pass locks on.
@@ -60,8 +60,8 @@ class Cache:
     (None, None)
     """
 
-    def __init__(self, path: Path | None):
-        """Opens or creates the file; None keeps everything in memory.
+    def __init__(self, path: Path | None, option: str = "judge.cache"):
+        """Opens or creates the file; None keeps everything in memory. ``option`` is its name in errors.
 
         Raises:
             ValueError: if the file is none of ours, or cannot be written.
@@ -74,7 +74,7 @@ class Cache:
                 path.parent.mkdir(parents=True, exist_ok=True)
             self._file = sqlite3.connect(path or ":memory:", isolation_level=None)
         except (OSError, sqlite3.Error) as error:
-            raise ValueError(f"got judge.cache={path} ({error}); wanted {wanted}") from error
+            raise ValueError(f"got {option}={path} ({error}); wanted {wanted}") from error
         try:
             with self.transaction():
                 (version,) = self._file.execute("PRAGMA user_version").fetchone()
@@ -86,16 +86,16 @@ class Cache:
                 self._file.execute(f"PRAGMA user_version = {VERSION}")
         except sqlite3.Error as error:
             self._file.close()
-            raise ValueError(f"got judge.cache={path} ({error}); wanted {wanted}") from error
+            raise ValueError(f"got {option}={path} ({error}); wanted {wanted}") from error
 
-    def found(self, keys: Sequence[str]) -> dict[str, tuple[float, ...]]:
-        """The stored scores of those keys that have any."""
+    def found(self, keys: Sequence[str]) -> dict[str, tuple[Any, ...]]:
+        """The stored values of those keys that have any."""
         query = "SELECT scores FROM answers WHERE key = ?"
         rows = {key: self._file.execute(query, (key,)).fetchone() for key in keys}
         return {key: tuple(json.loads(row[0])) for key, row in rows.items() if row is not None}
 
-    def claim(self, key: str) -> tuple[float, ...] | bool:
-        """The stored scores; else True if the key is now ours to ask, False if a living process asks it."""
+    def claim(self, key: str) -> tuple[Any, ...] | bool:
+        """The stored values; else True if the key is now ours to ask, False if a living process asks it."""
         if stored := self.found([key]):
             return stored[key]
         row = self._file.execute("SELECT owner FROM claims WHERE key = ?", (key,)).fetchone()
@@ -105,8 +105,8 @@ class Cache:
         self.beat()
         return True
 
-    def store(self, key: str, scores: tuple[float, ...], reply: str) -> tuple[float, ...]:
-        """Keeps an answer and gives the claim back; returns the scores that the key has from now on."""
+    def store(self, key: str, scores: tuple[Any, ...], reply: str) -> tuple[Any, ...]:
+        """Keeps an answer and gives the claim back; returns the values that the key has from now on."""
         self._file.execute("INSERT OR IGNORE INTO answers VALUES (?, ?, ?)", (key, json.dumps(scores), reply))
         self.release(key)
         return self.found([key])[key]
@@ -180,15 +180,15 @@ class Disk:
     >>> disk.close()
     """
 
-    def __init__(self, path: Path | None):
-        """Opens the cache.
+    def __init__(self, path: Path | None, option: str = "judge.cache"):
+        """Opens the cache; ``option`` is its name in errors.
 
         Raises:
             ValueError: as ``Cache`` does.
         """
         self._waiting: queue.SimpleQueue[tuple[Callable[[Cache], Any], Future[Any]] | None] = queue.SimpleQueue()
         opened: Future[None] = Future()
-        self._thread = threading.Thread(target=self._work, args=(path, opened), name="judge cache", daemon=True)
+        self._thread = threading.Thread(target=self._work, args=(path, option, opened), name="judge cache", daemon=True)
         self._thread.start()
         opened.result()
 
@@ -208,9 +208,9 @@ class Disk:
         self._waiting.put(None)
         self._thread.join()
 
-    def _work(self, path: Path | None, opened: Future[None]) -> None:
+    def _work(self, path: Path | None, option: str, opened: Future[None]) -> None:
         try:
-            cache = Cache(path)
+            cache = Cache(path, option)
         except BaseException as error:
             opened.set_exception(error)
             return

@@ -23,21 +23,24 @@ class Unreadable(ValueError):
 
 
 class Question(NamedTuple):
-    """One question to a judge, worth ``len(dimensions)`` scores in [0, 1].
+    """One question to a language model; to a judge, worth ``len(dimensions)`` scores in [0, 1].
 
     Attributes:
         version: name and version of the prompt.
         dimensions: what the scores are of.
         text: the message of a chat, or the state of typed questions.
         typed: the typed questions by name; empty for a chat.
-        read: from the text of the answer, or its typed answers, to the scores; raises ``Unreadable``.
+        read: from the text of the answer, or its typed answers, to what is wanted of it, such as the scores; raises
+            ``Unreadable``.
+        images: JPEG files that are shown before the text.
     """
 
     version: str
     dimensions: tuple[str, ...]
     text: str
     typed: Mapping[str, Mapping[str, Any]]
-    read: Callable[[Any], tuple[float, ...]]
+    read: Callable[[Any], tuple[Any, ...]]
+    images: tuple[bytes, ...] = ()
 
 
 Mode = Literal["text", "typed"]
@@ -226,6 +229,12 @@ def coherent(reasoning: str, question: str, options: Sequence[str] = (), *, mode
     return Question("coherent_text/1", ("coherent",), COHERENT.substitute(blocks), {}, yes_or_no)
 
 
+def words() -> set[str]:
+    """The words of the questions for Yes or No, with the blank before them, for the vocabulary of a tiny judge."""
+    asked = [*agreement("", ""), *agreement("", "", wording="caption"), coherent("", "")]
+    return {word for question in asked for word in re.findall(r" ?[A-Za-z]{2,}", question.text)}
+
+
 def fence(*texts: str) -> str:
     """A word that occurs in none of the texts, always the same for the same texts.
 
@@ -261,7 +270,7 @@ def levels_of_lines(text: str) -> tuple[float, ...]:
     Raises:
         Unreadable: if anything else stands there, a line is missing, repeated or misplaced, or a level out of range.
     """
-    lines = [line.strip() for line in _said(text).splitlines() if line.strip()]
+    lines = [line.strip() for line in said(text).splitlines() if line.strip()]
     found = [re.fullmatch(r"(R\d): ?(-?\d{1,3})", line, re.ASCII) for line in lines]
     if tuple(match[1] if match else None for match in found) != CODES:
         raise Unreadable("malformed", text)
@@ -274,13 +283,13 @@ def yes_or_no(text: str) -> tuple[float, ...]:
     Raises:
         Unreadable: if anything else stands there.
     """
-    word = _said(text).strip().removesuffix(".").lower()
+    word = said(text).strip().removesuffix(".").lower()
     if word not in ("yes", "no"):
         raise Unreadable("malformed", text)
     return (float(word == "yes"),)
 
 
-def _said(text: str) -> str:
+def said(text: str) -> str:
     """An answer without the thought before it, for judges that think aloud."""
     if text.lstrip().startswith("<think>"):
         text = text.partition("</think>")[2]

@@ -92,17 +92,18 @@ def words_f1(texts: Sequence[str], references: Sequence[str]) -> np.ndarray:
     return out
 
 
-def measure(path: str | Path | None) -> Measure:
+def measure(path: str | Path | None, *, option: str = "reward.similarity") -> Measure:
     """The measure that an option names; prints which one it is.
 
     Args:
         path: folder of a sentence encoder; None: words are compared.
+        option: the name of the option, to be told.
 
     Raises:
         ValueError: from ``models.sentence.load``.
     """
     if path is None:
-        line = "similarity: F1 of words; reward.similarity may name the folder of a sentence encoder instead"
+        line = f"similarity: F1 of words; {option} may name the folder of a sentence encoder instead"
         print(line, flush=True)
         return words_f1
     encoder = Similarity(path)

@@ -51,24 +51,40 @@ def row(
 
 
 REGION = {"start_frame": frames()[2], "start_frame_bbox": [5, 6, 20.5, 21]}
-SPANS = [
-    {"procedure": "suturing", "action_list": ["cut", "tie"], "action": "cut", "spans": [{"start": 1.0, "end": 1.0}]}
-]
+
+
+def spans(action, *times):
+    """The structured answer of TAG."""
+    found = [{"start": start, "end": end} for start, end in times]
+    return [{"procedure": "suturing", "action_list": ["cut", "tie"], "action": action, "spans": found}]
+
+
+def boxes(name, **times):
+    """The structured answer of STG; times as ``t1`` for 1.0."""
+    found = {f"{float(time[1:]):.1f}": box for time, box in times.items()}
+    return [{"start": min(map(float, found)), "end": max(map(float, found)), "stride": 1, "object": name,
+             "bbox_dict": found}]  # fmt: skip
+
+
+SPANS = spans("cut", (1.0, 1.0), (2.0, 3.0))
+EVENTS = [[{"start": 1.0, "end": 2.0, "caption": "cut: A cut."}]]
+VIEW = {"cvs_scores": {"two_structures": 2, "cystic_plate": 1, "hepatocystic_triangle": 0}}
 ROWS = (
     row("tal", "When is thread cut?", "1.0-1.0, 2.0-3.0 seconds.", struc=SPANS),
-    row("tal", "When is a knot tied?", "3.0-4.0 seconds.", struc=SPANS, fps="0.5"),
-    row("stg", "Where is the needle?", "1.0 seconds: [1.5, 2.0, 30.25, 31.0]", struc=[{"bbox_dict": {"1.0": [1, 2]}}],
-        video_order=(0, 3, 1, 2)),
+    row("tal", "When is a knot tied?", "3.0-4.0 seconds.", struc=spans("tie", (3.0, 4.0)), fps="0.5"),
+    row("stg", "Where is the needle?", "1.0 seconds: [1.5, 2.0, 30.25, 31.0]",
+        struc=boxes("needle", t1=[1.5, 2.0, 30.25, 31.0]), video_order=(0, 3, 1, 2)),
     row("next_action", "What comes next: cut, tie?", "tie", video="w", count=5, struc={}),
-    row("dense_captioning_gemini", "Describe each event.", "1.0-2.0 seconds: cut: A cut.", struc=[[{"start": 1}]]),
+    row("dense_captioning_gemini", "Describe each event.", "1.0-2.0 seconds: cut: A cut.", struc=EVENTS),
     row("video_summary_gpt", "Sum up the clip.", None, source="NurViD", video="n-1", metadata={
         "fps": "2.0", "video_id": "n-1", "input_video_start_time": "12.5", "input_video_end_time": "14.5"}),
     row("region_caption_gpt", "What does the marked tool do?", "It holds tissue.", is_RC=True, RC_info=REGION),
     row("skill_assessment", "Rate the skill.", "Respect for tissue: 2/5", source="JIGSAWS", video="B001", RC_info={}),
     row("cvs_assessment", "Rate the view.", "Two structures: 2, Cystic plate: 1, Hepatocystic triangle: 0",
-        source="Cholec80_CVS", video="video12", struc={"cvs_scores": {"two_structures": 2}},
+        source="Cholec80_CVS", video="video12", struc=VIEW,
         metadata={"fps": "1.0", "video_id": "video12", "start_frame": "0", "end_frame": "60"}),
-    row("stg", "Where is the hook?", "1.0 seconds: [1, 2, 3, 4]", source="CholecT50", video="VID12"),
+    row("stg", "Where is the hook?", "1.0 seconds: [1, 2, 3, 4]", source="CholecT50", video="VID12",
+        struc=boxes("hook", t1=[1, 2, 3, 4])),
 )  # fmt: skip
 TEST = (
     row("tal", "When is the skin closed?", None, prefix="testdata", dataset_name=None),

@@ -5,9 +5,9 @@ import pytest
 
 from fairgrpo_jax.config.judge import Judge as Options
 from fairgrpo_jax.models import next_words
+from fairgrpo_jax.models.tiny import judge as tiny_judge
 from fairgrpo_jax.rewards import judge_prompts
 from fairgrpo_jax.rewards.local_judge import ANSWER, LocalJudge
-from tests import tiny_judge
 
 
 torch = pytest.importorskip("torch")
