@@ -24,7 +24,6 @@ takes too long costs only its own lines:
 
 import argparse
 import dataclasses
-import importlib
 import json
 import os
 import pathlib
@@ -39,6 +38,7 @@ from typing import Any
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")
 
+import gpu_attention  # noqa: E402
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
@@ -306,43 +306,9 @@ def update(scale: Scale, name: str, *, toy: bool) -> dict[str, Any]:
 
 
 def attention(scale: Scale, *, toy: bool) -> dict[str, Any]:
-    """Largest errors of the kernel's value and gradients, beside those of plain JAX in the same dtype."""
-    try:
-        module = importlib.import_module("fairgrpo_jax.models.attention")
-    except ImportError:
-        return {"said": "skipped: this version has no fairgrpo_jax.models.attention"}
-    kernel = "cudnn" if jax.default_backend() == "gpu" else "mapped"
-    lines = {}
-    cases = [
-        (name, *case)
-        for name in PUBLISHED
-        for case in attention_cases(module, tiny(name) if toy else models.read_config(PUBLISHED[name]), scale)
-    ]
-    for name, what, arguments, masks in cases:
-
-        def errors(implementation: str, arguments: tuple = arguments, masks: Any = masks) -> list[float]:
-            def run(dtype: Any, implementation: str) -> Any:
-                cast = jax.tree.map(lambda x: x.astype(dtype), arguments[:3])
-
-                def total(q: Any, shared: Any, own_kv: Any) -> Any:
-                    out = module.attend(q, shared, own_kv, masks, implementation=implementation).astype(jnp.float32)
-                    return (out * arguments[3]).sum(), out
-
-                grads, out = jax.jit(jax.grad(total, argnums=(0, 1, 2), has_aux=True))(*cast)
-                return jax.tree.map(lambda x: x.astype(jnp.float32), (out, *jax.tree.leaves(grads)))
-
-            pairs = zip(run(jnp.bfloat16, implementation), run(jnp.float32, "plain"), strict=True)
-            return [float(jnp.linalg.norm(got - wanted) / jnp.linalg.norm(wanted)) for got, wanted in pairs]
-
-        found, plain = errors(kernel), errors("plain")
-        text = ", ".join(f"{a:.1e} ({b:.1e})" for a, b in zip(found, plain, strict=True))
-        right = all(a <= 2 * b for a, b in zip(found, plain, strict=True))
-        lines[f"{name}, {what}: {kernel} (plain)"] = {
-            "errors": found,
-            "plain": plain,
-            "text": f"{text}: {'as' if right else 'NOT as'} near",
-        }
-    return {"lines": lines, "failed": any("NOT" in line["text"] for line in lines.values())}
+    """The errors of the kernels."""
+    configs = {name: tiny(name) if toy else models.read_config(PUBLISHED[name]) for name in PUBLISHED}
+    return gpu_attention.errors_of(configs, group=scale.group, tokens=scale.tokens, prompt=scale.prompt)
 
 
 def step(scale: Scale, name: str, *, toy: bool) -> dict[str, Any]:
@@ -490,37 +456,6 @@ def packed(config: Any, count: int, tokens: int, side: int, **sizes: int) -> mod
         inputs["pixel_values"] = rng.normal(size=(count * side**2, tower.patch_dim)).astype(np.float32)
         inputs["image_grid_thw"] = np.array([[1, side, side]] * count)
     return models.pack(inputs, config, **sizes, dtype=jnp.bfloat16)
-
-
-def attention_cases(module: Any, config: Any, scale: Scale) -> list[tuple[str, tuple, Any]]:
-    """Queries, keys, values and weights of the output with masks: of completions, of windows, of images in prompts.
-
-    Windows are a third of a prompt, so that they end inside; the last third of each prompt is an image, read both ways.
-    """
-    P, G, T, Tp = 2, scale.group, scale.tokens, scale.prompt
-    N, K, H = config.num_heads, config.num_kv_heads, config.head_dim
-    keys = iter(jax.random.split(jax.random.key(0), 12))
-    normal = lambda *shape: jax.random.normal(next(keys), shape).astype(jnp.bfloat16).astype(jnp.float32)
-    own, prompt = (P, G, T, K, H), (P, Tp, K, H)
-    lengths = jnp.array([Tp, Tp * 2 // 3], jnp.int32)
-    steps, places = jnp.arange(T), jnp.arange(Tp)
-    seen, causal = (places < lengths[:, None])[:, None], steps[:, None] >= steps
-    arguments = normal(P, G, T, N, H), (normal(*prompt), normal(*prompt)), (normal(*own), normal(*own))
-    arguments = (*arguments, normal(P, G, T, N * H))
-    cases = [("completions", arguments, module.Masks(causal, seen, lengths))]
-    if not any(config.local_layers):
-        return cases
-    window = Tp // 3
-    near = causal & (steps[:, None] - steps < window)
-    since = lengths[:, None, None] + steps[:, None] - places
-    cases.append(("window", arguments, module.Masks(near, seen & (since < window), lengths, (True, window))))
-    block = jnp.where((places >= lengths[:, None] * 2 // 3) & seen[:, 0], 1, 0)
-    same = (block[:, :, None] == block[:, None]) & (block[:, None] > 0)
-    masks = module.Masks(((places[:, None] >= places) | same) & seen, lengths=lengths, block=block)
-    itself = normal(P, 1, Tp, K, H), normal(P, 1, Tp, K, H)
-    real = seen[:, :, :, None].transpose(0, 2, 1, 3).reshape(P, 1, Tp, 1)  # nothing is promised at padding
-    cases.append(("images", (normal(P, 1, Tp, N, H), None, itself, normal(P, 1, Tp, N * H) * real), masks))
-    return cases
 
 
 # ---- figures ---------------------------------------------------------------------------------------------------------

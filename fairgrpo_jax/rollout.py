@@ -22,7 +22,7 @@ import numpy as np
 from flax import struct
 
 from fairgrpo_jax import hosts, mesh, models
-from fairgrpo_jax.models import decoder
+from fairgrpo_jax.models import decoder, next_token
 from fairgrpo_jax.models.attention import heads_first
 from fairgrpo_jax.models.inputs import widen
 
@@ -301,7 +301,7 @@ def begin(
     params, keys = mesh.gather(params, tensor=tensor), rows.keys
     P, G = keys.shape
     hidden = jnp.broadcast_to(hidden[:, None], (P, G, hidden.shape[-1]))
-    token, logprob, done = _choose(
+    token, logprob, done = next_token.choose(
         params, architecture, hidden, keys, jnp.int32(0), jnp.zeros((P, G), bool), temperature, top_p
     )
     empty = jnp.full((P, G, length), architecture.pad_id, jnp.int32)
@@ -357,36 +357,14 @@ def decode(
         hidden, caches = decoder.decode_step(
             params, architecture, rows.prompt, tuple(prompt_kv), caches, now.token, now.t - 1
         )
-        token, logprob, done = _choose(params, architecture, hidden, rows.keys, now.t, now.done, temperature, top_p)
+        token, logprob, done = next_token.choose(
+            params, architecture, hidden, rows.keys, now.t, now.done, temperature, top_p
+        )
         drawn = _write(now.drawn, now.t, token, ~now.done, logprob)
         return Decoding(now.t + 1, token, done, drawn), caches
 
     now, caches = jax.lax.while_loop(more, step, (now, tuple(caches)))
     return now, caches, _alive(now.done)
-
-
-def _choose(params, architecture, hidden, keys, t, done, temperature, top_p):
-    """Maps hidden states (P, G, d) to the tokens at position t, their log-probabilities and which rows ended."""
-    logits = decoder.policy_logits(params, architecture, hidden, temperature or 1.0)
-    if temperature:
-        noise = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (0, None))(keys, t)
-        gumbel = jax.vmap(jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[-1:])))(noise)
-        token = _largest(_nucleus(logits, top_p) + gumbel)  # as jax.random.categorical draws
-    else:
-        token = _largest(logits)
-    logprob = jnp.take_along_axis(jax.nn.log_softmax(logits), token[..., None], -1)[..., 0]
-    token = jnp.where(done, architecture.pad_id, token).astype(jnp.int32)
-    return token, jnp.where(done, 0.0, logprob), done | jnp.isin(token, jnp.asarray(architecture.eos_ids, jnp.int32))
-
-
-def _largest(x: jax.Array) -> jax.Array:
-    """The first index of the largest number of the last axis; its size where a number is NaN.
-
-    Two reductions of one array each, which CPUs compute by vectors; ``argmax`` reduces numbers and indices together,
-    one at a time.
-    """
-    at = jnp.arange(x.shape[-1]).reshape((1,) * (x.ndim - 1) + (-1,))
-    return jnp.where(x == x.max(-1, keepdims=True), at, x.shape[-1]).min(-1)
 
 
 def _write(drawn: RolloutBatch, t: jax.Array, *columns: jax.Array) -> RolloutBatch:
@@ -489,28 +467,6 @@ def _join(parts: list[Any]) -> Any:
 def _longer(cache: decoder.KeyValue, size: int) -> decoder.KeyValue:
     spare = [(0, 0), (0, 0), (0, 0), (0, size - cache[0].shape[3]), (0, 0)]
     return jax.tree.map(lambda x: jnp.pad(x, spare), cache)
-
-
-def _nucleus(logits: jax.Array, top_p: float) -> jax.Array:
-    """Masks all but the likeliest tokens whose probabilities add up to ``top_p``; the likeliest always stays.
-
-    A token stays if the likelier ones add up to less than ``top_p``. The least probability of which this is true is
-    found bit by bit, since floats >= 0 are ordered as their bits are, in 31 sums over the vocabulary instead of a sort.
-    """
-    if top_p == 1.0:
-        return logits
-    chances = jax.nn.softmax(logits)
-
-    def halve(_, ends):
-        low, high = ends  # of the bits: the likelier add up to too much above low, and not above high
-        middle = jnp.maximum(low + (high - low) // 2, 0)
-        above = chances > jax.lax.bitcast_convert_type(middle, jnp.float32)
-        enough = jnp.where(above, chances, 0.0).sum(-1, keepdims=True) < top_p
-        return jnp.where(enough, low, middle), jnp.where(enough, middle, high)
-
-    top = jax.lax.bitcast_convert_type(chances.max(-1, keepdims=True), jnp.int32)
-    _, least = jax.lax.fori_loop(0, 31, halve, (jnp.full_like(top, -1), top))
-    return jnp.where(chances >= jax.lax.bitcast_convert_type(least, jnp.float32), logits, -1e30)
 
 
 def texts(batch: RolloutBatch, tokenizer: Any) -> list[list[str]]:

@@ -29,7 +29,7 @@ def load(monkeypatch):
     for name in ("NPROC", "XLA_PYTHON_CLIENT_MEM_FRACTION"):
         monkeypatch.setenv(name, os.environ.get(name, "1"))
     yield importlib.import_module
-    for name in ("step", "prefix", "gpu", "worker", "normalisation"):
+    for name in ("step", "prefix", "gpu", "gpu_attention", "worker", "normalisation"):
         sys.modules.pop(name, None)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fairgrpo_jax import learner, mesh, models, rollout
-from fairgrpo_jax.models import decoder
+from fairgrpo_jax.models import decoder, next_token
 from fairgrpo_jax.rewards import accuracy
 from tests import compiled_text, tiny_batch
 
@@ -193,11 +193,11 @@ def test_greedy_takes_the_likeliest_token(batch):
 def test_draws_are_those_of_jax():
     """The noise of ``jax.random.categorical`` and its largest number, of equal ones the first."""
     x = jax.random.randint(jax.random.key(0), (50, 6), 0, 3).astype(jnp.float32)
-    np.testing.assert_array_equal(rollout._largest(x), np.asarray(x).argmax(-1))
-    assert rollout._largest(x.at[3, 2].set(jnp.nan))[3] == 6  # no token
+    np.testing.assert_array_equal(next_token.largest(x), np.asarray(x).argmax(-1))
+    assert next_token.largest(x.at[3, 2].set(jnp.nan))[3] == 6  # no token
     for seed in range(20):
         noise = jax.random.gumbel(jax.random.key(seed), (50, 6))
-        np.testing.assert_array_equal(rollout._largest(x + noise), jax.random.categorical(jax.random.key(seed), x))
+        np.testing.assert_array_equal(next_token.largest(x + noise), jax.random.categorical(jax.random.key(seed), x))
 
 
 def test_logits_that_are_not_finite_are_named(batch):
@@ -216,9 +216,9 @@ def test_logits_that_are_not_finite_are_named(batch):
 
 def test_top_p_keeps_only_the_nucleus():
     logits = jnp.log(jnp.array([[0.5, 0.3, 0.15, 0.05]]))
-    kept = np.isfinite(np.where(rollout._nucleus(logits, 0.7) > -1e29, 1.0, np.inf))
+    kept = np.isfinite(np.where(next_token.nucleus(logits, 0.7) > -1e29, 1.0, np.inf))
     np.testing.assert_array_equal(kept, [[True, True, False, False]])
-    np.testing.assert_array_equal(rollout._nucleus(logits, 1e-6) > -1e29, [[True, False, False, False]])
+    np.testing.assert_array_equal(next_token.nucleus(logits, 1e-6) > -1e29, [[True, False, False, False]])
 
 
 @pytest.fixture
@@ -244,7 +244,7 @@ def test_the_nucleus_is_that_of_a_sort(top_p):
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(200, 50)).astype(np.float32) * rng.uniform(0.1, 8, (200, 1)).astype(np.float32)
     logits[:20] = np.round(logits[:20])  # ties
-    kept = np.asarray(rollout._nucleus(jnp.asarray(logits), top_p)) > -1e29
+    kept = np.asarray(next_token.nucleus(jnp.asarray(logits), top_p)) > -1e29
     chances = np.asarray(jax.nn.softmax(logits))
     for row, mine in zip(chances, kept, strict=True):
         order = np.argsort(-row, kind="stable")
