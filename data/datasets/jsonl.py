@@ -291,9 +291,7 @@ def _joined(parts: list[Any], order: np.ndarray) -> Any:
 
 def _again(uids: Any, lines: Sequence[int]) -> list[tuple[int, str, int]]:
     """The line, the id and the line before of rows whose id another had before."""
-    import pyarrow.compute as pc
-
-    if pc.count_distinct(uids).as_py() == len(uids):
+    if len(uids.unique()) == len(uids):
         return []
     seen: dict[str, int] = {}
     pairs = zip(lines, uids.to_pylist(), strict=True)
