@@ -95,7 +95,7 @@ def test_an_error_that_all_raise_alike_ends_in_order(monkeypatch):
 RUN = (
     "-m fairgrpo_jax.train clinic --mesh 4x1 --steps 4 --prompts 8 --rollouts 4 --checkpoint-every 2 "
     "--model.hidden-size 32 --warmup.steps 40 --warmup.batch 8 --warmup.optim.lr 2e-2 --evaluation.every 2 "
-    "--evaluation.batch 64 --evaluation.samples 2 --data.options scale=0.05"
+    "--evaluation.batch 64 --evaluation.samples 2 --data.options scale=0.05 --optim.lr 1e-5"
 ).split()
 VARIANTS = {
     "fair_grpo": ["--data.buckets", "2", "--update.mini-batches", "2"],
