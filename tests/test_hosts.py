@@ -188,8 +188,8 @@ def test_the_others_end_when_one_is_killed_and_the_run_goes_on(victim, moment, u
         wait_for(lambda: MOMENTS[moment](tmp_path / "run"))
         running[victim].kill()
         assert running[1 - victim].wait(120) != 0
-    if victim == 1:
-        assert "has lost another one" in several.said(tmp_path, 0)
+    if victim == 1:  # it says so itself, or JAX's coordinator does, which ends it
+        assert re.search("has lost another one|tasks are unhealthy[^:]*:\\s*1", several.said(tmp_path, 0))
     assert_alike(figures(go(tmp_path, 2)), unbroken)
 
 
