@@ -212,6 +212,7 @@ def test_processes_share_the_calls_of_a_judge(tmp_path):
         arrived.clear()
         with Scripted(script) as server:
             judged = ["--reward.components", "exact", "judge=0.5", "--judge.url", server.url, "--judge.model", "there"]
+            judged += ["--fairness.history", "ring"]
             runs.append(figures(go(tmp_path / str(count), count, *judged)))
         assert (
             len(arrived) - len(set(arrived)) <= 1 and len(arrived) > 50
