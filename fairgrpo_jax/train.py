@@ -199,7 +199,7 @@ def sample(
                 mesh.put(learner.take(models.cut(prompt, *size), mine(own) - here.start), devices)
                 for own, size in groups
             ),
-            mesh.put(keys[np.concatenate([mine(own) for own, _ in groups])], devices),
+            mesh.put(keys[mine(placed)], devices),
             architecture=encoder.architecture,
             num_rollouts=config.rollouts,
             max_new_tokens=config.sampling.max_new_tokens,

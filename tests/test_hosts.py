@@ -130,7 +130,7 @@ def assert_alike(found, wanted, exact=20):
     """
     assert [(row["kind"], row["step"]) for row in found] == [(row["kind"], row["step"]) for row in wanted]
     for place, (its, row) in enumerate(zip(found, wanted, strict=True)):
-        near = dict(rtol=1e-5, atol=1e-5) if place < exact else dict(rtol=3e-2, atol=3e-3)
+        near = dict(rtol=1e-5, atol=1e-5) if place < exact else dict(rtol=1e-3, atol=1e-4)
         assert its.keys() == row.keys()
         for name, value in row.items():
             if isinstance(value, float):
@@ -144,10 +144,7 @@ def unbroken(tmp_path_factory):
 
 
 def goes_on(folder, *further):
-    """The figures of a run that goes on after its first step with one process, and with two.
-
-    The supervised stage before would grow the rounding of sums until a token is drawn otherwise.
-    """
+    """The figures of a run that goes on after its first step with one process, and with two: from equal numbers."""
     go(folder / "1", 1, "--steps", "1", *further)
     shutil.copytree(folder / "1", folder / "2")
     return [figures(go(folder / str(count), count, *further)) for count in (1, 2)]
