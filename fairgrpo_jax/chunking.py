@@ -23,9 +23,8 @@ from fairgrpo_jax.plan import cost, footprint
 
 
 MEMORY = 16 << 30  # bytes assumed for a device that does not report its memory
-MOST_CHUNKS = (
-    8  # more save next to nothing: for log-normal lengths 1, 4 and 8 compute 2.7, 1.8 and 1.7 times the tokens
-)
+# More save next to nothing: of log-normal lengths 1, 4 and 8 chunks compute 2.7, 1.8 and 1.7 times the tokens.
+MOST_CHUNKS = 8
 # Completion tokens of a device that a chunk has at least: on accelerators so many that their products take ten times as
 # long as gathering the weights, on CPUs enough to fill vectors.
 LEAST_TOKENS = {"cpu": 512}
