@@ -17,6 +17,8 @@ def step_metrics(
 
     Rewards are means over the scored completions of all sampled prompts; ``reward/kept_mean`` is the mean over the
     prompts learned from. Groups with completions that were not scored have their share as ``reward/unscored/...``.
+    ``rollout/length_best`` and ``length_worst`` are of the completions with the highest and with the lowest reward of
+    their prompt, over the prompts whose rewards differ: a loss that divides by length lets the latter grow.
     """
     paid, domains, groups, lengths, finished = (
         np.concatenate(parts)
@@ -32,6 +34,11 @@ def step_metrics(
         "rollout/truncated_share": 1 - finished.mean(),
         "rollout/running_share": lengths.sum() / sum(s.rollouts.steps.sum() * s.rewards.shape[1] for s in seen),
     }
+    highest, lowest = paid.max(-1, keepdims=True), paid.min(-1, keepdims=True)  # NaN where one is not scored
+    for name, extreme in (("best", highest), ("worst", lowest)):
+        its = (paid == extreme) & (highest > lowest)
+        if its.any():
+            values[f"rollout/length_{name}"] = lengths[its].mean()
     if len(seen) > 1:
         values["reward/kept_mean"] = _mean(kept.rewards)
     total = np.abs(advantage).sum()

@@ -18,7 +18,7 @@ os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
 # `pytest --cache-clear` forgets it.
 CACHE = Path(__file__).parent.parent / ".pytest_cache" / "d" / "programs"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ["XDG_CACHE_HOME"] = str(CACHE.parent)  # what is kept of files and of plans stays out of the home folder
 
 import jax  # noqa: E402

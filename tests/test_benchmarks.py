@@ -189,6 +189,7 @@ def test_prefix_lengths_have_their_distribution(load, kind, mean):
 # ---- gpu -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # the next but one starts the same section
 def test_gpu_measures_rates_on_any_device(tmp_path):
     printed, figures = run(tmp_path, "gpu", "--toy", "--only", "trl")
     assert figures["rates"]["copy"] > 0 and figures["rates"]["matmul"] > 0

@@ -89,6 +89,7 @@ def assert_evaluated(final, answers):
         assert final[f"perplexity/{dataset}"] == pytest.approx(np.exp(nll / tokens)) and nll > 0
 
 
+@pytest.mark.slow  # test_answers and test_evaluate have one dataset
 def test_an_evaluation_on_three_datasets(root, tmp_path):
     """Of the policy as it begins: updates, judges and estimators of a run are in test_train.py and its neighbours."""
     stack, run = open_toy("pmc_vqa_dr_grpo/semantic", root, tmp_path)

@@ -1,5 +1,6 @@
 """The clinic is what its description says: shares, patients, real measurements, gaps, and the same bytes every time."""
 
+import dataclasses
 import hashlib
 import re
 import subprocess
@@ -252,6 +253,17 @@ def test_demographics_are_missing_for_a_share_of_the_training_patients_only():
     assert all(record.age for record in synthetic.load("test", domains=("ct",), missing=0.3))
 
 
+def test_thoughts_of_the_warm_up_are_of_many_lengths_if_asked():
+    plain, wordy = (synthetic.load("warmup", domains=("ct",), wordy=most).records for most in (1, 4))
+    times = []
+    for before, after in zip(plain, wordy, strict=True):
+        said = after.finding.split()
+        assert {*said} == {before.finding} and dataclasses.replace(after, finding=before.finding) == before
+        times.append(len(said))
+    assert {*times} == {1, 2, 3, 4} and abs(np.mean(times) - 2.5) < 0.2
+    assert {r.finding for r in synthetic.load("train", domains=("ct",), wordy=4)} == {r.finding for r in plain}
+
+
 def test_size_of_the_test_cells():
     assert set(cells(synthetic.load("test", domains=("us", "ct"), test_cell=7)).values()) == {7}
     assert set(cells(synthetic.load("test", domains=("ct",))).values()) == {60}
@@ -277,6 +289,7 @@ def test_contact_sheet_shows_the_class_and_age_it_says():
         ({"split": "test", "seed": -1}, "seed -1"),
         ({"split": "test", "test_cell": 0}, "test_cell 0"),
         ({"split": "train", "missing": 1.5}, "missing 1.5"),
+        ({"split": "warmup", "wordy": 0}, "wordy 0"),
     ],
 )
 def test_what_the_clinic_does_not_have(arguments, message):

@@ -345,7 +345,7 @@ def test_derivatives_of_soft_rewards():
         check_grads(of_exponents, (0.5, 1.0), order=1, modes=("fwd",), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("sort_vectors", [False, True])
+@pytest.mark.parametrize("sort_vectors", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_gradients_through_clusters_are_those_of_fixed_labels(sort_vectors):
     low, high = np.array([0.1, 0.2, 0.15, 0.3]), np.array([0.9, 0.7, 0.8, 0.95])
     rewards = np.stack([low, low + 0.02, high, high - 0.03, low - 0.01]).astype(np.float32)

@@ -48,10 +48,10 @@ def continued(inputs, tokens, mask):
     return longer
 
 
-# test_models_golden.py continues prompts of Qwen2-VL and Qwen2.5-VL with what transformers finds.
+# test_models_golden.py continues prompts of all families with what transformers finds.
 @pytest.mark.parametrize(
     "family",
-    [pytest.param(name, marks=[pytest.mark.slow] * name.startswith("qwen2")) for name in tiny_folder.FAMILIES],
+    [pytest.param(name, marks=[pytest.mark.slow] * name.startswith("qwen")) for name in tiny_folder.FAMILIES],
 )
 def test_every_sampled_token_has_the_probability_that_one_pass_over_the_text_gives_it(tmp_path, family):
     vlm = read(tmp_path, family)

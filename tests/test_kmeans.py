@@ -30,8 +30,13 @@ DRAWS = {
 }
 
 
-@pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("kind", DRAWS)
+OFTEN = (("uniform", True), ("blobs", False), ("binary rewards", True), ("fractional rewards", False))
+OTHERS = {(kind, weighted) for kind in DRAWS for weighted in (False, True)} - {*OFTEN}
+
+
+@pytest.mark.parametrize(
+    "kind, weighted", [*OFTEN, *(pytest.param(*case, marks=pytest.mark.slow) for case in sorted(OTHERS))]
+)
 def test_inertia_is_never_above_scikit_learn(kind, weighted):
     """Scikit-learn's own settings, with another start for each draw."""
     small = kind in ("uniform", "blobs", "binary")

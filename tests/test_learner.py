@@ -165,18 +165,19 @@ def test_prompt_once_equals_the_repeated_form(with_images):
     assert_close(jax.jit(jax.value_and_grad(once))(params), jax.jit(jax.value_and_grad(again))(params), tolerance=3e-5)
 
 
-def test_pieces_may_differ_in_the_size_of_their_prompts(recorded):
-    """Each with the padding that it needs; on the host until its turn comes. Patches: test_train_step's buckets."""
-    params, batch = recorded
+def test_pieces_may_differ_in_the_size_of_their_prompts(with_images):
+    """Each with the padding that it needs; on the host until its turn comes."""
+    params, batch = with_images
     wanted = gradient(params, batch)
     first, second = learner.split(jax.device_get(batch), 2)
-    longer = tiny_batch.text_prompt(tiny_batch.records(8), length=57)
+    longer = tiny_batch.prompt(tiny_batch.records(8), length=57, num_patches=80)
     second = second.replace(prompt=learner.take(jax.device_get(longer), slice(1, None, 2)))
-    more: dict = POLICY | dict(architecture=tiny_batch.TEXT, optim=PLAIN, update=options.Update())
+    more: dict = POLICY | dict(architecture=tiny_batch.MODEL, optim=PLAIN, update=options.Update())
     after, metrics = learner.policy_step(state(params, PLAIN), [first, second], **more)
     assert_close(wanted, (after.moments[0].mu, metrics))
 
 
+@pytest.mark.slow  # test_staged has the same for gradients, test_rollout for samples
 def test_replay_on_a_mesh_gives_the_same_loss_and_gradient(with_images):
     params, batch = with_images
     wanted = gradient(params, batch)

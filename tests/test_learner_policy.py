@@ -72,8 +72,8 @@ def gradient(*args, **kwargs):
     "kind, aggregation, more",
     [
         ("clip", "token", dict(dual_clip=1.5)),
-        ("gspo", "sequence", dict(clip_low=0.05, clip_high=0.05)),
         # test_losses has all kinds and sums, in parts too
+        pytest.param("gspo", "sequence", dict(clip_low=0.05, clip_high=0.05), marks=pytest.mark.slow),
         pytest.param("cispo", "constant", dict(), marks=pytest.mark.slow),
     ],
 )
@@ -109,7 +109,11 @@ def numbers(estimator, d):
 
 @pytest.mark.parametrize(
     "estimator, aggregation",
-    [("k1", "token"), pytest.param("k2", "constant", marks=pytest.mark.slow), ("k3", "sequence")],
+    [
+        ("k3", "sequence"),
+        pytest.param("k1", "token", marks=pytest.mark.slow),
+        pytest.param("k2", "constant", marks=pytest.mark.slow),
+    ],
 )
 def test_kl_to_the_reference_by_hand(params, batch, estimator, aggregation):
     """Value and derivative of every token written out, pulled back through the log-probabilities."""
@@ -140,7 +144,7 @@ def test_scores_of_the_reference_are_its_log_probabilities(params, batch):
     np.testing.assert_array_equal(got.old_logprobs, batch.old_logprobs)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16"])
 def test_the_reference_is_a_bfloat16_copy_that_survives_updates(params, batch, dtype):
     now = state(jax.tree.map(lambda x: x.astype(dtype), params))
     wanted = jax.tree.map(lambda x: np.array(x.astype(jnp.bfloat16)), now.params)

@@ -166,7 +166,9 @@ def test_adapters_that_would_fit_nothing_are_not_exported(checkpoint, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("budget", [(), ("--data.min-pixels", "4096", "--data.max-pixels", "8192")])
+@pytest.mark.parametrize(
+    "budget", [pytest.param((), marks=pytest.mark.slow), ("--data.min-pixels", "4096", "--data.max-pixels", "8192")]
+)
 def test_export_keeps_the_pixel_budget_of_the_run(checkpoint, tmp_path, budget):
     """A picture becomes as many patches in the exported folder as in training, and more in the checkpoint's."""
     root = own_data.write(tmp_path / "data")

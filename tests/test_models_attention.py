@@ -145,7 +145,7 @@ def bfloat16_errors(name):
     return np.array(jax.tree.leaves(jax.tree.map(lambda a, b: jnp.linalg.norm(a - b), got, truth)))
 
 
-@pytest.mark.parametrize("name", ["mapped", "merged", "splash"])
+@pytest.mark.parametrize("name", ["mapped", "merged", pytest.param("splash", marks=pytest.mark.slow)])
 def test_in_bfloat16_none_is_further_from_float32_than_plain(name):
     """Merging rounds twice where one softmax rounds once: sqrt(2) of the error of its output."""
     assert (bfloat16_errors(name) <= 1.5 * bfloat16_errors("plain")).all()
@@ -391,7 +391,7 @@ def test_a_jax_without_them_is_warned_of_once_and_computes_by_matrix_products(pl
 # Meshes.
 
 
-@pytest.mark.parametrize("name", ["mapped", "splash"])
+@pytest.mark.parametrize("name", ["mapped", pytest.param("splash", marks=pytest.mark.slow)])
 def test_on_a_mesh_a_prompt_stays_on_its_device(name, small_blocks):
     args = arrays(prompts=4)
     masks = masks_of(args, np.array([15, 2, 9, 1]))

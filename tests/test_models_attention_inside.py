@@ -84,12 +84,12 @@ def passes(name):
     return result
 
 
-@pytest.mark.parametrize("name", ["mapped", "splash"])
+@pytest.mark.parametrize("name", ["mapped", pytest.param("splash", marks=pytest.mark.slow)])
 def test_the_passes_of_a_decoder_are_the_same_however_attention_is_computed(name):
     assert_near(passes(name), passes("plain"))
 
 
-@pytest.mark.parametrize("family", [qwen2_5_vl, gemma3])
+@pytest.mark.parametrize("family", [qwen2_5_vl, pytest.param(gemma3, marks=pytest.mark.slow)])
 def test_a_tower_in_blocks_of_patches_has_the_same_features_and_gradients(family, monkeypatch):
     """Windows, whole frames and padding in one family, images of one size in the other."""
     monkeypatch.setattr(attention, "LARGE", 1)

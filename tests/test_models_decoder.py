@@ -59,7 +59,7 @@ def test_padding_on_the_other_side_is_the_same_batch(family):
     jax.tree.map(np.testing.assert_array_equal, pack(left, config), batch(config))
 
 
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "gemma3"])
+@pytest.mark.parametrize("family", ["qwen2_5_vl", pytest.param("gemma3", marks=pytest.mark.slow)])
 def test_more_padding_changes_nothing(family):
     params, config = model(family)
     tight, wide = batch(config), batch(config, length=80, num_patches=192)
@@ -211,6 +211,7 @@ def assert_mesh_equals(config, spec, expected):
     np.testing.assert_allclose(got[1], completions, atol=1e-5)
 
 
+@pytest.mark.slow  # test_staged has gradients on a mesh, test_rollout samples
 def test_a_mesh_equals_one_device():
     assert_mesh_equals(everything(), "2x2", sharded_run(everything(), None))
 

@@ -139,6 +139,7 @@ def test_frames_of_many_sizes_and_padding(sizes):
     assert_equal(segments(ids))
 
 
+@pytest.mark.slow  # frames with a mask are above
 def test_all_patches_see_each_other_without_a_mask():
     """The images of a tower with one size of image."""
     args = draw(1, P, 1, T, N, H), None, (draw(2, P, 1, T, K, H), draw(3, P, 1, T, K, H))

@@ -32,7 +32,9 @@ def masked(q: Any, k: Any, v: Any, window: Any) -> Any:
     return attention.attend(q[:, None], None, (k[:, None], v[:, None]), masks, implementation="plain")[:, 0]
 
 
-@pytest.mark.parametrize("scores", [windows.SCORES, 3 * 4 * 3 * 2 * 3 * LENGTH**2, 1])
+@pytest.mark.parametrize(
+    "scores", [pytest.param(windows.SCORES, marks=pytest.mark.slow), 3 * 4 * 3 * 2 * 3 * LENGTH**2, 1]
+)
 def test_values_and_gradients_are_those_of_the_mask(monkeypatch, arrays, scores):
     """All blocks at once, three of them, or one."""
     monkeypatch.setattr(windows, "SCORES", scores)

@@ -27,7 +27,9 @@ def small(monkeypatch):
     monkeypatch.setattr(next_words, "TOGETHER", 1024)
 
 
-@pytest.fixture(scope="module", params=["qwen2", "mistral", "llama"])
+@pytest.fixture(
+    scope="module", params=["qwen2", *(pytest.param(family, marks=pytest.mark.slow) for family in ("mistral", "llama"))]
+)
 def folder(request, tmp_path_factory):
     return tiny_judge.write(tmp_path_factory.mktemp("judges") / request.param, request.param)
 

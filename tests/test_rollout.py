@@ -104,7 +104,12 @@ def test_a_row_samples_the_same_whatever_stands_beside_it(batch, sampled):
 
 
 @pytest.mark.parametrize(
-    "spec, tensor", [pytest.param("2x1", False, marks=pytest.mark.slow), ("2x2", False), ("2x2", True)]
+    "spec, tensor",
+    [
+        pytest.param("2x1", False, marks=pytest.mark.slow),
+        pytest.param("2x2", False, marks=pytest.mark.slow),
+        ("2x2", True),
+    ],
 )
 def test_a_mesh_changes_neither_samples_nor_their_logits(batch, sampled, spec, tensor):
     _, params, prompt = batch

@@ -20,7 +20,12 @@ TOKENS = np.random.default_rng(3).integers(7, tiny_models.VOCABULARY, (4, 4, 20)
 MASK = np.arange(20) < LENGTHS[..., None]
 TEMPERATURE = 0.7
 # Parts, chunks, remat: one plan with every mechanism of a model at once, the others with windows alone.
-PLANS = [("mistral", 1, 1, False), ("everything", 2, 2, True), ("mistral", 1, 4, True)]
+# The former has the same test on a mesh.
+PLANS = [
+    ("mistral", 1, 1, False),
+    pytest.param("everything", 2, 2, True, marks=pytest.mark.slow),
+    ("mistral", 1, 4, True),
+]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -139,7 +144,8 @@ def adapted(family):
     return noisy, frozen, lora.scaled(config, 2.0)
 
 
-@pytest.mark.parametrize("family", ["mistral", pytest.param("everything", marks=pytest.mark.slow)])
+@pytest.mark.slow  # test_models_lora compares the gradients of adapters
+@pytest.mark.parametrize("family", ["mistral", "everything"])
 def test_adapters_get_the_gradient_of_rows_that_share_nothing(family):
     trained, frozen, config = adapted(family)
     value, wanted = repeated(trained, frozen, config, rollouts()["weight"])
@@ -154,7 +160,8 @@ def relative(got, wanted):
     return (gap / sum((x**2).sum() for x in wanted)) ** 0.5
 
 
-@pytest.mark.parametrize("family", ["mistral", pytest.param("everything", marks=pytest.mark.slow)])
+@pytest.mark.slow  # test_learner_policy computes in bfloat16, too
+@pytest.mark.parametrize("family", ["mistral", "everything"])
 def test_bfloat16_is_as_near_to_float32_as_rows_that_share_nothing(family):
     params, config = model(family)
     low = jax.tree.map(lambda x: np.asarray(x).astype(jnp.bfloat16), params)

@@ -152,7 +152,8 @@ def test_changed_config_is_refused_with_the_difference(whole):
 
 
 @pytest.mark.parametrize(
-    "stage, calls", [("policy", 3), ("warm-up alone", 25), pytest.param("warm-up", 25, marks=pytest.mark.slow)]
+    "stage, calls",
+    [("policy", 3), *(pytest.param(stage, 25, marks=pytest.mark.slow) for stage in ("warm-up alone", "warm-up"))],
 )
 def test_a_signal_saves_and_the_same_command_resumes_to_the_same_log(whole, tmp_path, monkeypatch, stage, calls):
     folder, _ = whole

@@ -61,6 +61,7 @@ def teach(config, folder):
         return sft.begin(run)[0].params
 
 
+@pytest.mark.slow  # test_mine starts from adapters and exports them, test_models_lora trains them
 def test_adapters_of_a_folder_are_trained_alone_resumed_and_merged(qwen, tmp_path):
     config, folder = model_of(qwen, lora_rank=4, lora_alpha=8.0), tmp_path / "run"
     teach(config, folder)
@@ -86,6 +87,7 @@ def test_adapters_of_a_folder_are_trained_alone_resumed_and_merged(qwen, tmp_pat
     assert np.abs(wanted - loaded.logits(inputs)).max() > 1e-3
 
 
+@pytest.mark.slow  # test_models_lora has frozen parts by themselves
 def test_frozen_parts_of_a_gemma_stay_while_the_policy_learns(tmp_path):
     config = model_of(write(tmp_path, "gemma3"), freeze=("^vision/", "embedding"))
     config = dataclasses.replace(config, warmup=options.Warmup(steps=0, batch=32))

@@ -125,12 +125,13 @@ def test_neither_waves_nor_buckets_change_a_sample(monkeypatch):
         assert {length for _, length in sizes} == ({100} if buckets == 1 else {40, 64, 100})
 
 
+@pytest.mark.slow  # test_learner has pieces of two sizes
 @pytest.mark.parametrize(
     "update, sizes",
     [
         (dict(), LADDER[::2]),
-        pytest.param(dict(beta=0.1, mini_batches=2), LADDER, marks=pytest.mark.slow),
-        pytest.param(dict(chunks=2), LADDER, marks=pytest.mark.slow),
+        (dict(beta=0.1, mini_batches=2), LADDER),
+        (dict(chunks=2), LADDER),
     ],
     ids=str,
 )
@@ -294,6 +295,23 @@ def test_a_completion_that_was_not_scored_costs_neither_log_nor_advantage():
     values = train.step_metrics(kept, [sampled], np.asarray(got), encoder, SCORER)
     assert values["reward/mean"] == pytest.approx(2 / 5) and values["reward/unscored_share"] == pytest.approx(1 / 6)
     assert values["reward/group/d/a"] == 0.5 and all(np.isfinite(value) for value in values.values())
+
+
+def test_lengths_of_the_best_and_of_the_worst_completions():
+    """By hand, over the prompts that teach: one without a difference and one with a gap have no say."""
+    rewards = np.array([[1, 0, 0.5], [0, 0, 0], [0.2, 0.2, 0.1], [1, np.nan, 0]], np.float32)
+    tokens: Any = np.zeros((4, 3, 3), np.int32)
+    mask: Any = np.arange(3) < np.array([[1, 3, 2], [3, 3, 3], [2, 3, 1], [3, 3, 3]])[..., None]
+    rollouts = rollout.RolloutBatch(tokens, mask, tokens / 10, np.full(4, 3))
+    sampled = step_of(rewards, np.zeros(4, np.int32), np.zeros(4, np.int32), rollouts)
+    encoder: Any = types.SimpleNamespace(domains=("d",), vocabulary=types.SimpleNamespace(cells=("a",)))
+    values = train.step_metrics(sampled, [sampled], np.ones((4, 3)), encoder, SCORER)
+    assert values["rollout/length_best"] == pytest.approx((1 + 2 + 3) / 3)
+    assert values["rollout/length_worst"] == pytest.approx((3 + 1) / 2)
+    same = step_of(np.ones((4, 3), np.float32), np.zeros(4, np.int32), np.zeros(4, np.int32), rollouts)
+    assert not {"rollout/length_best", "rollout/length_worst"} & {
+        *train.step_metrics(same, [same], np.ones((4, 3)), encoder, SCORER)
+    }
 
 
 @pytest.mark.parametrize("truncated", ["mask", "penalise"])

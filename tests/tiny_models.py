@@ -10,6 +10,7 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from fairgrpo_jax import models
 from fairgrpo_jax.models import decoder, layers
@@ -20,6 +21,11 @@ from fairgrpo_jax.models.inputs import pack
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 FILES = [(path.stem[:-2], int(path.stem[-1])) for path in sorted(GOLDEN.glob("*_[0-9].npz"))]
+# One model of each family, two with tied and two with separate heads, for tests that take a while.
+ONE_EACH = [
+    pytest.param(family, seed, marks=[pytest.mark.slow] * (seed != int(family in ("qwen2_vl", "qwen3_vl"))))
+    for family, seed in FILES
+]
 VOCABULARY = 96
 
 prompt_pass = jax.jit(decoder.prompt_pass, static_argnums=1, static_argnames="remat")

@@ -121,6 +121,7 @@ def load(
     control: bool = False,
     test_cell: int = TEST_CELL,
     missing: float = 0.0,
+    wordy: int = 1,
 ) -> RecordList:
     """The clinic's records, shuffled once; the same bytes for the same arguments in every process.
 
@@ -138,6 +139,8 @@ def load(
         control: whether to generate no group effects and equal group sizes; remaining gaps are then due to chance.
         test_cell: test records per cell of age and sex in the generated domains.
         missing: share of the training patients whose sex and age are not recorded, at random.
+        wordy: most times that a ``"warmup"`` record says its finding; the number is drawn, from once on. A policy
+            supervised so writes thoughts of many lengths, none better than another.
 
     Returns:
         A ``Source`` of records, each with one (32, 32, 3) image.
@@ -159,8 +162,11 @@ def load(
         raise ValueError(f"domains {list(domains)}: unknown {unknown}; wanted some of {', '.join(DOMAINS)}, each once")
     if not 0 < scale <= 1 or not 0 <= label_noise <= 1 or seed < 0:
         raise ValueError(f"scale {scale}, label_noise {label_noise}, seed {seed}; wanted (0, 1], [0, 1] and >= 0")
-    if test_cell < 1 or not 0 <= missing <= 1:
-        raise ValueError(f"test_cell {test_cell}, missing {missing}; wanted at least one record and a share, 0 to 1")
+    if test_cell < 1 or wordy < 1 or not 0 <= missing <= 1:
+        raise ValueError(
+            f"test_cell {test_cell}, wordy {wordy}, missing {missing}; wanted at least one record, at least once, and "
+            "a share, 0 to 1"
+        )
     pool = "test" if split == "test" else "train"
     records: list[Record] = []
     for name in domains:
@@ -171,7 +177,9 @@ def load(
                 dataclasses.replace(record, sex=None, age=None) if hide else record
                 for record, hide in zip(rows, hidden, strict=True)
             ]
-        records += _noisy(rows, label_noise, _rng(seed, name, "warmup")) if split == "warmup" else rows
+        if split == "warmup":
+            rows = _wordy(_noisy(rows, label_noise, _rng(seed, name, "warmup")), wordy, _rng(seed, name, "wordy"))
+        records += rows
     return RecordList(tuple(records))
 
 
@@ -213,6 +221,14 @@ def _noisy(rows: Sequence[Record], noise: float, rng: np.random.Generator) -> li
         others = [answer for answer in rows[i].choices if answer != rows[i].answer]
         rows[i] = dataclasses.replace(rows[i], answer=others[rng.integers(len(others))])
     return rows
+
+
+def _wordy(rows: Sequence[Record], most: int, rng: np.random.Generator) -> list[Record]:
+    """The records with their findings repeated, each once to ``most`` times."""
+    return [
+        dataclasses.replace(row, finding=" ".join([row.finding] * times))
+        for row, times in zip(rows, rng.integers(1, most, size=len(rows), endpoint=True), strict=True)
+    ]
 
 
 def _rng(seed: int, *names: str) -> np.random.Generator:

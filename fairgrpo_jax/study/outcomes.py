@@ -22,6 +22,8 @@ FIGURES = {
     "greedy": "greedy reward",
     "sampled": "sampled reward",
     "length": "length",
+    "last_length": "length at the end",
+    "last_length_worst": "length of the worst at the end",
     "effective_sample_size": "effective sample size",
     "max_advantage": "largest advantage",
     "from_natural": "distance from natural",
@@ -37,19 +39,21 @@ def outcomes(folder: Path, config: options.Config, step: int) -> dict[str, float
     dataset: its joint groups or, if it has only one attribute, the groups of that. Cells of fewer than
     ``SMALLEST_CELL`` held-out records are left out, then datasets with fewer than two cells; the rest is averaged over
     datasets. ``f1`` is the mean over all datasets of their macro F1. The training figures are means over all steps,
-    ``max_advantage`` is the largest.
+    those at the end over the last tenth of them; ``max_advantage`` is the largest.
     """
     log = tracking.read_metrics(folder / "metrics.jsonl")
     last = next(row for row in reversed(log) if row["kind"] == "eval" and row["step"] == step)
     steps = [row for row in log if row["kind"] == "train" and row["step"] <= step]
 
-    def over_steps(name: str, pick=np.mean) -> float:
-        values = [row[name] for row in steps if name in row]
+    def over_steps(name: str, pick=np.mean, last: float = 1.0) -> float:
+        values = [row[name] for row in steps[-math.ceil(last * len(steps)) :] if name in row]
         return float(pick(values)) if values else math.nan
 
     held_out = {"f1": last["f1"], "top1": last["top1"], "greedy": last["reward"], "sampled": last["reward_sampled"]}
     return held_out | by_cell(evaluate.read(folder, step), config.data.scheme) | {
         "length": over_steps("rollout/length"),
+        "last_length": over_steps("rollout/length", last=0.1),
+        "last_length_worst": over_steps("rollout/length_worst", last=0.1),
         "effective_sample_size": over_steps("fairness/effective_sample_size"),
         "max_advantage": over_steps("advantage/max_abs", np.max),
         "from_natural": over_steps("drawn/from_natural"),
