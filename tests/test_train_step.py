@@ -301,8 +301,9 @@ def test_lengths_of_the_best_and_of_the_worst_completions():
     """By hand, over the prompts that teach: one without a difference and one with a gap have no say."""
     rewards = np.array([[1, 0, 0.5], [0, 0, 0], [0.2, 0.2, 0.1], [1, np.nan, 0]], np.float32)
     tokens: Any = np.zeros((4, 3, 3), np.int32)
+    steps: Any = np.full(4, 3)
     mask: Any = np.arange(3) < np.array([[1, 3, 2], [3, 3, 3], [2, 3, 1], [3, 3, 3]])[..., None]
-    rollouts = rollout.RolloutBatch(tokens, mask, tokens / 10, np.full(4, 3))
+    rollouts = rollout.RolloutBatch(tokens, mask, tokens / 10, steps)
     sampled = step_of(rewards, np.zeros(4, np.int32), np.zeros(4, np.int32), rollouts)
     encoder: Any = types.SimpleNamespace(domains=("d",), vocabulary=types.SimpleNamespace(cells=("a",)))
     values = train.step_metrics(sampled, [sampled], np.ones((4, 3)), encoder, SCORER)
