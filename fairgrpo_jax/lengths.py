@@ -45,11 +45,13 @@ class Fitted:
         sources: by use.
         sizes: of their prompts, in their order.
         unfit: what was left out or changed.
+        frame: the most patches of a frame or image.
     """
 
     sources: dict[str, Source]
     sizes: dict[str, list[Size]]
     unfit: list[Unfit]
+    frame: int = 0
 
     @property
     def held_out(self) -> dict[str, Size]:
@@ -68,11 +70,19 @@ class Ruler:
 
     def __init__(self, encode: batches.Encoder, known: headers.Known | None = None):
         self._encode, self._known = encode, known
-        self._seen: dict[Any, Size] = {}
+        self._seen: dict[Any, tuple[Size, int]] = {}
         self._targets: dict[str, int] = {}
 
     def __call__(self, record: Record) -> Size:
         """Tokens and patches of a record's prompt.
+
+        Raises:
+            ValueError: as ``measure``.
+        """
+        return self.measure(record)[0]
+
+    def measure(self, record: Record) -> tuple[Size, int]:
+        """The size of a record's prompt, and the patches of its largest frame or image.
 
         Raises:
             ValueError: if a header cannot be read or the processor refuses the media, with the name of the record.
@@ -85,7 +95,8 @@ class Ruler:
                 (found,) = self._encode.processor.measure(**arguments)
             except ValueError as error:
                 raise ValueError(f"dataset {record.dataset}, record {record.uid}: {error}") from error
-            self._seen[key] = Size(found.tokens, 0 if vision is None else found.units * vision.unit)
+            unit = 0 if vision is None else vision.unit
+            self._seen[key] = Size(found.tokens, found.units * unit), found.frame * unit
         return self._seen[key]
 
     def frames(self, record: Record) -> list[int]:
@@ -130,7 +141,7 @@ def fit(sources: Mapping[str, Source], encode: batches.Encoder, config: options.
         if len(sources[use]) and not len(source):
             first = sieve.unfit[0]
             raise ValueError(f"got no record that fits for {use!r} ({first.uid}: {first.why}); wanted some")
-    return Fitted(fitted, sizes, sieve.unfit)
+    return Fitted(fitted, sizes, sieve.unfit, sieve.frame)
 
 
 def _watched(records: Sequence[Record], use: str) -> Iterable[Record]:
@@ -144,6 +155,7 @@ class _Sieve:
         self._ruler, self._config = ruler, config
         self._done: dict[int, tuple[Record, tuple[Record, Size] | None]] = {}  # by identity: records stay alive
         self.unfit: list[Unfit] = []
+        self.frame = 0  # the most patches of a frame or image of what is kept
         self.refused: list[str] = []
         self._sizes: list[Size] = []  # of the prompts refused as too long
         self._longest = 0  # tokens of the reference completions refused as too long
@@ -164,14 +176,16 @@ class _Sieve:
     def _prompt(self, record: Record) -> tuple[Record, Size] | None:
         settings = self._config.data
         try:
-            size = self._ruler(record)
+            size, frame = self._ruler.measure(record)
             why = over(size, settings)
             if not why:
+                self.frame = max(self.frame, frame)
                 return record, size
             if settings.over_length == "truncate_media":
                 for shorter, outcome in _with_fewer(record, self._ruler.frames(record)):
-                    own = self._ruler(shorter)
+                    own, frame = self._ruler.measure(shorter)
                     if not over(own, settings):
+                        self.frame = max(self.frame, frame)
                         self.unfit.append(Unfit(record.split, record.uid, why, outcome))
                         return shorter, own
         except ValueError as error:

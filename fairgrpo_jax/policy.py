@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from fairgrpo_jax import checkpoint, config as options, mesh as meshes, models
-from fairgrpo_jax.models import lora, qwen2_5_vl
+from fairgrpo_jax.models import lora, qwen2_5_vl, vision
 from fairgrpo_jax.models.checkpoints import adapters, store
 from fairgrpo_jax.models.tiny.tokenizer import tiny_tokenizer
 
@@ -81,10 +81,32 @@ def describe(model: options.Model, settings: options.Data) -> tuple[Any, Any]:
     ), processor
 
 
+def in_parts(architecture: Any, patches: int, frame: int) -> Any:
+    """The architecture whose tower takes the frames of long prompts part by part (``models.vision.in_parts``).
+
+    Args:
+        architecture: the family's config.
+        patches: of the longest prompts, to which they are padded.
+        frame: the most patches of a frame or image of the data; 0 if it is not known.
+    """
+    if architecture.vision is None:
+        return architecture
+    tower = vision.in_parts(architecture.vision, frame)
+    return architecture if tower.parts(patches)[0] == 1 else dataclasses.replace(architecture, vision=tower)
+
+
+def largest_frame(architecture: Any, settings: options.Data) -> int:
+    """The most patches that the pixel budget leaves a frame; 0 if it is not known, as where it is that of a film."""
+    tower = architecture.vision
+    if tower is None or tower.frames_apart or settings.max_pixels is None:
+        return 0
+    return settings.max_pixels // tower.patch_size**2
+
+
 def small(model: options.Model) -> qwen2_5_vl.Config:
     """The Qwen2.5-VL architecture at the size of ``model``: heads a quarter of the width, patches of 4 pixels."""
     tiny, half = qwen2_5_vl.tiny(), model.hidden_size // 8
-    vision = dataclasses.replace(
+    tower = dataclasses.replace(
         tiny.vision,
         depth=model.vision_depth,
         hidden_size=model.hidden_size,
@@ -94,7 +116,7 @@ def small(model: options.Model) -> qwen2_5_vl.Config:
     )
     return dataclasses.replace(
         tiny,
-        vision=vision,
+        vision=tower,
         hidden_size=model.hidden_size,
         head_dim=2 * half,
         intermediate_size=model.hidden_size * 3 // 2,

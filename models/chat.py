@@ -26,10 +26,12 @@ class Measure(NamedTuple):
     Attributes:
         tokens: number of tokens, those of its media included.
         units: number of units of the vision tower: merged tokens, or images where these have a fixed size.
+        frame: units of the largest frame or image.
     """
 
     tokens: int
     units: int
+    frame: int
 
 
 Grid = tuple[int, int, int]  # frames, rows and columns of the patches of a medium
@@ -119,18 +121,19 @@ class TextProcessor:
             >>> talk = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Which digit?"}]}]
             >>> from fairgrpo_jax.models.processing import tiny_processor
             >>> tiny_processor().measure(talk, [np.broadcast_to(np.uint8(0), (32, 32, 3))])
-            [Measure(tokens=29, units=16)]
+            [Measure(tokens=29, units=16, frame=16)]
         """
         texts, rows, clock = self._prepare(messages, images, videos, seconds_per_frame, times, add_generation_prompt)
         grids = {kind: self._grids(kind, media) for kind, media in rows.items()}
         inputs = self._tokenize(texts, {kind: self._expansions(kind, grids[kind], clock) for kind in rows})
-        units = np.zeros(len(texts), np.int64)
+        units, frame = np.zeros((2, len(texts)), np.int64)
         for kind, media in rows.items():
             row = np.repeat(np.arange(len(texts)), [len(own) for own in media])
-            np.add.at(units, row, [self._units(grid) for grid in grids[kind]])
-        return [
-            Measure(int(mask.sum()), int(count)) for mask, count in zip(inputs["attention_mask"], units, strict=True)
-        ]
+            its = np.array([self._units(grid) for grid in grids[kind]], np.int64)
+            np.add.at(units, row, its)
+            np.maximum.at(frame, row, its // np.array([grid[0] for grid in grids[kind]], np.int64))
+        tokens = inputs["attention_mask"].sum(1)
+        return [Measure(*map(int, sizes)) for sizes in zip(tokens, units, frame, strict=True)]
 
     def _prepare(
         self, messages: Sequence, images: Any, videos: Any, seconds_per_frame: Any, times: Any, generation: bool

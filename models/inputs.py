@@ -349,6 +349,11 @@ def _pack_vision(rows: list[list], vision: Any, num_patches: int | None, dtype: 
         at = 0
         for values, grid in media:
             own = slice(at, at + len(values))
+            if vision.parts(size)[0] > 1 and (longest := len(values) // grid[0]) > vision.frame:
+                raise ValueError(
+                    f"prompt {row} has a frame or image of {longest} patches for a vision tower in parts, whose frames "
+                    f"have at most {vision.frame}; wanted a smaller one, or vision.in_parts(config, {longest})"
+                )
             places, frames, windows = _patch_geometry(grid, vision.spatial_merge_size, vision.window)
             patches[row, own], position[row, own] = values, places
             frame[row, own] = frames + frame[row, :at].max(initial=-1) + 1

@@ -2,6 +2,9 @@
 
 One tower with switches serves all families; each family's file sets them. Where it has windows, ``inputs.pack`` has put
 the patches of a window next to each other; the merge² patches of a merged token stay adjacent.
+
+Attention never leaves a frame. A tower with many frames a prompt therefore runs part by part (``VisionConfig.part``):
+a part has the frames that begin among its patches, and sees as many patches more as the longest frame has.
 """
 
 import dataclasses
@@ -19,6 +22,10 @@ from fairgrpo_jax.models import layers, windows
 from fairgrpo_jax.models.attention import KeyValue, Masks, attend
 from fairgrpo_jax.models.inputs import Vision
 from fairgrpo_jax.models.layers import MLP, LayerNorm, Linear, RMSNorm, bind, create, rotate, stack
+
+
+LEAST_PART = 4096  # patches of a prompt: a part keeps a device busy, and its activations are small
+FRAMES = 8  # of the longest in a part, at least
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,6 +56,8 @@ class VisionConfig:
     frames_apart: bool = False  # every frame of a video is a separate medium, preceded by its time as text
     block_attention: bool = False  # in the text model an image's tokens see all tokens of that image
     in_channels: int = 3
+    part: int = 0  # patches of a prompt in a part; the parts run one after the other; 0: all patches at once
+    frame: int = 0  # the most patches of a frame or image where there are parts
     eps: float = 1e-6
     initializer_range: float = 0.02
     lora_scale: float = 1.0
@@ -61,6 +70,11 @@ class VisionConfig:
             )
         if self.hidden_size % self.num_heads or (self.rope_theta and self.hidden_size // self.num_heads % 4):
             raise ValueError(f"vision: num_heads={self.num_heads} does not divide hidden_size={self.hidden_size} well")
+        if self.part and not (0 < self.frame <= self.part and self.part % self.unit == self.frame % self.unit == 0):
+            raise ValueError(
+                f"got frames of {self.frame} patches in parts of {self.part}; wanted multiples of {self.unit}, "
+                "0 < frame <= part"
+            )
         if list(self.deepstack) != sorted(set(self.deepstack)) or max(self.deepstack, default=0) >= self.depth:
             raise ValueError(f"got deepstack blocks {self.deepstack}; wanted rising numbers below depth={self.depth}")
 
@@ -78,6 +92,39 @@ class VisionConfig:
     def unit(self) -> int:
         """Number of patches in a unit: those of an image of fixed size, otherwise those of a merged token."""
         return (self.image_size // self.patch_size) ** 2 if self.image_size else self.spatial_merge_size**2
+
+    def parts(self, patches: int) -> tuple[int, int, int]:
+        """How a tower runs with this number of patches a prompt.
+
+        Returns:
+            The number of parts, the patches in each, and those after them that it sees too, 0 for images of fixed size.
+        """
+        beyond = 0 if self.image_size else self.frame
+        if not self.part or patches <= self.part + beyond:
+            return 1, patches, 0
+        count = -(-patches // self.part)
+        size = max(-(-patches // (count * self.unit)) * self.unit, beyond)
+        return -(-patches // size), size, beyond
+
+    def rows(self, patches: int) -> int:
+        """Patches a prompt that run through the blocks, those that parts see twice included."""
+        count, size, beyond = self.parts(patches)
+        return count * (size + beyond)
+
+
+def in_parts(config: VisionConfig, frame: int) -> VisionConfig:
+    """The tower in parts of ``LEAST_PART`` patches, or of ``FRAMES`` frames if these have more.
+
+    What a part sees beyond its patches is computed in vain; with so many frames it is little.
+
+    Args:
+        config: the tower's config.
+        frame: the most patches of a frame or image; 0, unknown: all patches run at once.
+    """
+    unit = config.unit
+    whole = -(-(unit if config.image_size else frame) // unit) * unit
+    part = max(-(-LEAST_PART // unit) * unit, FRAMES * whole)
+    return dataclasses.replace(config, part=part, frame=whole) if whole else config
 
 
 def _norm(config: VisionConfig, size: int) -> nnx.Module:
@@ -183,6 +230,40 @@ def encode(
         (P, S / merge², out_hidden_size), and for each block of ``config.deepstack`` features of that shape for the
         first text layers; rows of padding are finite but meaningless.
     """
+    count, size, beyond = config.parts(vision.patches.shape[1])
+    if count == 1:
+        return _tower(params, config, vision, remat)
+    merge, total = config.spatial_merge_size**2, vision.patches.shape[1]
+    lacking = count * size + beyond - total
+    long = jax.tree.map(lambda x: jnp.pad(x, [(0, 0), (0, lacking), *[(0, 0)] * (x.ndim - 2)]), vision)
+    frame = jnp.pad(vision.frame, [(0, 0), (0, lacking)], constant_values=-1)
+    long = dataclasses.replace(long, frame=frame)
+    params = {name: params[name] for name in ("vision", "projector") if name in params}
+    wide = jax.tree.map(lambda x: x.astype(jnp.float32), params)  # so that gradients of parts are summed in float32
+
+    def run(start):
+        own = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, size + beyond, axis=1), long)
+        narrow = jax.tree.map(lambda x, like: x.astype(like.dtype), wide, params)
+        return _tower(narrow, config, own, remat)
+
+    starts = size * np.arange(count)
+    found = jax.lax.map(layers.maybe_remat(run, remat), starts)  # (count, P, ...)
+    # The first rows of a part may belong to a frame that begins in the part before, which alone sees the whole of it.
+    first = frame[:, starts[1:, None] + np.arange(0, beyond, merge)]
+    crossing = (first == frame[:, starts[1:] - 1][..., None]) & (first >= 0)
+
+    def joined(x):
+        x = jnp.moveaxis(x, 0, 1)
+        own, after = x[:, :, : size // merge], x[:, :-1, size // merge :]
+        head = jnp.where(crossing[..., None], after, own[:, 1:, : beyond // merge])
+        own = own.at[:, 1:, : beyond // merge].set(head)
+        return constrain(own.reshape(len(own), -1, own.shape[-1])[:, : total // merge])
+
+    return jax.tree.map(joined, found)
+
+
+def _tower(params: dict, config: VisionConfig, vision: Vision, remat: bool) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    """:func:`encode` for all patches at once."""
     tower = params["vision"]
     x, shape = _embed(tower, config, vision), vision.patches.shape[:2]
     turn = rotation(config, vision.position)

@@ -119,13 +119,21 @@ class Outcome:
 # ---- the programs ----------------------------------------------------------------------------------------------------
 
 
-def describe(model: options.Model) -> Any:
+def describe(model: options.Model, settings: options.Data | None = None) -> Any:
     """The architecture of a run; of a checkpoint folder only ``config.json`` is needed.
+
+    Args:
+        model: options of the run.
+        settings: options of its data, by which the tower of long prompts runs in parts, as far as the pixel budget
+            says how large a frame may be; a run knows from the files.
 
     Raises:
         ValueError: from ``models.store.describe``.
     """
     architecture = policy.small(model) if model.path is None else store.describe(model.path)[0]
+    if settings is not None:
+        frame = policy.largest_frame(architecture, settings)
+        architecture = policy.in_parts(architecture, settings.num_patches, frame)
     return lora.scaled(architecture, model.lora_alpha / model.lora_rank) if model.lora_rank else architecture
 
 
@@ -377,7 +385,7 @@ def compile_one(
     if dump is not None:
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_dump_to={dump} --xla_dump_hlo_as_text"
     began, installed = time.monotonic(), versions(target.kind.platform)
-    architecture = describe(config.model)
+    architecture = describe(config.model, config.data)
     tree, mesh = policy.shapes(config.model, architecture), mesh_of(target, config.mesh)
     config = chunking.fit(config, architecture, tree, target.kind.usable)
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):

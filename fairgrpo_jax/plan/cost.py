@@ -186,7 +186,7 @@ def rollout_flops(architecture: Any, sizes: Sizes, training: Training = Training
         (True, True)
     """
     forward = lambda linear, rows: 2 * rows * _numbers(linear, training)
-    prompt = _sum(architecture, forward, patch=sizes.prompts * sizes.patches, layer=sizes.prompts * sizes.prompt)
+    prompt = _sum(architecture, forward, patch=_patches(architecture, sizes), layer=sizes.prompts * sizes.prompt)
     rows, steps = sizes.prompts * sizes.rollouts, max(sizes.completion - 1, 0)
     prompt += _sum(architecture, forward, head=rows)
     prompt += Flops(_tower_scores(architecture, sizes), 0, _scores(architecture, sizes.prompts * sizes.prompt**2))
@@ -232,6 +232,8 @@ def update_flops(
         if linear.group in ("patch", "merged")
     )
 
+    parted = training.remat and in_parts(architecture, sizes.patches)
+
     def cost(linear: Linear, rows: float) -> float:
         kernel, adapter = trained_linear(linear.path, training)
         numbers, small = linear.weights, _adapter(linear, training)
@@ -239,21 +241,23 @@ def update_flops(
         if linear.group in ("patch", "merged") and not tower:
             return 2 * rows * total
         inner = 0 if linear.path == "vision/patch" else total
-        again = total if recomputed and _recomputed(linear, architecture, training) else 0
+        again = total * _recomputed(linear, architecture, training) if recomputed else 0
+        if recomputed and parted and linear.group in ("patch", "merged"):
+            again += total
         return 2 * rows * (total + again + inner + kernel * numbers + adapter * small)
 
     first, rest = sizes.prompts * sizes.prompt, sizes.prompts * sizes.rollouts * max(sizes.completion - 1, 0)
     flops = _sum(
         architecture,
         cost,
-        patch=sizes.prompts * sizes.patches,
+        patch=_patches(architecture, sizes) if recomputed else sizes.prompts * sizes.patches,
         layer=first + rest,
         head=sizes.prompts * sizes.rollouts * (_scored(architecture, sizes, rows) if recomputed else sizes.completion),
     )
     own = max(sizes.completion - 1, 0)
     pairs = first * sizes.prompt + rest * (sizes.prompt + own)
     times = 4 if training.remat and recomputed else 3
-    vision = _tower_scores(architecture, sizes) * (times if tower else 1)
+    vision = _tower_scores(architecture, sizes) * (times + (parted and recomputed) if tower else 1)
     return flops + Flops(vision=vision, attention=times * _scores(architecture, pairs))
 
 
@@ -265,7 +269,7 @@ def score_flops(architecture: Any, sizes: Sizes, training: Training = Training()
     flops = _sum(
         architecture,
         lambda linear, rows: 2 * rows * _numbers(linear, training),
-        patch=sizes.prompts * sizes.patches,
+        patch=_patches(architecture, sizes),
         layer=first + rest,
         head=head,
     )
@@ -313,16 +317,27 @@ def _scores(architecture: Any, pairs: float) -> float:
     return 4 * architecture.num_layers * architecture.num_heads * architecture.head_dim * pairs
 
 
+def in_parts(architecture: Any, patches: int) -> bool:
+    """Whether the tower runs part by part, each of which an update runs once more than its blocks."""
+    return architecture.vision is not None and architecture.vision.parts(patches)[0] > 1
+
+
+def _patches(architecture: Any, sizes: Sizes) -> int:
+    """Patches that run through the tower."""
+    return 0 if architecture.vision is None else sizes.prompts * architecture.vision.rows(sizes.patches)
+
+
 def _tower_scores(architecture: Any, sizes: Sizes) -> float:
     vision = architecture.vision
     if vision is None:
         return 0.0
-    row = vision.unit if vision.image_size else sizes.patches
+    _, size, beyond = vision.parts(sizes.patches)
+    row = vision.unit if vision.image_size else size + beyond
     windowed = vision.depth - len(vision.full_blocks) if vision.window else 0
     beside = (
         3 * (vision.window * vision.spatial_merge_size) ** 2
     )  # keys that a query of a windowed block is compared with
-    pairs = sizes.prompts * sizes.patches * ((vision.depth - windowed) * row + windowed * beside)
+    pairs = _patches(architecture, sizes) * ((vision.depth - windowed) * row + windowed * beside)
     return 4 * vision.hidden_size * pairs
 
 

@@ -201,7 +201,7 @@ def update(architecture: Any, tree: Any, layout: Layout) -> dict[str, int]:
         "weights gathered": int(split * (head + 2 * block) * size),
         "prompts": prompts * layout.media * min(layout.parts, 2),
         "prompt keys and values": int(2 * cost.cache_bytes(architecture, first, layout.compute)),
-        "kept": int(kept + _kept_tower(architecture, prompts, layout, size)),
+        "kept": int(kept + _kept_tower(architecture, tree, prompts, layout, size)),
         "working": int(max(logits, *layers, tower) / tensor),
     }
 
@@ -222,10 +222,11 @@ def _layer(architecture: Any, size: int, part: Pass, *, backward: bool = False, 
 def _tower(
     architecture: Any, prompts: float, each: int, size: int, *, backward: bool = False, kept: bool = False
 ) -> float:
-    """Bytes of the activations of one block of the tower, with attention over the patches of a prompt or an image."""
+    """Bytes of the activations of one block of the tower, with attention over the patches of a part or an image."""
     vision = architecture.vision
     if vision is None or not each:
         return 0.0
+    each = sum(vision.parts(each)[1:])
     row = 8 * vision.hidden_size * (1 + backward) + ((3 if vision.gated else 2) + backward) * vision.intermediate_size
     keys = vision.unit if vision.image_size else each
     part = Pass(prompts * each / keys, 1, keys, keys)
@@ -250,18 +251,22 @@ def _scores(heads: int, size: int, part: Pass, *, backward: bool = False, kept: 
     return ((1 + backward) * WIDE + size) * numbers
 
 
-def _kept_tower(architecture: Any, prompts: float, layout: Layout, size: int) -> float:
-    """Bytes that the tower keeps for its backward pass; 0 if it has none."""
+def _kept_tower(architecture: Any, tree: Any, prompts: float, layout: Layout, size: int) -> float:
+    """Bytes that the tower keeps for its backward pass, 0 if it has none; of one in parts, also its wide weights."""
     vision = architecture.vision
     if vision is None:
         return 0.0
     tower = [linear for linear in cost.linears(architecture) if linear.group in ("patch", "merged")]
     if not any(any(cost.trained_linear(linear.path, layout.training)) for linear in tower):
         return 0.0
-    inputs = vision.depth * vision.hidden_size * prompts * layout.sizes.patches * size
-    block = _tower(architecture, prompts, layout.sizes.patches, size, kept=True)
+    count, each, beyond = vision.parts(layout.sizes.patches)
+    if layout.training.remat:
+        count = 1  # of parts, one is run again and kept at a time
+    inputs = vision.depth * vision.hidden_size * prompts * count * (each + beyond) * size
+    block = count * _tower(architecture, prompts, layout.sizes.patches, size, kept=True)
     whole = 0 if layout.training.remat else vision.depth * block
-    return inputs * (1 + len(vision.deepstack)) + whole
+    wide = 0 if vision.parts(layout.sizes.patches)[0] == 1 or size == WIDE else _numbers(tree["vision"]) * WIDE
+    return inputs * (1 + len(vision.deepstack)) + whole + wide / layout.mesh[0]
 
 
 def _numbers(tree: Any) -> int:

@@ -168,7 +168,7 @@ def plan(config: options.Config, device: str, *, memory: float | None = None) ->
     target = devices.parse(device, _count(config))
     limit = target.kind.usable if memory is None else int(memory * devices.GIB)
     meshes.require_divisible(config.split_sizes, *meshes.parse(config.mesh))
-    architecture = ahead.describe(config.model)
+    architecture = ahead.describe(config.model, config.data)
     try:
         chunking.layout(config, architecture)
     except ValueError as error:
@@ -264,7 +264,7 @@ def _changes(config: options.Config, architecture: Any, target: devices.Target, 
             meshes.require_divisible(other.split_sizes, *meshes.parse(other.mesh))
         except ValueError:  # the mesh does not divide the batch
             continue
-        after = _estimate(other, ahead.describe(other.model), target, limit)
+        after = _estimate(other, ahead.describe(other.model, other.data), target, limit)
         pairs = zip(present.phases, after.phases, strict=True)
         if not any(old.peak > limit and new.peak < old.peak for old, new in pairs):
             continue
@@ -347,7 +347,7 @@ def beside(config: options.Config, made: Plan) -> dict[str, int]:
         config: options with the numbers of parts chosen, from ``chunking.fit``.
         made: the plan.
     """
-    layout, held = chunking.layout(config, ahead.describe(config.model)), made.state
+    layout, held = chunking.layout(config, ahead.describe(config.model, config.data)), made.state
     everything, sampled, learned = sum(held.values()), made.phases[0].held, made.phases[2].held
     return {
         "copy": everything - held["weights"],
@@ -366,7 +366,7 @@ def compiled(config: options.Config, made: Plan, *, timeout: float, cache: Path 
     """
     console, outcomes = Console(stderr=True), []
     config = dataclasses.replace(config, model=policy.with_adapter(config.model))
-    architecture = ahead.describe(config.model)
+    architecture = ahead.describe(config.model, config.data)
     config = chunking.fit(config, architecture, policy.shapes(config.model, architecture), made.limit)
     beside_each = beside(config, made)
     for name in ahead.stages(config):

@@ -1,0 +1,102 @@
+"""The vision towers part by part: the numbers of all patches at once, and less memory."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fairgrpo_jax.models import decoder, vision as towers
+from fairgrpo_jax.models.inputs import Vision, pack
+from tests.tiny_models import golden, in_layout, one_batch, prompt_pass
+
+
+FAMILIES = ("qwen2_5_vl", *(pytest.param(name, marks=pytest.mark.slow) for name in ("qwen3_vl", "gemma3")))
+
+
+def packed(family: str) -> Vision:
+    """The media of the golden files in rows whose frames or images have at most 32 or 64 patches."""
+    model, cases = golden(family)
+    found: Any = one_batch(model.config, {name: inputs for name, (inputs, _) in cases.items()})[0].vision
+    most = np.array([max(np.unique_counts(row[row >= 0]).counts, default=0) for row in found.frame])
+    return jax.tree.map(lambda x: x[most < 96], found)
+
+
+def in_parts(family: str, part: int) -> tuple[Any, Any]:
+    """The tower's config, as it is and with parts of so many frames."""
+    plain = golden(family)[0].config.vision
+    frame = 64 if plain.image_size else 32
+    return plain, dataclasses.replace(plain, frame=frame, part=part * frame)
+
+
+def values_and_gradients(config: Any, params: Any, vision: Vision, remat: bool) -> Any:
+    """Features and those for the text layers, 0 at padding, and the gradients of a weighted sum."""
+    inside = (vision.frame[:, :: config.spatial_merge_size**2] >= 0)[..., None]
+
+    def loss(params):
+        found = [jnp.where(inside, x, 0) for x in jax.tree.leaves(towers.encode(params, config, vision, remat=remat))]
+        weights = np.random.default_rng(0).normal(size=found[0].shape).astype(np.float32)
+        return sum((x * weights).sum() for x in found), found
+
+    (_, found), slopes = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+    return found, slopes
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_parts_change_nothing(family):
+    """Windows, deepstack and learned positions, images of fixed size; frames that cross parts, padding."""
+    params = {name: tree for name, tree in golden(family)[0].params.items() if name in ("vision", "projector")}
+    vision = packed(family)
+    plain, parted = in_parts(family, 1)
+    count, size, beyond = parted.parts(vision.patches.shape[1])
+    assert count > 1
+    starts = vision.frame[:, size - 1 : -1 : size] == vision.frame[:, size::size]
+    assert (starts & (vision.frame[:, size::size] >= 0)).any() == (beyond > 0)  # frames cross parts
+    wanted, slopes = values_and_gradients(plain, params, vision, False)
+    found, own = values_and_gradients(parted, params, vision, True)
+    for mine, theirs in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=2e-5)
+    largest = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(slopes))
+    for mine, theirs in zip(jax.tree.leaves(own), jax.tree.leaves(slopes), strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=1e-5 * largest)
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+def test_films_in_parts_equal_transformers(family):
+    model, cases = golden(family)
+    _, told = in_parts(family, 1)
+    config = dataclasses.replace(model.config, vision=told)
+    inputs, expected = cases["video"]
+    prompt = pack(inputs, config)
+    assert prompt.vision is not None and told.parts(prompt.vision.patches.shape[1])[0] > 2
+    hidden, _ = prompt_pass(model.params, config, prompt)
+    mask = inputs["attention_mask"].astype(bool)
+    got = in_layout(decoder.head(model.params, config, hidden), mask)
+    np.testing.assert_allclose(got, expected["logits"][mask], atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("patches", "part", "frame", "wanted"),
+    [
+        (4096, 4096, 192, (1, 4096, 0)),
+        (4288, 4096, 192, (1, 4288, 0)),  # as much as a part sees
+        (4292, 4096, 192, (2, 2148, 192)),
+        (73728, 4096, 192, (18, 4096, 192)),
+        (13 * 4, 24, 24, (3, 24, 24)),  # never smaller than a frame
+    ],
+)
+def test_parts_are_even(patches, part, frame, wanted):
+    plain = golden("qwen2_5_vl")[0].config.vision
+    assert dataclasses.replace(plain, part=part, frame=frame).parts(patches) == wanted
+    assert plain.parts(patches) == (1, patches, 0)
+
+
+def test_a_frame_longer_than_the_tower_was_told_is_refused():
+    model, cases = golden("qwen2_5_vl")
+    told = dataclasses.replace(model.config.vision, frame=16, part=16)
+    config = dataclasses.replace(model.config, vision=told)
+    inputs = next(inputs for inputs, _ in cases.values() if "image_grid_thw" in inputs)
+    with pytest.raises(ValueError, match=r"prompt \d has a frame or image of \d+ patches .* at most 16"):
+        pack(inputs, config, num_patches=160)
