@@ -24,6 +24,7 @@ from fairgrpo_jax import (
 from fairgrpo_jax.config import Warmup
 from fairgrpo_jax.data import media
 from fairgrpo_jax.data.datasets import medvid_toy
+from fairgrpo_jax.models import vision
 from fairgrpo_jax.models.tiny import judge as tiny_judge
 from fairgrpo_jax.plan import plan
 from fairgrpo_jax.rewards.medvid import board
@@ -150,6 +151,17 @@ def check(run, folder, normalised=True):
         table = normalization.PercentileTable.from_json((folder / scales.NAME).read_text())
         assert set(table.stats) == set(run.scorer.scaled) and run.scorer.table == table
         assert run.scorer.begin() is None
+
+
+def test_films_of_a_run_go_through_the_tower_part_by_part(tmp_path, monkeypatch):
+    """Pairs of frames of 64 patches, as the run measures them; a prompt has 256."""
+    monkeypatch.setattr(vision, "LEAST_PART", 64)
+    monkeypatch.setattr(vision, "FRAMES", 1)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    config = tiny(configs.get("medgrpo_toy/words"), options=("clips=4",))
+    with contextlib.redirect_stdout(io.StringIO()), runs.open_run(config, tmp_path / "run") as run:
+        assert run.encoder.architecture.vision.parts(256) == (4, 64, 64)
+        assert run.pool.encoder is run.encoder
 
 
 @pytest.mark.slow

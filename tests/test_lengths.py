@@ -129,6 +129,7 @@ def test_what_is_too_long_is_refused_by_name_with_what_would_help(folder):
     wordy = record("d/2", question="why " * 200)
     fitted = fit(CONFIG, good)
     assert fitted.sizes["train"] == [Size(32, 64)] == [*fitted.held_out.values()] and not fitted.unfit
+    assert fitted.frame == 64 and fit(but(over_length="skip"), good, large).frame == 64  # of what is kept
     with pytest.raises(ValueError) as caught:
         fit(CONFIG, good, large, wordy)
     said = str(caught.value)
@@ -164,6 +165,7 @@ def test_media_are_taken_away_until_a_record_fits(folder):
     assert [medium.num_frames for medium in first.media] == [2] and len(second.media) == 4
     assert [one.outcome for one in fitted.unfit] == ["shortened to 2 frames", "shortened to 4 of 5 media"]
     assert all(not lengths.over(size, shorter.data) for size in fitted.sizes["train"])
+    assert fitted.frame == 12 * 16 == fitted.sizes["train"][0].patches  # of a film, one of its pairs of frames
     assert fitted.sources["test"].records == (first,)  # the same object: measured and told once
     large = fit(shorter, pair, record("d/large", image(folder, "large"))).unfit[1]
     assert (large.uid, large.outcome) == ("d/large", "left out")  # its only image cannot go

@@ -361,6 +361,11 @@ def test_measured_from_shapes_as_processed(name, tmp_path):
     grids = [np.prod(inputs[key], axis=1) // merged for key in ("image_grid_thw", "video_grid_thw") if key in inputs]
     total = sum(int(grid.sum()) for grid in grids) if name != "gemma3" else len(inputs["pixel_values"])
     assert sum(one.units for one in measured) == (0 if name == "text" else total) and measured[0].units == 0
+    frames = [
+        np.prod(grid[1:]) // merged for key in ("image_grid_thw", "video_grid_thw") for grid in inputs.get(key, ())
+    ]
+    largest = {"text": 0, "gemma3": 1}.get(name) or max(frames, default=0)
+    assert max(one.frame for one in measured) == largest and measured[0].frame == 0
 
 
 def test_what_is_refused_is_refused_when_measured():

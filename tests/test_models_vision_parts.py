@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fairgrpo_jax import config as options, policy
 from fairgrpo_jax.models import decoder, vision as towers
-from fairgrpo_jax.models.inputs import Vision, pack
+from fairgrpo_jax.models.inputs import Vision, pack, prompt_shapes
+from fairgrpo_jax.plan import cost, footprint
 from tests.tiny_models import golden, in_layout, one_batch, prompt_pass
 
 
@@ -77,6 +79,21 @@ def test_films_in_parts_equal_transformers(family):
     np.testing.assert_allclose(got, expected["logits"][mask], atol=2e-4)
 
 
+def test_memory_follows_the_part():
+    """64 frames of 64 patches: forward and backward pass of a tower of four blocks."""
+    config = golden("qwen2_5_vl")[0].config
+    plain = dataclasses.replace(config.vision, depth=4)
+    config = dataclasses.replace(config, vision=plain)
+    vision = prompt_shapes(config, prompts=1, length=8, num_patches=4096).vision
+    params = jax.eval_shape(lambda key: towers.init(plain, key), jax.random.key(0))
+
+    def held(tower):
+        loss = lambda params, vision: (towers.encode(params, tower, vision, remat=True)[0] ** 2).sum()
+        return jax.jit(jax.grad(loss)).lower(params, vision).compile().memory_analysis().temp_size_in_bytes
+
+    assert held(dataclasses.replace(plain, frame=64, part=512)) < held(plain) / 3
+
+
 @pytest.mark.parametrize(
     ("patches", "part", "frame", "wanted"),
     [
@@ -100,3 +117,39 @@ def test_a_frame_longer_than_the_tower_was_told_is_refused():
     inputs = next(inputs for inputs, _ in cases.values() if "image_grid_thw" in inputs)
     with pytest.raises(ValueError, match=r"prompt \d has a frame or image of \d+ patches .* at most 16"):
         pack(inputs, config, num_patches=160)
+
+
+def test_who_knows_the_frames():
+    """Parts of at least eight frames, only where a prompt has several; images of fixed size are their own frames."""
+    config = golden("qwen2_5_vl")[0].config
+    with_parts = lambda patches, frame: policy.in_parts(config, patches, frame).vision
+    assert with_parts(8192, 0) == config.vision == with_parts(4096, 64)
+    assert (with_parts(8192, 62).part, with_parts(8192, 62).frame) == (4096, 64)
+    assert with_parts(16384, 1024).part == 8192
+    fixed = golden("gemma3")[0].config
+    assert policy.in_parts(fixed, 8192, 0).vision.parts(8192) == (2, 4096, 0)
+    assert policy.in_parts(golden("mistral")[0].config, 8192, 64).vision is None
+    budget = options.Data(max_pixels=37632)
+    fourteen = dataclasses.replace(config, vision=dataclasses.replace(config.vision, patch_size=14))
+    assert policy.largest_frame(fourteen, budget) == 192 and policy.largest_frame(fourteen, options.Data()) == 0
+    assert policy.largest_frame(golden("qwen3_vl")[0].config, budget) == 0  # the budget is that of a film
+
+
+def test_the_plan_counts_parts():
+    sizes = cost.Sizes(prompts=2, rollouts=2, prompt=8, completion=4, patches=8192)
+    plain = golden("qwen2_5_vl")[0].config
+    parted = policy.in_parts(plain, 8192, 64)
+    assert parted.vision.rows(8192) == 2 * (4096 + 64)
+    whole, own = (cost.update_flops(config, sizes, cost.Training()) for config in (plain, parted))
+    useful = [cost.update_flops(config, sizes, cost.Training(), recomputed=False) for config in (plain, parted)]
+    assert own.vision < whole.vision and own.decoder == whole.decoder and useful[1].vision < useful[0].vision
+    layout = footprint.Layout(sizes=sizes, mesh=(1, 1), compute="float32", sampler="float32", cache="float32")
+    tree = jax.eval_shape(lambda key: decoder.init(plain, key), jax.random.key(0))
+    before, after = (footprint.update(config, tree, layout) for config in (plain, parted))
+    ratio = (4096 + 64) / 8192
+    tower = plain.vision.depth * plain.vision.hidden_size * 2 * 8192 * 4
+    assert before["kept"] - after["kept"] == pytest.approx(tower * (1 - ratio))
+    bare = dataclasses.replace(layout, compute="bfloat16")
+    numbers = sum(x.size for x in jax.tree.leaves(tree["vision"]))
+    both = [footprint.update(config, tree, bare)["kept"] for config in (plain, parted)]
+    assert both[0] - both[1] == pytest.approx(tower / 2 * (1 - ratio) - 4 * numbers, abs=2)
