@@ -269,6 +269,15 @@ def _kept_tower(architecture: Any, tree: Any, prompts: float, layout: Layout, si
     return inputs * (1 + len(vision.deepstack)) + whole + wide / layout.mesh[0]
 
 
+def streamed_again(architecture: Any, tree: Any, layout: Layout) -> int:
+    """Bytes of the tower's weights, in three passes, and of their gradients, for every part but the first."""
+    if not cost.in_parts(architecture, layout.sizes.patches):
+        return 0
+    again = architecture.vision.parts(layout.sizes.patches)[0] - 1
+    tower = lambda itemsize: sharded({"vision": tree["vision"]}, (1, layout.mesh[1]), itemsize)
+    return again * (3 * tower(cost.BYTES[layout.compute]) + tower(WIDE))
+
+
 def _numbers(tree: Any) -> int:
     return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
 

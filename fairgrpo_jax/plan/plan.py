@@ -199,6 +199,7 @@ def _estimate(config: options.Config, architecture: Any, target: devices.Target,
     work = [prompt, decode, _times(update, config.update.passes) + _times(score, scores)]
     fsdp, tensor = shape.mesh
     weights, trips = footprint.sharded(tree, (1, tensor), cost.BYTES[shape.compute]), 2 + 2 * shape.chunks
+    streamed = trips * weights + footprint.streamed_again(architecture, tree, shape)
     copy, own = footprint.copy(tree, shape), footprint.sharded(tree, shape.mesh, cost.BYTES[shape.sampler])
     gradients = held[2]["gradients"] / min(shape.accumulation, 2)
     rounds = shape.parts * config.update.passes
@@ -206,9 +207,9 @@ def _estimate(config: options.Config, architecture: Any, target: devices.Target,
     read = (
         copy * shape.waves,
         cost.decode_bytes(architecture, shape.sizes, shape.sampler, shape.cache, fsdp, shape.waves) / shape.across,
-        rounds * (trips * weights + 2 * held[2]["kept"]) + 3 * base,
+        rounds * (streamed + 2 * held[2]["kept"]) + 3 * base,
     )
-    sent = (float(copy - own), 0.0, rounds * away * (trips * weights + (1 + shape.chunks) * gradients * fsdp))
+    sent = (float(copy - own), 0.0, rounds * away * (streamed + (1 + shape.chunks) * gradients * fsdp))
     phases = []
     for name, parts, flops, moved, received in zip(
         ("prompt pass", "decoding", "update"), held, work, read, sent, strict=True
