@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fairgrpo_jax import learner, models
+from fairgrpo_jax import config as options, learner, models, rewards
 from fairgrpo_jax.models import gemma3, qwen2_5_vl
+from fairgrpo_jax.rewards import judge_prompts
 
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -29,7 +30,7 @@ def load(monkeypatch):
     for name in ("NPROC", "XLA_PYTHON_CLIENT_MEM_FRACTION"):
         monkeypatch.setenv(name, os.environ.get(name, "1"))
     yield importlib.import_module
-    for name in ("step", "prefix", "gpu", "gpu_attention", "worker", "normalisation"):
+    for name in ("step", "prefix", "gpu", "gpu_attention", "worker", "normalisation", "medgrpo"):
         sys.modules.pop(name, None)
 
 
@@ -303,3 +304,41 @@ def test_normalisation_runs(tmp_path):
     ended = subprocess.run([*command, "--csv", out], env=environment, capture_output=True, text=True, timeout=500)
     assert ended.returncode == 0 and len(ended.stdout.splitlines()) == 2 + 1 + 8, ended.stderr[-3000:]
     assert len(out.read_text().splitlines()) == 1 + 2 * 9
+
+
+# ---- medgrpo ---------------------------------------------------------------------------------------------------------
+
+
+def test_medgrpo_knows_all_answers_and_pays_the_right_one_most(load, tmp_path):
+    toy = load("medgrpo")
+    known, records = toy.films("test", 6, tmp_path)
+    assert known.seen.shape == (6, 4 * 16 * 3) and [len(toy.ANSWERS[task]) for task in toy.TASKS] == [15, 14, 2, 3, 27]
+    raw, judged = toy.tables(records)
+    rows = [[raw[place, known.right[film, place]] for place in range(len(toy.TASKS))] for film in range(6)]
+    best = np.argmax(rows, axis=-1)
+    assert (np.take_along_axis(np.array(rows), best[..., None], -1) == 1).all() and not judged.any()
+    orders = [toy.ANSWERS["video_summary"].index(text) for text in ("A cut, a tie.", "A tie, a cut.")]
+    ties = np.array([row[1] for row in rows])[:, orders]
+    assert (ties[:, 0] == ties[:, 1]).all()  # words alone do not know the order
+    right = np.asarray(known.right)
+    assert (best[:, [0, 2, 3, 4]] == right[:, [0, 2, 3, 4]]).all()
+
+
+def test_medgrpo_asks_an_endpoint_that_knows_the_order(load):
+    toy = load("medgrpo")
+    told = [judge_prompts.clinical(text, "A cut, a tie.").text for text in ("A cut, a tie.", "A tie, a cut.")]
+    assert [toy.answer(text).split()[1::2] for text in told] == [["5"] * 5, ["3"] * 5]
+    with toy.served() as url, rewards.Judge(options.Judge(url=url, model="rule")) as judge:
+        judge.check()
+        asked = judge_prompts.clinical("A cut.", "A cut.")
+        assert judge.submit([asked]).result().tolist() == [[1.0] * 5]
+
+
+@pytest.mark.slow
+def test_medgrpo_runs(tmp_path):
+    command = [sys.executable, FOLDER / "medgrpo.py", *"--seeds 1 2 --films 8 --warmup 2 --steps 2".split()]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    out = tmp_path / "figures.csv"
+    ended = subprocess.run([*command, "--csv", out], env=environment, capture_output=True, text=True, timeout=500)
+    assert ended.returncode == 0 and "| captions: knowing > words |" in ended.stdout, ended.stderr[-3000:]
+    assert len(out.read_text().splitlines()) == 1 + 2 * 5
