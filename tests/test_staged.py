@@ -20,7 +20,7 @@ TOKENS = np.random.default_rng(3).integers(7, tiny_models.VOCABULARY, (4, 4, 20)
 MASK = np.arange(20) < LENGTHS[..., None]
 TEMPERATURE = 0.7
 # Parts, chunks, remat: one plan with every mechanism of a model at once, the others with windows alone.
-PLANS = [("mistral", 1, 1, False), ("everything", 2, 2, True), ("mistral", 1, 4, True)]
+PLANS = [("mistral", 1, 1, False), ("everything", 2, 2, True), ("mistral", 1, 4, "selective")]
 
 
 @pytest.fixture(autouse=True, scope="module")
