@@ -22,6 +22,7 @@ from fairgrpo_jax.models import layers, windows
 from fairgrpo_jax.models.attention import KeyValue, Masks, attend
 from fairgrpo_jax.models.inputs import Vision
 from fairgrpo_jax.models.layers import MLP, LayerNorm, Linear, RMSNorm, bind, create, rotate, stack
+from fairgrpo_jax.models.remat import Remat, maybe_remat
 
 
 LEAST_PART = 4096  # patches of a prompt: a part keeps a device busy, and its activations are small
@@ -216,7 +217,7 @@ def rotation(config: VisionConfig, position: jax.Array) -> KeyValue | None:
 
 
 def encode(
-    params: dict, config: VisionConfig, vision: Vision, *, remat: bool = False
+    params: dict, config: VisionConfig, vision: Vision, *, remat: Remat = False
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     """Features of all media of every prompt.
 
@@ -247,7 +248,7 @@ def encode(
         return _tower(narrow, config, own, remat)
 
     starts = size * np.arange(count)
-    found = jax.lax.map(layers.maybe_remat(run, remat), starts)  # (count, P, ...)
+    found = jax.lax.map(maybe_remat(run, bool(remat)), starts)  # (count, P, ...)
     # The first rows of a part may belong to a frame that begins in the part before, which alone sees the whole of it.
     first = frame[:, starts[1:, None] + np.arange(0, beyond, merge)]
     crossing = (first == frame[:, starts[1:] - 1][..., None]) & (first >= 0)
@@ -262,7 +263,7 @@ def encode(
     return jax.tree.map(joined, found)
 
 
-def _tower(params: dict, config: VisionConfig, vision: Vision, remat: bool) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+def _tower(params: dict, config: VisionConfig, vision: Vision, remat: Remat) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     """:func:`encode` for all patches at once."""
     tower = params["vision"]
     x, shape = _embed(tower, config, vision), vision.patches.shape[:2]
@@ -276,11 +277,11 @@ def _tower(params: dict, config: VisionConfig, vision: Vision, remat: bool) -> t
 
     def step(carry, layer):
         (x, kept), (index, full, weights) = carry, layer
-        x = layers.maybe_remat(block, remat)(x, weights, full)
+        x = maybe_remat(block, remat)(x, weights, full)
         return (x, [jnp.where(index == at, x, old) for at, old in zip(config.deepstack, kept, strict=True)]), None
 
     carry = x, [jnp.zeros_like(x) for _ in config.deepstack]
-    (x, kept), _ = layers.scan(step, carry, (np.arange(config.depth), is_full, tower["blocks"]))
+    (x, kept), _ = layers.scan(step, carry, (np.arange(config.depth), is_full, tower["blocks"]), remat=remat)
     if config.pooled:
         return _pool(params, config, x.reshape(*shape, -1)), ()
     mergers = layers.unstack(tower["deepstack"]) if kept else ()
