@@ -19,6 +19,7 @@ from flax import struct
 from fairgrpo_jax import config as options, hosts, losses, mesh, models, staged
 from fairgrpo_jax.estimators import Memory
 from fairgrpo_jax.models import lora
+from fairgrpo_jax.models.remat import Remat
 
 
 # Leaves with weight decay: linear maps, convolutions, tables of tokens and positions, adapters.
@@ -124,7 +125,7 @@ def completion_logprobs(
     tokens: jax.Array,
     *,
     temperature: float = 1.0,
-    remat: bool = False,
+    remat: Remat = False,
 ) -> jax.Array:
     """Log-probabilities (P, G, T) of the completions' tokens, each prompt run once for its G completions.
 
@@ -140,7 +141,7 @@ def with_logprobs(
     *,
     architecture: Any,
     temperature: float,
-    remat: bool = False,
+    remat: Remat = False,
     compute: str | None = None,
     chunks: int = 1,
     policy: Literal["old", "reference"] = "old",
@@ -211,7 +212,7 @@ def supervised_step(
     architecture: Any,
     optim: options.Optim,
     steps: int,
-    remat: bool = False,
+    remat: Remat = False,
     freeze: tuple[str, ...] = (),
     compute: str | None = None,
     place: Callable[[Any], Any] = jnp.asarray,

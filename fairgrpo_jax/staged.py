@@ -20,6 +20,7 @@ import jax.numpy as jnp
 
 from fairgrpo_jax import mesh, models
 from fairgrpo_jax.models import decoder, lora
+from fairgrpo_jax.models.remat import Remat
 
 
 STEP = 64  # tokens; lengths of the ladder are multiples of it, so short completions share one length
@@ -35,7 +36,7 @@ class Plan(NamedTuple):
     architecture: Any  # the model
     chunks: int = 1  # number of chunks of each prompt's rollouts
     temperature: float = 1.0
-    remat: bool = False
+    remat: Remat = False
 
 
 def ladder(length: int) -> tuple[int, ...]:

@@ -19,6 +19,7 @@ from jax.sharding import PartitionSpec
 
 from fairgrpo_jax.models import kernels
 from fairgrpo_jax.models.flash import KeyValue, Known
+from fairgrpo_jax.models.remat import product
 
 
 MASKED = -1e30  # finite, so that a row without allowed keys also stays finite
@@ -114,7 +115,7 @@ def attend(
             run = functools.partial(run, interpret=_platform() != "tpu")
         out = _per_device(run, q, prompt_kv, own_kv, _known(masks))
     elif chosen in ("plain", "mapped"):
-        out = (_plain if chosen == "plain" else _mapped)(q, prompt_kv, own_kv, masks, scale)
+        out = product((_plain if chosen == "plain" else _mapped)(q, prompt_kv, own_kv, masks, scale))
     else:
         raise ValueError(f"got implementation={chosen!r}; wanted plain, mapped, {', '.join(KERNELS)} or None")
     return out.reshape(*q.shape[:3], -1)

@@ -21,7 +21,8 @@ from fairgrpo_jax.mesh import constrain, whole_rows
 from fairgrpo_jax.models import layers, vision
 from fairgrpo_jax.models.attention import MASKED, KeyValue, Masks, heads_last
 from fairgrpo_jax.models.inputs import Prompt
-from fairgrpo_jax.models.layers import DecoderLayer, bind, maybe_remat, rms_norm
+from fairgrpo_jax.models.layers import DecoderLayer, bind, rms_norm
+from fairgrpo_jax.models.remat import Remat, maybe_remat
 from fairgrpo_jax.models.vision import VisionConfig
 
 
@@ -128,14 +129,15 @@ def init(config: TextConfig, key: jax.Array, dtype: Any = jnp.float32) -> dict:
     return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
 
 
-def prompt_pass(params: dict, config: TextConfig, prompt: Prompt, *, remat: bool = False) -> tuple[jax.Array, Any]:
+def prompt_pass(params: dict, config: TextConfig, prompt: Prompt, *, remat: Remat = False) -> tuple[jax.Array, Any]:
     """Runs every prompt once.
 
     Args:
         params: parameters as :func:`init` makes them, or split by :func:`by_layer`.
         config: the model.
         prompt: P prompts padded to T tokens.
-        remat: recompute the layers in the backward pass instead of keeping their activations.
+        remat: recompute the layers in the backward pass instead of keeping their activations; see
+            :func:`remat.maybe_remat`.
 
     Returns:
         hidden (P, T, d) after the final norm, meaningless at padding; keys and values, each (L, P, T, K, H), or for
@@ -174,7 +176,7 @@ def _prompt_pass_by_layer(params: dict, config: TextConfig, prompt: Prompt) -> t
 
 
 def completion_pass(
-    params: dict, config: TextConfig, prompt: Prompt, prompt_kv: KeyValue, tokens: jax.Array, *, remat: bool = False
+    params: dict, config: TextConfig, prompt: Prompt, prompt_kv: KeyValue, tokens: jax.Array, *, remat: Remat = False
 ) -> jax.Array:
     """Runs whole completions against the keys and values of their prompts.
 
@@ -360,7 +362,7 @@ def _embed(params: dict, config: TextConfig, tokens: jax.Array) -> jax.Array:
     return x * jnp.asarray(config.embedding_scale, x.dtype) if config.embedding_scale != 1 else x
 
 
-def _embed_prompt(params: dict, config: TextConfig, prompt: Prompt, remat: bool) -> tuple[jax.Array, list[jax.Array]]:
+def _embed_prompt(params: dict, config: TextConfig, prompt: Prompt, remat: Remat) -> tuple[jax.Array, list[jax.Array]]:
     """Embeddings (P, T, d) with vision features in place of their placeholders, and DeepStack's features likewise."""
     is_image = prompt.feature >= 0
     x = _embed(params, config, jnp.where(is_image, 0, prompt.tokens))  # an image token may be outside the vocabulary

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fairgrpo_jax.models.remat import product
+
 
 KeyValue = tuple[jax.Array, jax.Array]
 RUNS = (
@@ -101,7 +103,7 @@ def _merged_forward(q, prompt_kv, own_kv, known, scale, window, flash):
     log_total = functools.reduce(jnp.logaddexp, [log for _, log in found])
     finite = jnp.where(jnp.isneginf(log_total), 0.0, log_total)  # a query that sees nothing gets 0
     shares = [out.astype(jnp.float32) * jnp.exp(log - finite) for out, log in found]
-    out = functools.reduce(jnp.add, shares).astype(q.dtype)
+    out, finite = product(functools.reduce(jnp.add, shares).astype(q.dtype)), product(finite)
     return out, (q, prompt_kv, own_kv, known, out, finite)
 
 

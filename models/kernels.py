@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fairgrpo_jax.models.flash import Flash, KeyValue, Known, Seen, merged
+from fairgrpo_jax.models.remat import PRODUCT
 
 
 log = logging.getLogger(__name__)
@@ -133,7 +134,9 @@ def by_splash(
         block_q=tall, block_kv=wide, block_q_dkv=tall, block_kv_dkv=wide, block_q_dq=tall, block_kv_dq=wide
     )
     tree = _tree_mask(front, rows, T, heads=N, causal=known.lengths is not None)
-    kernel = kernels.make_splash_mha_single_device(tree, block_sizes=sizes, interpret=interpret)
+    kernel = kernels.make_splash_mha_single_device(
+        tree, block_sizes=sizes, interpret=interpret, residual_checkpoint_name=PRODUCT
+    )
     heads = [(0, 0)] * 3 + [(0, 0 if H % 64 == 0 else _up(H) - H)]
     parts = (jnp.pad(x, heads).swapaxes(1, 2) for x in (_fill(q, rows), k, v))
     out: Any = jax.vmap(kernel)(*parts, kernels.SegmentIds(own, segments))

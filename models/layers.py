@@ -15,6 +15,7 @@ from flax import nnx
 
 from fairgrpo_jax.mesh import constrain
 from fairgrpo_jax.models.attention import KeyValue, Masks, attend, heads_first, heads_last
+from fairgrpo_jax.models.remat import product
 
 
 # Activations by the names in published configs.
@@ -71,11 +72,6 @@ def scan(layer: Callable, x: Any, of_layers: Any) -> tuple[Any, Any]:
     return jax.lax.scan(layer, x, of_layers, unroll=True) if short else jax.lax.scan(layer, x, of_layers)
 
 
-def maybe_remat(layer: Callable, remat: bool) -> Callable:
-    """Makes the layer recompute in the backward pass if ``remat`` is set."""
-    return jax.checkpoint(layer, prevent_cse=False) if remat else layer
-
-
 class Linear(nnx.Linear):
     """``x kernel + bias``, plus ``lora_scale * (x lora_a) lora_b`` if the weights hold a low-rank adapter.
 
@@ -94,10 +90,10 @@ class Linear(nnx.Linear):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         y = super().__call__(x)
-        if self.lora_a is None or self.lora_b is None:
-            return y
-        a, b = (part[...].astype(x.dtype) for part in (self.lora_a, self.lora_b))
-        return y + self.lora_scale * (x @ a) @ b
+        if self.lora_a is not None and self.lora_b is not None:
+            a, b = (part[...].astype(x.dtype) for part in (self.lora_a, self.lora_b))
+            y = y + self.lora_scale * (x @ a) @ b
+        return product(y)
 
 
 def along_last(vector: jax.Array, x: jax.Array) -> jax.Array:

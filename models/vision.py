@@ -22,6 +22,7 @@ from fairgrpo_jax.models import layers, windows
 from fairgrpo_jax.models.attention import KeyValue, Masks, attend
 from fairgrpo_jax.models.inputs import Vision
 from fairgrpo_jax.models.layers import MLP, LayerNorm, Linear, RMSNorm, bind, create, rotate, stack
+from fairgrpo_jax.models.remat import Remat, maybe_remat
 
 
 LEAST_PART = 4096  # patches of a prompt: a part keeps a device busy, and its activations are small
@@ -216,7 +217,7 @@ def rotation(config: VisionConfig, position: jax.Array) -> KeyValue | None:
 
 
 def encode(
-    params: dict, config: VisionConfig, vision: Vision, *, remat: bool = False
+    params: dict, config: VisionConfig, vision: Vision, *, remat: Remat = False
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     """Features of all media of every prompt.
 
@@ -276,7 +277,7 @@ def _tower(params: dict, config: VisionConfig, vision: Vision, remat: bool) -> t
 
     def step(carry, layer):
         (x, kept), (index, full, weights) = carry, layer
-        x = layers.maybe_remat(block, remat)(x, weights, full)
+        x = maybe_remat(block, remat)(x, weights, full)
         return (x, [jnp.where(index == at, x, old) for at, old in zip(config.deepstack, kept, strict=True)]), None
 
     carry = x, [jnp.zeros_like(x) for _ in config.deepstack]

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from fairgrpo_jax.models.attention import MASKED
+from fairgrpo_jax.models.remat import product
 
 
 SCORES = 256 << 20  # bytes of scores that a device holds at once; more blocks are computed one part after the other
@@ -49,7 +50,7 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, window: jax.Array, length: 
         out = run(*(x[:, 0] for x in arrays))[:, None]
     else:
         out = jnp.moveaxis(jax.lax.map(lambda x: run(*x), tuple(jnp.moveaxis(x, 1, 0) for x in arrays)), 0, 1)
-    return out.reshape(P, rows, N * H)[:, :S]
+    return product(out.reshape(P, rows, N * H)[:, :S])
 
 
 def _per_part(P: int, N: int, length: int, count: int) -> int:

@@ -37,6 +37,7 @@ FLOORS = (
     + (
         "plan.utilisation",
         "plan.gathers",
+        "plan.tables",
         "plan.ahead",
         "sources",
         "batches",

@@ -19,6 +19,7 @@ from fairgrpo_jax import mesh
 from fairgrpo_jax.models import attention, kernels
 from fairgrpo_jax.models.attention import Masks, attend
 from fairgrpo_jax.models.flash import Flash, Seen
+from fairgrpo_jax.models.remat import maybe_remat
 from tests.flash_kernel import flash_backward, flash_forward, written_out
 
 
@@ -295,9 +296,10 @@ def test_an_implementation_that_cannot_is_refused(name, changes, message):
 # cuDNN, as far as a machine without a GPU can see it.
 
 
-def lowered_for_cuda(args):
+def lowered_for_cuda(args, remat=False):
     def run(args, masks):
-        out, back = jax.vjp(under(functools.partial(attend, implementation="cudnn"), masks), *args)
+        way = maybe_remat(under(functools.partial(attend, implementation="cudnn"), masks), remat)
+        out, back = jax.vjp(way, *args)
         return back(out)
 
     return jax.jit(run).trace(args, masks_of(args)).lower(lowering_platforms=("cuda",)).as_text()
@@ -324,6 +326,12 @@ def test_the_program_for_cuda_calls_two_kernels_forward_and_two_backward():
         if mask == "CAUSAL":
             rows, keys, logs = f"{P * G}x{T}x{N}x{H}xbf16", f"{P * G}x{T}x{K}x{H}xbf16", f"{P * G}x{N}x{T}xf32"
         assert f"(tensor<{rows}>, tensor<{keys}>, tensor<{keys}>" in line and f"tensor<{logs}>" in line
+
+
+@pytest.mark.parametrize("remat, forward", [(True, 4), ("selective", 2)])
+def test_selective_recomputation_calls_no_kernel_twice(remat, forward):
+    calls = cudnn_calls(lowered_for_cuda(arrays(jnp.bfloat16), remat))
+    assert [name for name, *_ in calls].count("__cudnn$fmhaSoftmax") == forward and len(calls) == forward + 2
 
 
 def test_the_program_for_cuda_calls_the_kernels_on_every_device_of_a_mesh():

@@ -153,10 +153,11 @@ def test_a_prompt_run_once_has_the_gradient_of_repeated_prompts(family):
 
 
 @pytest.mark.slow  # test_staged has it quicker, with and without, against rows that share nothing
+@pytest.mark.parametrize("remat", [True, "selective"])
 @families
-def test_rematerialisation_changes_no_gradient(family):
+def test_rematerialisation_changes_no_gradient(family, remat):
     value, grads = value_and_gradients(family, once)
-    expected, wanted = value_and_gradients(family, functools.partial(once, remat=True))
+    expected, wanted = value_and_gradients(family, functools.partial(once, remat=remat))
     np.testing.assert_allclose(value, expected, rtol=1e-6)
     assert_leaves_near(grads, wanted, 1e-5)
 

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from fairgrpo_jax import chunking, commandline, config as options, configs
-from fairgrpo_jax.plan import ahead, cost, devices, plan
+from fairgrpo_jax.plan import ahead, cost, devices, plan, tables
 from tests import real_sizes
 
 
@@ -150,6 +150,17 @@ def test_more_of_a_gpus_memory(folders):
     assert plan.plan(dataclasses.replace(config, prompts=grown), "h200", memory=128).fits
 
 
+def test_selective_recomputation_is_proposed_where_it_fits(folders):
+    made = plan.plan(options_of(folders), "v5p:2x2x4")
+    chosen = plan.plan(options_of(folders, update=options.Update(remat="selective")), "v5p:2x2x4")
+    (old, new), gib = (each.phases[2] for each in (made, chosen)), lambda phase: f"{phase.peak / GIB:.1f}"
+    assert made.faster.startswith("--update.remat selective: at least") and not chosen.faster
+    assert f"{gib(new)} instead of {gib(old)} GiB" in made.faster and old.peak < new.peak < made.limit
+    assert 0.8 < new.flops.total / old.flops.total < 0.83  # one of four products, but in the head and in attention
+    whole = options_of(folders, update=options.Update(accumulation=1, chunks=1))
+    assert not plan.plan(whole, "v5p:2x2x4", memory=new.peak / GIB).faster  # it would fit with nothing to spare
+
+
 def test_warnings(folders):
     said = lambda config, device: " ".join(plan.plan(config, device).warnings)
     halved = options_of(folders, mesh="8x2")
@@ -243,7 +254,7 @@ def test_what_a_compiler_says_is_part_of_the_plan(monkeypatch, folders):
     assert after.outcomes[0].status == "fits" and after.outcomes[0].available == moments
     assert made.fits and not after.fits and after.warnings[-1] == "a gather"
     text = io.StringIO()
-    plan.show(after, Console(file=text, width=160))
+    tables.show(after, Console(file=text, width=160))
     assert f"compiled for v5p:2x2x4, not run on it: decode: does not fit, {room / GIB:.2f} GiB of" in text.getvalue()
     assert "verdict: it does not fit (decode as compiled)" in text.getvalue()
     answers["decode"] = dataclasses.replace(answers["decode"], needed=room)
@@ -266,7 +277,7 @@ def test_the_papers_runs_fit_with_the_step_whole(folders, name, model):
     pixels = {"fair_qwen2_5_vl_7b": 10752 * 14**2, "fairmedgemma_4b": 16384 * 14**2}[name]
     assert made.preparing == pytest.approx(512 * pixels * 0.06e-6) and made.preparing < made.likely
     text = io.StringIO()
-    plan.show(made, Console(file=text, width=160))
+    tables.show(made, Console(file=text, width=160))
     assert "for each of at most 4 sizes of prompts" in text.getvalue() and "s; 1 keep up with a step" in text.getvalue()
     hours = 90 * made.seconds / 3600
     assert f"90 steps take at least {hours:,.2f} hours" in text.getvalue() and "verdict: it fits" in text.getvalue()

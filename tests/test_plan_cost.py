@@ -27,6 +27,7 @@ FAMILIES = [
 by_family = pytest.mark.parametrize("architecture", FAMILIES, ids=lambda config: config.model_type)
 # The text families differ in biases and norms, Qwen2-VL from 2.5 in windows: their matrices are compared for all below.
 COMPILED = ("qwen3", "qwen2_5_vl", "qwen3_vl", "gemma3")
+slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 compiled = pytest.mark.parametrize(
     "architecture",
     [pytest.param(c, marks=[pytest.mark.slow] * (c.model_type not in COMPILED)) for c in FAMILIES],
@@ -115,7 +116,7 @@ def test_rollout(monkeypatch, architecture):
     assert cost.rollout_flops(architecture, sizes)[0] == prompt
 
 
-@pytest.mark.parametrize("remat", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.parametrize("remat", [slow(False), slow("selective"), True])
 @compiled
 def test_update(monkeypatch, architecture, remat):
     architecture = wide(architecture)
@@ -129,23 +130,23 @@ def test_update(monkeypatch, architecture, remat):
 
 
 @pytest.mark.parametrize(
-    "rank,freeze",
+    "rank,freeze,remat",
     [
-        (0, ("^vision/", "^projector")),
-        pytest.param(16, (), marks=pytest.mark.slow),
-        (16, ("/down/",)),
+        (0, ("^vision/", "^projector"), True),
+        slow(16, (), True),
+        (16, ("/down/",), "selective"),
     ],
     ids=["frozen", "lora", "both"],
 )
-def test_update_of_a_part(monkeypatch, rank, freeze):
+def test_update_of_a_part(monkeypatch, rank, freeze, remat):
     architecture = wide(qwen2_5_vl.tiny())
     if not rank:
         freeze = freeze[:1]
     sizes = sizes_of(architecture, 48)
     model = options.Model(lora_rank=rank, lora_targets=TARGETS, freeze=freeze)
-    training = cost.Training(lora_rank=rank, lora_targets=TARGETS, freeze=freeze)
+    training = cost.Training(lora_rank=rank, lora_targets=TARGETS, freeze=freeze, remat=remat)
     scaled = lora.scaled(architecture, 2.0)
-    xla = counted(monkeypatch, scaled, "update", sizes, model=model)
+    xla = counted(monkeypatch, scaled, "update", sizes, model=model, update=options.Update(remat=remat))
     total = cost.update_flops(scaled, sizes, training).total
     # Nothing before the first layer is trained: unrolled, newer versions of JAX leave the gradient of its input out.
     first = 2 * 2 * (96 + 3 * 47) * 1024 * (1024 + 2 * 256 + 2 * rank) if rank else 0

@@ -231,6 +231,11 @@ def test_parts_and_chunks_divide_what_is_kept():
         architecture, tree, dataclasses.replace(layout, training=dataclasses.replace(frozen, remat=False))
     )
     assert without["kept"] > 4 * adapted["kept"]
+    chosen = dataclasses.replace(layout, training=cost.Training(remat="selective"))
+    layer = 3 * 1024 + 2 * 256 + 2 * 1536  # q, attention, o; k, v; gate, up
+    block = 3 * 512 + 2 * 512 + 2 * 768  # qkv; attention, proj; gate, up
+    more = 2 * (8 * 96 + 8 * 4 * 63) * layer + 2 * 8 * 128 * block
+    assert footprint.update(architecture, tree, chosen)["kept"] - whole["kept"] == 4 * more
 
 
 def temporary(name, program, spec="4x1", sampling=CONFIG.sampling):
@@ -263,6 +268,18 @@ def test_what_the_programs_add(name, program, spec, sampling):
     """Compiled for simulated devices, where nothing is fused that an accelerator would fuse: within a factor of two."""
     taken, formula = temporary(name, program, spec, sampling)
     assert 0.5 < formula / taken < 2
+
+
+@pytest.mark.slow
+def test_what_selective_recomputation_keeps_is_what_the_program_adds():
+    architecture = dataclasses.replace(wide(text.tiny("qwen2")), num_layers=4)
+    added = []
+    for remat in (True, "selective"):
+        config, tree, layout = described(architecture, update=dataclasses.replace(HELD, remat=remat))
+        kept = footprint.update(architecture, tree, layout)["kept"]
+        added.append((compiled(config, architecture, "update").temp_size_in_bytes, kept))
+    (before, kept), (after, more) = added
+    assert after - before == pytest.approx(more - kept, rel=0.01)
 
 
 def test_scores_are_whole_where_they_are_few_and_else_a_block(monkeypatch):

@@ -24,7 +24,7 @@ TEMPERATURE = 0.7
 PLANS = [
     ("mistral", 1, 1, False),
     pytest.param("everything", 2, 2, True, marks=pytest.mark.slow),
-    ("mistral", 1, 4, True),
+    ("mistral", 1, 4, "selective"),
 ]
 
 

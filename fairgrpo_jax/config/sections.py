@@ -300,8 +300,10 @@ class Update:
     (e.g. sampling.dtype)."""
     importance_cap: float = 2.0
     """Upper bound of the importance weights."""
-    remat: bool = True
-    """Recompute activations in the backward pass: less memory, more compute (on a CPU no more time)."""
+    remat: bool | Literal["selective"] = True
+    """Recompute activations in the backward pass: less memory, more compute (on a CPU no more time). "selective" keeps
+    the outputs of matrix products, which are nearly all of the compute, and recomputes what lies between them. The plan
+    says whether that fits."""
 
     def __post_init__(self):
         require_finite("update.", self)
@@ -315,6 +317,7 @@ class Update:
             require(value >= 0, f"update.{name}={value}", "at least 1, or 0 for as many as the memory asks for")
         require(self.importance_cap >= 1, f"update.importance_cap={self.importance_cap}", "a cap >= 1")
         require(self.beta >= 0, f"update.beta={self.beta}", "a weight >= 0")
+        require(self.remat in (True, False, "selective"), f"update.remat={self.remat!r}", "True, False or selective")
         require(
             self.kind != "cispo" or self.dual_clip is None,
             f"update.kind='cispo' with update.dual_clip={self.dual_clip}",

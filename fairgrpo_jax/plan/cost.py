@@ -12,6 +12,7 @@ from typing import Any
 
 from fairgrpo_jax import rollout
 from fairgrpo_jax.models import decoder
+from fairgrpo_jax.models.remat import Remat
 
 
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -44,13 +45,13 @@ class Training:
         lora_rank: rank of the adapters, which are then the only trained parameters; 0: no adapters.
         lora_targets: regular expression of the linear maps that have an adapter.
         freeze: regular expressions of parameters that are not trained.
-        remat: whether the backward pass recomputes the layers.
+        remat: whether the backward pass recomputes the layers, or "selective".
     """
 
     lora_rank: int = 0
     lora_targets: str = ""
     freeze: Sequence[str] = ()
-    remat: bool = True
+    remat: Remat = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,8 +217,9 @@ def update_flops(
         sizes: sizes of the rollout batch, all mini-batches and micro-batches together.
         training: what is trained.
         rows: completions processed at once per device; default: all P G.
-        recomputed: whether to count recomputation in the backward pass (layers with ``remat``, the head always) and the
-            head's padding, as for hardware utilisation; without them the result is that for model utilisation (MFU).
+        recomputed: whether to count recomputation in the backward pass (layers with ``remat``, of which only attention
+            if it is selective, as where no kernel computes it; the head always) and the head's padding, as for hardware
+            utilisation; without them the result is that for model utilisation (MFU).
 
     Example:
         >>> from fairgrpo_jax.models import text
@@ -241,7 +243,7 @@ def update_flops(
         if linear.group in ("patch", "merged") and not tower:
             return 2 * rows * total
         inner = 0 if linear.path == "vision/patch" else total
-        again = total * _recomputed(linear, architecture, training) if recomputed else 0
+        again = _again(linear, architecture, training) if recomputed else 0
         if recomputed and parted and linear.group in ("patch", "merged"):
             again += total
         return 2 * rows * (total + again + inner + kernel * numbers + adapter * small)
@@ -303,13 +305,22 @@ def _adapter(linear: Linear, training: Training) -> int:
     return linear.count * training.lora_rank * (linear.inputs + linear.outputs)
 
 
-def _recomputed(linear: Linear, architecture: Any, training: Training) -> bool:
-    """Whether the backward pass recomputes the map's output: not for the last map of a block, which is only added."""
-    if linear.group == "head":
-        return True
+def needed(linear: Linear, architecture: Any) -> bool:
+    """Whether the backward pass of a layer or block needs the map's output: not that of the last, which is only added.
+
+    False for maps outside of layers and blocks.
+    """
     inside = linear.path.startswith(("layers/", "vision/blocks/"))
     last = linear.path.endswith("/down") and not (linear.group == "layer" and architecture.sandwich_norms)
-    return training.remat and inside and not last
+    return inside and not last
+
+
+def _again(linear: Linear, architecture: Any, training: Training) -> int:
+    """Number of a map's weights whose products the backward pass computes a second time."""
+    if linear.group == "head" or (training.remat is True and needed(linear, architecture)):
+        return _numbers(linear, training)
+    narrow = training.remat == "selective" and trained_linear(linear.path, training)[1]  # the first half of an adapter
+    return linear.count * training.lora_rank * linear.inputs if narrow else 0
 
 
 def _scores(architecture: Any, pairs: float) -> float:

@@ -172,7 +172,8 @@ def update(architecture: Any, tree: Any, layout: Layout) -> dict[str, int]:
     """Bytes that an update adds to the state.
 
     ``kept`` is what the forward pass stores for the backward pass, for the prompts and one chunk of rollouts: the input
-    of every layer with ``remat``, otherwise all that a layer computes. ``working`` is the largest memory that the head
+    of every layer with ``remat``, with "selective" also the products of linear maps and of attention, otherwise all
+    that a layer computes. ``working`` is the largest memory that the head
     (logits of ``decoder.logit_steps``), one layer or one block of the tower needs in the backward pass.
 
     Args:
@@ -189,6 +190,10 @@ def update(architecture: Any, tree: Any, layout: Layout) -> dict[str, int]:
     kept = architecture.num_layers * architecture.hidden_size * (first + rest) * size
     if not layout.training.remat:
         kept += architecture.num_layers * sum(_layer(architecture, size, part, kept=True) for part in passes) / tensor
+    elif layout.training.remat == "selective":
+        attended = architecture.num_heads * architecture.head_dim
+        row = _products(architecture, "layer") + architecture.num_layers * attended
+        kept += row * (first + rest) * size / tensor
     steps = min(sizes.completion, decoder.logit_steps(layout.rows, architecture.vocab_size))
     logits = layout.rows * steps * architecture.vocab_size * (2 * WIDE + size)
     layers = [_layer(architecture, size, part, backward=True) for part in passes]
@@ -265,6 +270,9 @@ def _kept_tower(architecture: Any, tree: Any, prompts: float, layout: Layout, si
     inputs = vision.depth * vision.hidden_size * prompts * count * (each + beyond) * size
     block = count * _tower(architecture, prompts, layout.sizes.patches, size, kept=True)
     whole = 0 if layout.training.remat else vision.depth * block
+    if layout.training.remat == "selective":
+        row = _products(architecture, "patch") + vision.depth * vision.hidden_size
+        whole = row * prompts * count * (each + beyond) * size
     wide = 0 if vision.parts(layout.sizes.patches)[0] == 1 or size == WIDE else _numbers(tree["vision"]) * WIDE
     return inputs * (1 + len(vision.deepstack)) + whole + wide / layout.mesh[0]
 
@@ -276,6 +284,12 @@ def streamed_again(architecture: Any, tree: Any, layout: Layout) -> int:
     again = architecture.vision.parts(layout.sizes.patches)[0] - 1
     tower = lambda itemsize: sharded({"vision": tree["vision"]}, (1, layout.mesh[1]), itemsize)
     return again * (3 * tower(cost.BYTES[layout.compute]) + tower(WIDE))
+
+
+def _products(architecture: Any, group: str) -> int:
+    """Outputs of a token in all linear maps of the layers (or of a patch in all blocks) that a backward pass needs."""
+    maps = [linear for linear in cost.linears(architecture) if linear.group == group]
+    return sum(linear.count * linear.outputs for linear in maps if cost.needed(linear, architecture))
 
 
 def _numbers(tree: Any) -> int:

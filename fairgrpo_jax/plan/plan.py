@@ -11,7 +11,6 @@ Example::
 
 import dataclasses
 import json
-import math
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -21,10 +20,10 @@ from typing import Annotated, Any
 import jax
 import tyro
 from rich.console import Console
-from rich.table import Table
 
 from fairgrpo_jax import chunking, commandline, config as options, mesh as meshes, policy, rollout, workers
-from fairgrpo_jax.plan import ahead, cost, devices, footprint
+from fairgrpo_jax.plan import ahead, cost, devices, footprint, tables
+from fairgrpo_jax.plan.tables import figure
 
 
 MOST = 0.92  # share of a GPU's memory that JAX can be given; driver and libraries need the rest
@@ -101,6 +100,7 @@ class Plan:
         parts: the options with which a step is computed in several parts.
         warnings: messages for the user.
         changes: options that would make it fit, applied one after the other, with the memory then needed.
+        faster: an option that would shorten the update and fits, with the time and memory then needed; empty without.
         outcomes: outcomes of compilation, if requested.
         steps: steps of reinforcement learning.
         reached: share of each phase's least time that a run of the family has reached, on one H200.
@@ -118,6 +118,7 @@ class Plan:
     parts: str
     warnings: tuple[str, ...] = ()
     changes: tuple[str, ...] = ()
+    faster: str = ""
     outcomes: tuple[ahead.Outcome, ...] = ()
     steps: int = 0
     reached: tuple[float, ...] = (1.0, 1.0, 1.0)
@@ -175,8 +176,9 @@ def plan(config: options.Config, device: str, *, memory: float | None = None) ->
         raise ValueError(f"{error} (option data.num_patches)") from error
     first = _estimate(config, architecture, target, limit)
     changes = () if first.fits else tuple(_changes(config, architecture, target, limit))
+    faster = _faster(config, architecture, first) if first.fits else ""
     tree = policy.shapes(config.model, architecture)
-    return dataclasses.replace(first, changes=changes, warnings=tuple(_warnings(config, first, tree)))
+    return dataclasses.replace(first, changes=changes, faster=faster, warnings=tuple(_warnings(config, first, tree)))
 
 
 def _count(config: options.Config) -> int:
@@ -286,8 +288,8 @@ def candidates(config: options.Config) -> Iterator[tuple[str, Callable[[options.
     """Options that save memory, cheapest first: their text, and a function that applies them to a config."""
     replace = dataclasses.replace
     inner = lambda part, **values: lambda now: replace(now, **{part: replace(getattr(now, part), **values)})
-    if not config.update.remat:
-        yield "--update.remat", inner("update", remat=True)
+    if config.update.remat is not True:
+        yield "--update.remat True", inner("update", remat=True)
     for part, option in (("update", "chunks"), ("update", "accumulation"), ("sampling", "waves")):
         if getattr(getattr(config, part), option):
             yield f"--{part}.{option} 0", inner(part, **{option: 0})
@@ -337,6 +339,23 @@ def _warnings(config: options.Config, made: Plan, tree: Any) -> Iterator[str]:
         yield "less than a tenth of the memory is left, and formulas are not that exact: --compile before you rent"
 
 
+def _faster(config: options.Config, architecture: Any, made: Plan) -> str:
+    """What selective recomputation would save, if it fits with room to spare; empty if it does not."""
+    if config.update.remat is not True:
+        return ""
+    other = dataclasses.replace(config, update=dataclasses.replace(config.update, remat="selective"))
+    after = _estimate(other, architecture, made.target, made.limit)
+    old, new = made.phases[2], after.phases[2]
+    if after.peak > chunking.SHARE * made.limit or new.least >= old.least:
+        return ""
+    return (
+        f"--update.remat selective: at least {figure(new.least)} instead of {figure(old.least)} s an update, in "
+        f"{new.peak / devices.GIB:.1f} instead of {old.peak / devices.GIB:.1f} GiB"
+        + f", computed in parts: {after.parts}"
+        * bool(after.parts)
+    )
+
+
 def beside(config: options.Config, made: Plan) -> dict[str, int]:
     """Bytes of arrays that stay on a device while a program runs but are not its arguments, by program.
 
@@ -382,9 +401,6 @@ def compiled(config: options.Config, made: Plan, *, timeout: float, cache: Path 
     return dataclasses.replace(made, outcomes=tuple(outcomes), warnings=(*made.warnings, *found))
 
 
-# ---- what is printed -------------------------------------------------------------------------------------------------
-
-
 def to_json(made: Plan) -> dict[str, Any]:
     """The plan as a JSON-able dict, with figures in bytes, FLOPs and seconds."""
     phases = {
@@ -408,87 +424,9 @@ def to_json(made: Plan) -> dict[str, Any]:
         "tokens_per_second": made.tokens / made.seconds,
         "warnings": made.warnings,
         "changes": made.changes,
+        "faster": made.faster,
         "compiled": [dataclasses.asdict(outcome) for outcome in made.outcomes],
     }
-
-
-def show(made: Plan, console: Console) -> None:
-    """Prints tables of memory and time, then the verdict."""
-    kind, gib = made.target.kind, devices.GIB
-    console.print(f"{made.target.count} x {kind.title} ({made.target.name}); figures of one device", highlight=False)
-    table = Table("GiB", *(phase.name for phase in made.phases), title="memory", title_justify="left")
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for name, size in made.state.items():
-        if size:
-            table.add_row(name, *[_figure(size / gib)] * len(made.phases))
-    for name in dict.fromkeys(name for phase in made.phases for name in phase.held):
-        sizes = [phase.held.get(name) for phase in made.phases]
-        if any(sizes):
-            table.add_row(name, *("" if size is None else _figure(size / gib) for size in sizes))
-    table.add_section()
-    table.add_row(f"peak, of {made.limit / gib:.1f}", *(_figure(phase.peak / gib) for phase in made.phases))
-    console.print(table)
-    work = Table(title="work of a step, and its least time", title_justify="left")
-    for name in ("", *(phase.name for phase in made.phases)):
-        work.add_column(name, justify="right" if name else "left")
-    for field in dataclasses.fields(cost.Flops):
-        work.add_row(
-            f"{field.name}, TFLOP", *(_figure(getattr(phase.flops, field.name) / 1e12) for phase in made.phases)
-        )
-    work.add_row("memory traffic, GB", *(_figure(phase.read / 1e9) for phase in made.phases))
-    work.add_row("received, GB", *(_figure(phase.sent / 1e9) for phase in made.phases))
-    work.add_section()
-    for name in ("compute", "memory", "link"):
-        work.add_row(f"{name}, s", *(_figure(phase.seconds[name]) for phase in made.phases))
-    work.add_row("least time, s", *(f"{_figure(phase.least)} ({phase.bound})" for phase in made.phases))
-    console.print(work)
-    rate = made.tokens / made.seconds
-    console.print(
-        f"a step takes at least {_figure(made.seconds)} s at the makers' peak rates, so at most {rate:,.0f} completion "
-        "tokens/s over the mesh",
-        highlight=False,
-    )
-    hours = [made.steps * seconds / 3600 for seconds in (made.seconds, made.likely)]
-    told = [f"{_figure(each)} hours, {_figure(each * made.target.count)} device-hours" for each in hours]
-    shares = ", ".join(f"{phase.name} {share:.0%}" for phase, share in zip(made.phases, made.reached, strict=True))
-    console.print(
-        f"{made.steps} steps take at least {told[0]}; {told[1]} at the shares of the least times that one H200 reached "
-        f"({shares}); without evaluation, supervised steps and saving",
-        highlight=False,
-    )
-    for name, size in made.host.items():
-        console.print(f"host: {name} {_figure(size / gib)} GiB", highlight=False)
-    if made.preparing:
-        console.print(
-            f"host: preparing the prompts of a step takes one core at most {_figure(made.preparing)} s; "
-            f"{math.ceil(made.preparing / made.likely)} keep up with a step of {_figure(made.likely)} s (data.workers)",
-            highlight=False,
-        )
-    prompts, caches = made.shapes
-    each = f" for each of at most {made.buckets} sizes of prompts" if made.buckets > 1 else ""
-    console.print(
-        f"programs: copy, prompt pass and update{each}, optimizer, and decoding with {caches} lengths of caches and at "
-        f"most {prompts} numbers of prompts a device; evaluation has its own",
-        highlight=False,
-    )
-    if made.parts:
-        console.print(f"a step is computed in parts: {made.parts}", highlight=False)
-    for outcome in made.outcomes:
-        earlier = ", compiled before" if outcome.cached else ""
-        console.print(f"compiled for {made.target.name}, not run on it: {outcome.words}{earlier}", highlight=False)
-    for warning in made.warnings:
-        console.print(f"note: {warning}", highlight=False, markup=False)
-    over = [phase.name for phase in made.phases if phase.peak > made.limit]
-    over += [f"{outcome.program} as compiled" for outcome in made.outcomes if outcome.status == "out of memory"]
-    console.print("verdict: it fits" if made.fits else f"verdict: it does not fit ({', '.join(over)})", highlight=False)
-    for number, change in enumerate(made.changes, 1):
-        console.print(f"  {number}. {change}", highlight=False, markup=False)
-
-
-def _figure(value: float) -> str:
-    """Formats with two decimals, or three significant digits for small values."""
-    return f"{value:,.2f}" if value >= 0.1 or value == 0 else f"{value:.2g}"
 
 
 def main() -> None:
@@ -506,5 +444,5 @@ def main() -> None:
         if arguments.json:
             print(json.dumps(to_json(made), indent=2))
         else:
-            show(made, Console(width=None if sys.stdout.isatty() else 120))
+            tables.show(made, Console(width=None if sys.stdout.isatty() else 120))
         raise SystemExit(0 if made.fits else 1)
