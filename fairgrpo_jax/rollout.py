@@ -23,7 +23,7 @@ from flax import struct
 
 from fairgrpo_jax import hosts, mesh, models
 from fairgrpo_jax.models import decoder, next_token
-from fairgrpo_jax.models.attention import heads_first
+from fairgrpo_jax.models.attention import stored
 from fairgrpo_jax.models.inputs import widen
 
 
@@ -271,8 +271,8 @@ def prefill(
     params = mesh.gather(params, tensor=tensor)
     hidden, kv = decoder.prompt_pass(params, architecture, prompt)
     dtype = hidden.dtype if cache is None else cache
-    spare = [(0, 0), (0, 0), (0, places - prompt.tokens.shape[1]), (0, 0)]
-    kv = jax.tree.map(lambda x: jnp.pad(heads_first(x.astype(dtype)), spare), kv)
+    spare = [(0, 0), (0, places - prompt.tokens.shape[1]), (0, 0), (0, 0)]
+    kv = tuple(stored(*(jnp.pad(x.astype(dtype), spare) for x in layer)) for layer in kv)
     kept = jax.tree.map(mesh.constrain, (widen(prompt, places), decoder.last_hidden(prompt, hidden)))
     return *kept, mesh.constrain_heads(kv, tensor=tensor)
 
@@ -346,24 +346,26 @@ def decode(
         The state, the caches, and () int32, the largest number of prompts of a device that have not ended.
     """
     params = mesh.gather(params, tensor=tensor)
-    end = min(now.drawn.tokens.shape[2], max(k.shape[3] for k, _ in caches) + 1)
+    end = min(now.drawn.tokens.shape[2], max(v.shape[3] for _, v in caches) + 1)
 
     def more(carry):
-        now, _ = carry
+        now = carry[0]
         return (now.t < end) & (_alive(now.done) > enough)
 
     def step(carry):
-        now, caches = carry
+        now, caches, turns = carry
         hidden, caches = decoder.decode_step(
-            params, architecture, rows.prompt, tuple(prompt_kv), caches, now.token, now.t - 1
+            params, architecture, rows.prompt, tuple(prompt_kv), caches, now.token, now.t - 1, turns
         )
         token, logprob, done = next_token.choose(
             params, architecture, hidden, rows.keys, now.t, now.done, temperature, top_p
         )
         drawn = _write(now.drawn, now.t, token, ~now.done, logprob)
-        return Decoding(now.t + 1, token, done, drawn), caches
+        return Decoding(now.t + 1, token, done, drawn), caches, turned(now.t)
 
-    now, caches = jax.lax.while_loop(more, step, (now, tuple(caches)))
+    # Carried by the loop, cosine and sine are computed once; inside it, compilers let every head compute them again.
+    turned = functools.partial(decoder.rotations, architecture, rows.prompt)
+    now, caches, _ = jax.lax.while_loop(more, step, (now, tuple(caches), turned(now.t - 1)))
     return now, caches, _alive(now.done)
 
 
@@ -465,8 +467,9 @@ def _join(parts: list[Any]) -> Any:
 
 @functools.partial(jax.jit, static_argnums=1)
 def _longer(cache: decoder.KeyValue, size: int) -> decoder.KeyValue:
-    spare = [(0, 0), (0, 0), (0, 0), (0, size - cache[0].shape[3]), (0, 0)]
-    return jax.tree.map(lambda x: jnp.pad(x, spare), cache)
+    keys, values = cache
+    same, more = [(0, 0)], [(0, size - values.shape[3])]
+    return jnp.pad(keys, 4 * same + more), jnp.pad(values, 3 * same + more + same)
 
 
 def texts(batch: RolloutBatch, tokenizer: Any) -> list[list[str]]:

@@ -31,14 +31,17 @@ LARGE = 64 * 2**20
 LEAST_QUERIES = 128  # least size of a block of queries: with fewer rows a matrix product is bound by reading the keys
 
 
-def heads_first(x: jax.Array) -> jax.Array:
-    """Keys or values (P, ..., K, H) as (P, K, ..., H), the order in which a matrix product of one token reads them."""
-    return jnp.moveaxis(x, -2, 1)
+def stored(keys: jax.Array, values: jax.Array) -> KeyValue:
+    """Keys and values (P, ..., S, K, H) as caches hold them: keys (P, K, ..., H, S), values (P, K, ..., S, H).
+
+    In this order the matrix products of one token read them as they are, without transposing them first.
+    """
+    return jnp.moveaxis(keys, (-2, -1, -3), (1, -2, -1)), jnp.moveaxis(values, -2, 1)
 
 
-def heads_last(x: jax.Array) -> jax.Array:
-    """The inverse of :func:`heads_first`."""
-    return jnp.moveaxis(x, 1, -2)
+def restored(kv: KeyValue) -> KeyValue:
+    """The inverse of :func:`stored`."""
+    return jnp.moveaxis(kv[0], (1, -2, -1), (-2, -1, -3)), jnp.moveaxis(kv[1], 1, -2)
 
 
 class Masks(NamedTuple):

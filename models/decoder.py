@@ -19,7 +19,7 @@ import numpy as np
 
 from fairgrpo_jax.mesh import constrain, whole_rows
 from fairgrpo_jax.models import layers, vision
-from fairgrpo_jax.models.attention import MASKED, KeyValue, Masks, heads_last
+from fairgrpo_jax.models.attention import MASKED, KeyValue, Masks, restored
 from fairgrpo_jax.models.inputs import Prompt
 from fairgrpo_jax.models.layers import DecoderLayer, bind, rms_norm
 from fairgrpo_jax.models.remat import Remat, maybe_remat
@@ -160,7 +160,7 @@ def prompt_pass(params: dict, config: TextConfig, prompt: Prompt, *, remat: Rema
         return x, (k[:, 0], v[:, 0])
 
     xs = np.arange(config.num_layers), np.array(config.local_layers), params["layers"]
-    x, kv = layers.scan(layer, x[:, None], xs)
+    x, kv = layers.scan(layer, x[:, None], xs, remat=remat)
     return _final_norm(params, config, x)[:, 0], kv
 
 
@@ -208,7 +208,7 @@ def completion_pass(
         return maybe_remat(run, remat)(x, weights, kv, local), None
 
     xs = np.array(config.local_layers), params["layers"], prompt_kv
-    x, _ = layers.scan(layer, _embed(params, config, tokens), xs)
+    x, _ = layers.scan(layer, _embed(params, config, tokens), xs, remat=remat)
     return _final_norm(params, config, x)
 
 
@@ -225,10 +225,10 @@ def cache_sizes(config: TextConfig, size: int) -> tuple[int, ...]:
 def init_caches(
     config: TextConfig, num_prompts: int, num_rollouts: int, size: int, dtype: Any = jnp.float32
 ) -> tuple[KeyValue, ...]:
-    """Empty keys and values of every layer, each (P, K, G, S, H), for completions of up to ``size`` tokens."""
-    lead = num_prompts, config.num_kv_heads, num_rollouts
-    empty = lambda places: jnp.zeros((*lead, places, config.head_dim), dtype)
-    return tuple((empty(places), empty(places)) for places in cache_sizes(config, size))
+    """Empty keys (P, K, G, H, S) and values (P, K, G, S, H) by layer, for completions of up to ``size`` tokens."""
+    empty = lambda *last: jnp.zeros((num_prompts, config.num_kv_heads, num_rollouts, *last), dtype)
+    sizes, width = cache_sizes(config, size), config.head_dim
+    return tuple((empty(width, places), empty(places, width)) for places in sizes)
 
 
 def decode_step(
@@ -239,6 +239,7 @@ def decode_step(
     caches: tuple[KeyValue, ...],
     tokens: jax.Array,
     t: jax.Array | int,
+    turns: dict[bool, KeyValue] | None = None,
 ) -> tuple[jax.Array, tuple[KeyValue, ...]]:
     """Runs token t of every completion: :func:`completion_pass` one token at a time.
 
@@ -247,26 +248,33 @@ def decode_step(
         config: the model.
         prompt: the P prompts.
         prompt_kv: the prompts' keys and values by layer, from :func:`prompt_pass`, each as
-            :func:`attention.heads_first` orders them.
+            :func:`attention.stored` orders them.
         caches: own keys and values of tokens 0..t-1, from :func:`init_caches` or the previous step; token t is written
             at t, in a cache shorter than the completion (that of a local layer) in place of the token that left.
         tokens: (P, G) int32, token t of every completion.
         t: position in the completion; may be traced.
+        turns: :func:`rotations` of t; default: computed here.
 
     Returns:
         hidden (P, G, d) after the final norm, which predicts token t + 1; the caches with token t.
     """
     x = _embed(params, config, tokens)[:, :, None]
-    sizes = {local: cache[0].shape[3] for local, cache in zip(config.local_layers, caches, strict=True)}
+    sizes = {local: cache[1].shape[3] for local, cache in zip(config.local_layers, caches, strict=True)}
     held = {local: t - (t - jnp.arange(size)) % size for local, size in sizes.items()}
     views = _completion_views(config, prompt, jnp.asarray(t)[None], held)
     updated = []
     for local, weights, kv, cache in zip(config.local_layers, params["layers"], prompt_kv, caches, strict=True):
         view, module = views[local], bind(DecoderLayer, config, weights)
-        shared = heads_last(kv[0]), heads_last(kv[1])
-        x, cache = module(x, view.rotation, view.masks, prompt_kv=shared, cache=cache, t=t % sizes[local])
+        turn = view.rotation if turns is None else turns[local]
+        x, cache = module(x, turn, view.masks, prompt_kv=restored(kv), cache=cache, t=t % sizes[local])
         updated.append(cache)
     return _final_norm(params, config, x)[:, :, 0], tuple(updated)
+
+
+def rotations(config: TextConfig, prompt: Prompt, t: jax.Array | int) -> dict[bool, KeyValue]:
+    """Cosine and sine (P, 1, 1, H/2) of the rotary positions of token t in local (True) and in global layers."""
+    views = _completion_views(config, prompt, jnp.asarray(t)[None], dict.fromkeys(config.local_layers, jnp.zeros(1)))
+    return {local: view.rotation for local, view in views.items()}
 
 
 def last_hidden(prompt: Prompt, hidden: jax.Array) -> jax.Array:

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from fairgrpo_jax.mesh import constrain
-from fairgrpo_jax.models.attention import KeyValue, Masks, attend, heads_first, heads_last
-from fairgrpo_jax.models.remat import product
+from fairgrpo_jax.models.attention import KeyValue, Masks, attend, restored, stored
+from fairgrpo_jax.models.remat import Remat, product
 
 
 # Activations by the names in published configs.
@@ -66,9 +66,13 @@ def unstack(tree: Any) -> tuple:
     return tuple(jax.tree.map(operator.itemgetter(layer), tree) for layer in range(depth))
 
 
-def scan(layer: Callable, x: Any, of_layers: Any) -> tuple[Any, Any]:
-    """``jax.lax.scan`` over layers; two are compiled one after the other, sooner and to faster code than a loop."""
-    short = len(jax.tree.leaves(of_layers)[0]) <= 2
+def scan(layer: Callable, x: Any, of_layers: Any, *, remat: Remat = False) -> tuple[Any, Any]:
+    """``jax.lax.scan`` over layers; a few are compiled one after the other, to faster code than a loop.
+
+    Two always, three and four where nothing is recomputed: without a loop, compilers merge what would be computed again
+    with what was computed before.
+    """
+    short = len(jax.tree.leaves(of_layers)[0]) <= (2 if remat else 4)
     return jax.lax.scan(layer, x, of_layers, unroll=True) if short else jax.lax.scan(layer, x, of_layers)
 
 
@@ -202,10 +206,10 @@ class Attention(nnx.Module):
         kept: Any = k, v
         if cache is not None:
             kept = tuple(
-                jax.lax.dynamic_update_slice_in_dim(old, heads_first(new).astype(old.dtype), t, axis=3)
-                for old, new in zip(cache, kept, strict=True)
+                jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), t, axis)
+                for old, new, axis in zip(cache, stored(k, v), (4, 3), strict=True)
             )
-            k, v = map(heads_last, kept)
+            k, v = restored(kept)
         out = attend(q.astype(k.dtype), prompt_kv, (k, v), masks, scale=self.scale)
         return self.o(out.astype(x.dtype)), kept
 
@@ -239,8 +243,8 @@ class DecoderLayer(nnx.Module):
             rotation: cosine and sine (P, 1, T, H/2).
             masks: which own keys and which prompt keys a query sees.
             prompt_kv: keys and values (P, Tp, K, H) of the shared prompt, or None while the prompt itself runs.
-            cache: own keys and values (P, K, G, S, H) so far; the new ones are written at position ``t``. Attention
-                is computed in its dtype.
+            cache: own keys and values so far, as :func:`attention.stored`; the new ones are written at position ``t``.
+                Attention is computed in its dtype.
             t: position of the first of the T tokens in the cache.
 
         Returns:

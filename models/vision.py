@@ -281,7 +281,7 @@ def _tower(params: dict, config: VisionConfig, vision: Vision, remat: bool) -> t
         return (x, [jnp.where(index == at, x, old) for at, old in zip(config.deepstack, kept, strict=True)]), None
 
     carry = x, [jnp.zeros_like(x) for _ in config.deepstack]
-    (x, kept), _ = layers.scan(step, carry, (np.arange(config.depth), is_full, tower["blocks"]))
+    (x, kept), _ = layers.scan(step, carry, (np.arange(config.depth), is_full, tower["blocks"]), remat=remat)
     if config.pooled:
         return _pool(params, config, x.reshape(*shape, -1)), ()
     mergers = layers.unstack(tower["deepstack"]) if kept else ()

@@ -11,7 +11,7 @@ import pytest
 
 from fairgrpo_jax import mesh, models
 from fairgrpo_jax.models import decoder, gemma3, layers, qwen2_5_vl, qwen2_vl, qwen3_vl, text
-from fairgrpo_jax.models.attention import heads_first
+from fairgrpo_jax.models.attention import stored
 from fairgrpo_jax.models.inputs import pack
 from tests import tiny_models
 from tests.tiny_models import assemble, completion_pass, decode_step, golden, in_layout, prompt_pass, rows_of_all_kinds
@@ -171,7 +171,7 @@ def test_repeated_prompts_the_completion_pass_and_decoding_agree(family):
     inside = np.arange(8) < lengths[..., None]
     expected = repeated_states(prompt_pass, params, config)
     np.testing.assert_allclose(states_before(prompt, hidden, rest)[inside], expected[inside], atol=2e-5)
-    split, kv = decoder.by_layer(params), layers.unstack(jax.vmap(lambda kv: jax.tree.map(heads_first, kv))(kv))
+    split, kv = decoder.by_layer(params), layers.unstack(jax.vmap(stored)(*kv))
     caches = decoder.init_caches(config, 4, 3, 8)  # longer than the completions
     for t in range(tokens.shape[2]):
         hidden, caches = decode_step(split, config, prompt, kv, caches, tokens[:, :, t], np.int32(t))

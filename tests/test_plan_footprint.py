@@ -249,7 +249,7 @@ def temporary(name, program, spec="4x1", sampling=CONFIG.sampling):
     first, decode = footprint.rollout(architecture, tree, layout)
     if program == "prompt":
         return taken, first["working"]
-    # On a CPU the products want keys and values in another order: a copy of them.
+    # On a CPU the caches that the loop changes are copies of those that are given.
     return taken, decode["working"] + decode["rollout keys and values"]
 
 

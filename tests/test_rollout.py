@@ -231,10 +231,10 @@ def steps(monkeypatch):
     """Positions, prompts and sizes of the largest cache of every token that is decoded."""
     seen, decode = [], decoder.decode_step
 
-    def counted(params, config, prompt, kv, caches, tokens, t):
-        size = max(k.shape[3] for k, _ in caches)
+    def counted(params, config, prompt, kv, caches, tokens, t, turns):
+        size = max(v.shape[3] for _, v in caches)
         jax.debug.callback(lambda t: seen.append((int(t), len(tokens), size)), t)
-        return decode(params, config, prompt, kv, caches, tokens, t)
+        return decode(params, config, prompt, kv, caches, tokens, t, turns)
 
     monkeypatch.setattr(decoder, "decode_step", counted)
     jitted: Any = rollout.decode

@@ -14,7 +14,7 @@ import pytest
 
 from fairgrpo_jax import models
 from fairgrpo_jax.models import decoder, layers
-from fairgrpo_jax.models.attention import heads_first
+from fairgrpo_jax.models.attention import stored
 from fairgrpo_jax.models.checkpoints import names
 from fairgrpo_jax.models.inputs import pack
 
@@ -82,7 +82,7 @@ def one_batch(config, cases):
 
 def greedy(params, config, prompt, hidden, kv, steps):
     """The likeliest tokens (P, steps) after prompts, one by one."""
-    params, kv = decoder.by_layer(params), layers.unstack(jax.vmap(lambda kv: jax.tree.map(heads_first, kv))(kv))
+    params, kv = decoder.by_layer(params), layers.unstack(jax.vmap(stored)(*kv))
     caches = decoder.init_caches(config, len(prompt.tokens), 1, steps)
     hidden, tokens = decoder.last_hidden(prompt, hidden)[:, None], []
     for t in range(steps):
