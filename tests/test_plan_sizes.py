@@ -12,7 +12,7 @@ import jax
 import pytest
 
 from fairgrpo_jax import chunking, config as options, configs, policy
-from fairgrpo_jax.plan import ahead, devices, plan
+from fairgrpo_jax.plan import ahead, cost, devices, plan
 from tests import real_sizes
 
 
@@ -77,6 +77,19 @@ def test_true_sizes(tmp_path, device, name, program):
         assert formula > 0.8 * made.limit
     else:
         assert outcome.needed is not None and 0.7 < formula / outcome.needed < 1.5
+
+
+def test_decoding_on_a_gpu_holds_every_weight_once(tmp_path):
+    """Its arguments are the decoder's weights and the caches, and what it allocates is less than a tenth of them."""
+    config = config_of(tmp_path, "Qwen/Qwen2-VL-2B-Instruct", "1x1", 16)
+    made = plan.plan(config, "h200")
+    ahead.versions("gpu")  # else the compiler is not installed: `make test-plan` does it
+    outcome = ahead.compile_apart(config, made.target, "decode", timeout=3600, cache=plan.Arguments.cache)
+    counts, held = cost.parameters(ahead.describe(config.model)), made.phases[1].held
+    weights = 2 * sum(counts[part] for part in ("embedding", "layers", "norm"))
+    given = weights + held["prompt keys and values"] + held["rollout keys and values"]
+    assert outcome.arguments == pytest.approx(given, rel=0.01)
+    assert outcome.temporary is not None and outcome.temporary < 0.1 * weights
 
 
 PAPERS = {
