@@ -354,6 +354,7 @@ def _opened(config: options.Config, path: Path, judge: Any) -> Iterator[Run]:
         )
     if judge is not None:
         judge.check()
+    tree = policy.shapes(config.model, encoder.architecture)
     folder.create(path)
     fitting = lengths.fit(records, encoder, config)
     if begun is None:
@@ -367,7 +368,6 @@ def _opened(config: options.Config, path: Path, judge: Any) -> Iterator[Run]:
     encoder = lengths.on_ladder(dataclasses.replace(encoder, settings=settings), every)
     architecture = policy.in_parts(encoder.architecture, encoder.sizes[-1].patches, fitting.frame)
     encoder = dataclasses.replace(encoder, architecture=architecture)
-    tree = policy.shapes(config.model, architecture)
     for use, sizes in used.items():
         print(f"{use}: {len(sizes)} records; {'; '.join(lengths.told(sizes, encoder.sizes))}", flush=True)
         if long := lengths.unsayable(fitting.sources[use].records, encoder.tokens, config.sampling.max_new_tokens):
