@@ -47,6 +47,7 @@ PRESETS = {
             "fair_grpo_nd",
             "fair_grpo_nd fairness.k_max=10",
             "fair_grpo_nd fairness.sort_vectors=true",
+            *(f"{method} prompts=512" for method in ("grpo", "fair_grpo", "fair_sampling")),
         )
     ),
     "clusters": Comparison(
