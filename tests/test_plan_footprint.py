@@ -272,6 +272,7 @@ def test_what_the_programs_add(name, program, spec, sampling):
 
 @pytest.mark.slow
 def test_what_selective_recomputation_keeps_is_what_the_program_adds():
+    """All but what the program, which has less to recompute, does not need at the same time: never more than planned."""
     architecture = dataclasses.replace(wide(text.tiny("qwen2")), num_layers=4)
     added = []
     for remat in (True, "selective"):
@@ -279,7 +280,7 @@ def test_what_selective_recomputation_keeps_is_what_the_program_adds():
         kept = footprint.update(architecture, tree, layout)["kept"]
         added.append((compiled(config, architecture, "update").temp_size_in_bytes, kept))
     (before, kept), (after, more) = added
-    assert after - before == pytest.approx(more - kept, rel=0.01)
+    assert 0.95 < (after - before) / (more - kept) <= 1
 
 
 def test_scores_are_whole_where_they_are_few_and_else_a_block(monkeypatch):
