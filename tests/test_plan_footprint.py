@@ -272,7 +272,7 @@ def test_what_the_programs_add(name, program, spec, sampling):
 
 @pytest.mark.slow
 def test_what_selective_recomputation_keeps_is_what_the_program_adds():
-    """All but what the program, which has less to recompute, does not need at the same time: never more than planned."""
+    """Never more than planned; a little less, since what is not recomputed is not held meanwhile."""
     architecture = dataclasses.replace(wide(text.tiny("qwen2")), num_layers=4)
     added = []
     for remat in (True, "selective"):
