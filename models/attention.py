@@ -44,6 +44,14 @@ def restored(kv: KeyValue) -> KeyValue:
     return jnp.moveaxis(kv[0], (1, -2, -1), (-2, -1, -3)), jnp.moveaxis(kv[1], 1, -2)
 
 
+def bias(seen: jax.Array) -> jax.Array:
+    """What is added to finite scores, 0 where a key is seen and otherwise :data:`MASKED`, which swallows the score.
+
+    A sum of the small mask, not a choice between large arrays: its gradient needs no mask, so none is kept by score.
+    """
+    return jnp.where(seen, 0.0, MASKED)
+
+
 class Masks(NamedTuple):
     """The keys that a query sees: the masks, and their structure if they have one.
 
@@ -195,7 +203,7 @@ def _plain(q: jax.Array, prompt_kv: KeyValue | None, own_kv: KeyValue, masks: Ma
     if masks.segments is not None:
         seen = masks.segments[0][:, :, None] == masks.segments[1][:, None, :]
     if seen is not None:
-        own = jnp.where(seen.reshape((-1, 1, 1, 1) + seen.shape[-2:]), own, MASKED)
+        own += bias(seen).reshape((-1, 1, 1, 1) + seen.shape[-2:])
     top = own.max(axis=-1, keepdims=True)
     if prompt_kv is None or masks.prompt is None:
         weights = jnp.exp(own - jax.lax.stop_gradient(top))
@@ -203,7 +211,7 @@ def _plain(q: jax.Array, prompt_kv: KeyValue | None, own_kv: KeyValue, masks: Ma
         out = wide("pkgrts,pgskh->pkgrth", weights.astype(q.dtype), own_kv[1])
     else:
         shared = wide("pkmh,pskh->pkms", q.reshape(P, K, G * R * T, H), prompt_kv[0]).reshape(P, K, G, R, T, -1)
-        shared = jnp.where(masks.prompt[:, None, None, None], shared, MASKED)
+        shared += bias(masks.prompt)[:, None, None, None]
         top = jax.lax.stop_gradient(jnp.maximum(top, shared.max(axis=-1, keepdims=True)))
         weights, shared = jnp.exp(own - top), jnp.exp(shared - top)
         total = weights.sum(axis=-1, keepdims=True) + shared.sum(axis=-1, keepdims=True)

@@ -113,6 +113,17 @@ def test_without_a_prompt_of_their_own_rows_are_causal(name):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got, expected)
 
 
+@pytest.mark.parametrize("kind", ["lengths", "segments"])
+def test_no_mask_by_score_is_kept_for_the_gradient(kind):
+    """What a backward pass holds are arrays of numbers; masks are as small as they were given."""
+    args = arrays()
+    ids = jnp.arange(P * T).reshape(P, T) % 3
+    masks = masks_of(args) if kind == "lengths" else Masks(segments=(ids, ids))
+    _, back = jax.vjp(under(IMPLEMENTATIONS["plain"], masks), *args)
+    kept = [x.shape for x in jax.tree.leaves(back) if x.dtype == bool]
+    assert all(np.prod(shape) <= P * T * T for shape in kept), kept
+
+
 @pytest.mark.parametrize("rollouts", [1, 3])
 @pytest.mark.parametrize("by_row", [False, True])
 def test_blocks_of_queries_change_nothing(rollouts, by_row, small_blocks):
