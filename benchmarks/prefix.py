@@ -287,6 +287,7 @@ def flops(case: Case, state: learner.TrainState) -> float:
         return scan(lambda carry, x: (carry, function(x)), None, xs)[1]
 
     inner = case.step.__wrapped__
+    jax.clear_caches()  # or functions inside of it that are jitted stay as they were traced, with their loops
     with mock.patch.object(jax.lax, "scan", scan), mock.patch.object(jax.lax, "map", over):
         program = jax.jit(functools.partial(inner, **case.static)).lower(state, *case.inputs).compile(QUICK)
     return float((program.cost_analysis() or {})["flops"])

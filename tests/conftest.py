@@ -59,7 +59,7 @@ def pytest_collection_finish():
     """Leaves what the imports made out of garbage collection, a tenth of the processor time otherwise."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 20, 50)
+    gc.set_threshold(50_000, 20, 1000)
 
 
 def cpu_seconds() -> float:

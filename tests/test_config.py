@@ -1,6 +1,7 @@
 """Options are checked when they are made, survive JSON, and say in which they differ."""
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 
@@ -10,12 +11,18 @@ import pytest
 from fairgrpo_jax import config as options, configs, folder, models, policy
 
 
+@functools.cache
+def parameters(model):
+    """How many a policy has, without making them."""
+    shapes = jax.eval_shape(lambda key: models.init(policy.small(model), key).params, jax.random.key(0))
+    return sum(x.size for x in jax.tree.leaves(shapes))
+
+
 @pytest.mark.parametrize("name", configs.names())
 def test_every_preset_loads_and_its_policy_has_shapes(name):
     config = configs.get(name)
     assert config.name == name
-    shapes = jax.eval_shape(lambda key: models.init(policy.small(config.model), key).params, jax.random.key(0))
-    assert sum(x.size for x in jax.tree.leaves(shapes)) > 10_000 and "/" not in folder.default(config).name
+    assert parameters(config.model) > 10_000 and "/" not in folder.default(config).name
     assert configs.summaries()[name]
 
 

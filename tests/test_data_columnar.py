@@ -1,7 +1,6 @@
 """Rows kept by column: what is known of them without a record is what the record says, and every record is whole."""
 
 import dataclasses
-import gc
 import json
 import pickle
 
@@ -157,7 +156,6 @@ def test_one_file_is_read_once_for_all_splits_while_its_records_are_in_use(tmp_p
     assert len(jsonl.load(path, split="train")) + len(jsonl.load(path, split="test")) >= 61 and len(read) > 2
     before = len(read)
     del train, test
-    gc.collect()
     jsonl.load(path, split="train")
     assert len(read) == before + 1
 

@@ -49,16 +49,29 @@ def test_a_compiler_that_crashes(number):
     assert f"the compiler itself crashed ({number.name})" in outcome.words
 
 
+def ends(pid, within=20.0):
+    """Whether a process, which may be nobody's child by now, ends soon."""
+    until = time.monotonic() + within
+    while time.monotonic() < until:
+        try:
+            state = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except FileNotFoundError:
+            return True
+        if state == "Z":
+            return True
+        time.sleep(0.05)
+    return False
+
+
 def test_a_compiler_that_takes_too_long(tmp_path):
-    mark = tmp_path / "late"
-    grandchild = f"import pathlib, time; time.sleep(4); pathlib.Path({str(mark)!r}).touch()"
-    code = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {grandchild!r}]); time.sleep(60)"
+    own = tmp_path / "grandchild"
+    code = "import pathlib, subprocess, time; child = subprocess.Popen(['sleep', '60']); "
+    code += f"pathlib.Path({str(own)!r}).write_text(str(child.pid)); time.sleep(60)"
     began = time.monotonic()
     outcome = child(code, timeout=2.0)
     assert outcome.status == "timeout" and time.monotonic() - began < 30
     assert outcome.words == "update: not compiled within 2 s; allow more with --timeout"
-    time.sleep(5)
-    assert not mark.exists()  # its own children end with it
+    assert ends(own.read_text())  # its own children end with it
 
 
 def test_a_compiler_that_fails():
@@ -69,19 +82,19 @@ def test_a_compiler_that_fails():
 
 def test_a_compiler_ends_with_its_parent(tmp_path):
     """Also where the parent was killed and could not end it."""
-    late, begun = tmp_path / "late", tmp_path / "begun"
-    code = "import pathlib, time; from fairgrpo_jax import processes; processes.end_with_parent(); "
-    code += f"pathlib.Path({str(begun)!r}).touch(); time.sleep(3); pathlib.Path({str(late)!r}).touch()"
+    own = tmp_path / "own"
+    code = "import os, pathlib, time; from fairgrpo_jax import processes; processes.end_with_parent(); "
+    code += f"own = pathlib.Path({str(own)!r}); new = own.with_suffix('.new'); new.write_text(str(os.getpid())); "
+    code += "new.rename(own); time.sleep(60)"
     run = f"ahead.finish('', [sys.executable, '-c', {code!r}], '', timeout=60)"
     parent = f"import sys; from fairgrpo_jax.plan import ahead; {run}"
     process = subprocess.Popen([sys.executable, "-c", parent])
-    while not begun.exists():
+    while not own.exists():
         assert process.poll() is None
         time.sleep(0.05)
     process.kill()
     process.wait()
-    time.sleep(4)
-    assert not late.exists()
+    assert ends(own.read_text())
 
 
 def test_the_process(monkeypatch, capsys):
