@@ -133,6 +133,12 @@ def shapes(model: options.Model, architecture: Any) -> dict:
         ValueError: if the pattern of adapters matches nothing, or those of frozen parameters match nothing or
             everything.
     """
+    return jax.tree.map(lambda shape: shape, _shapes(model, architecture))
+
+
+@functools.lru_cache(maxsize=32)
+def _shapes(model: options.Model, architecture: Any) -> dict:
+    """:func:`shapes`, computed once: a plan asks for them again with every change that it tries."""
     tree = jax.eval_shape(
         lambda key: _adapted(models.family(architecture).init(architecture, key, jnp.dtype(model.dtype)), model, key),
         jax.random.key(0),
