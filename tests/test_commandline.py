@@ -15,6 +15,7 @@ from tests import covid_fixture
 
 
 ROOT = Path(__file__).parent.parent
+FEW = ["--data.options", "scale=0.02"]  # of the clinic's records
 
 
 def call(monkeypatch, capsys, *arguments, command=train.train):
@@ -50,7 +51,8 @@ def call(monkeypatch, capsys, *arguments, command=train.train):
 )
 def test_one_line_says_what_is_wrong_and_what_to_do(monkeypatch, capsys, tmp_path, arguments, named):
     workdir = [] if "nowhere" in arguments[-1:] and "covid_blues" in arguments else ["--workdir", tmp_path / "run"]
-    code, output = call(monkeypatch, capsys, *arguments, *workdir)
+    few = FEW if arguments[0].startswith("--") and "--data.name" not in arguments else []
+    code, output = call(monkeypatch, capsys, *arguments, *few, *workdir)
     lines = [line for line in output.err.splitlines() if line.startswith("error: ")]
     assert code == 2 and len(lines) == 1 and "Traceback" not in output.err
     pytest.raises(ValueError, raise_it, lines[0]).match(named)
@@ -62,7 +64,7 @@ def raise_it(text):
 
 def test_run_folder_that_cannot_be_written(monkeypatch, capsys, tmp_path):
     (tmp_path / "file").write_text("")
-    code, output = call(monkeypatch, capsys, "--workdir", tmp_path / "file" / "run")
+    code, output = call(monkeypatch, capsys, *FEW, "--workdir", tmp_path / "file" / "run")
     assert code == 2 and "cannot be written (Not a directory); wanted a writable one: --workdir DIR" in output.err
 
 
@@ -86,7 +88,7 @@ def test_interrupted_run_says_that_it_saved(monkeypatch, capsys, tmp_path):
         with runs.open_run(config, workdir) as run:
             raise runs.Interrupted(run, 7)
 
-    code, output = call(monkeypatch, capsys, "--workdir", tmp_path, command=command)
+    code, output = call(monkeypatch, capsys, *FEW, "--workdir", tmp_path, command=command)
     assert code == 130 and "stopped after saving update 7" in output.err and "the same command resumes" in output.err
 
 
