@@ -151,6 +151,7 @@ def measure(config: Any, shape: Shape, update: options.Update, steps: int) -> di
     for name, case in cases.items():
         state = fresh(config, shape.rollouts)
         steppers[name] = case.step.lower(state, *case.inputs, **case.static).compile()
+        jax.clear_caches()  # or functions that are jitted inside it would be counted as traced now, with their loops
         found[name] = {
             "tokens": case.tokens,
             "temp": steppers[name].memory_analysis().temp_size_in_bytes,
@@ -287,7 +288,6 @@ def flops(case: Case, state: learner.TrainState) -> float:
         return scan(lambda carry, x: (carry, function(x)), None, xs)[1]
 
     inner = case.step.__wrapped__
-    jax.clear_caches()  # or functions inside of it that are jitted stay as they were traced, with their loops
     with mock.patch.object(jax.lax, "scan", scan), mock.patch.object(jax.lax, "map", over):
         program = jax.jit(functools.partial(inner, **case.static)).lower(state, *case.inputs).compile(QUICK)
     return float((program.cost_analysis() or {})["flops"])

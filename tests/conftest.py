@@ -1,5 +1,6 @@
 """Eight simulated devices, quick compiles, no silent rank promotion: set once, before any backend starts."""
 
+import functools
 import gc
 import importlib.metadata
 import os
@@ -23,11 +24,15 @@ os.environ["XDG_CACHE_HOME"] = str(CACHE.parent)  # what is kept of files and of
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
+from jax._src.interpreters import mlir  # noqa: E402
 
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# JAX makes a new MLIR context for every program that it lowers, a tenth of the time of tests with small programs.
+mlir.make_ir_context = functools.cache(mlir.make_ir_context)
 
 jax.devices()  # starts the backend: no test may change the number of devices afterwards
 
@@ -60,6 +65,11 @@ def pytest_collection_finish():
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 1000)
+
+
+def pytest_sessionfinish():
+    """Leaves out once more what there is by now: pytest collects five times before it ends."""
+    gc.freeze()
 
 
 def cpu_seconds() -> float:

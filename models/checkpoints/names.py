@@ -1,8 +1,9 @@
 """Maps the Hugging Face tensor names and layouts of every family to our parameter tree and back."""
 
 import dataclasses
+import functools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -115,8 +116,9 @@ class Slot:
         return np.ascontiguousarray(array.T if self.transposed else array).reshape(self.shape)
 
 
-def slots(config: Any) -> dict[str, list[Slot]]:
-    """Maps every leaf of the model's tree to the published tensors that it consists of."""
+@functools.lru_cache(maxsize=16)
+def slots(config: Any) -> Mapping[str, Sequence[Slot]]:
+    """Maps every leaf of the model's tree to the published tensors that it consists of; kept, as tracing takes long."""
     leaves = flatten(jax.eval_shape(lambda: family(config).init(config, jax.random.key(0))))
     return {path: _slots(path, leaf.shape, config) for path, leaf in leaves.items()}
 
