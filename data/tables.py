@@ -232,7 +232,11 @@ def _rows(path: Path | zipfile.Path, problems: Problems, separator: str = "") ->
         while True:
             try:
                 for fields in reader:
-                    if fields:
+                    if "\0" in "".join(fields):  # of a text never a part; in a name, a column would seem to be absent
+                        if line == 1:
+                            raise ValueError(f"{path}: a NUL character in the header; get the file again")
+                        problems.add(line, "a NUL character")
+                    elif fields:
                         yield line, fields
                     line = reader.line_num + 1
                 return
