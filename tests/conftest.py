@@ -31,6 +31,7 @@ jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+jax.config.update("jax_traceback_in_locations_limit", 0)  # programs do not say which lines they come from
 # JAX makes a new MLIR context for every program that it lowers, a tenth of the time of tests with small programs.
 mlir.make_ir_context = functools.cache(mlir.make_ir_context)
 
