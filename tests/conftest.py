@@ -40,7 +40,7 @@ jax.devices()  # starts the backend: no test may change the number of devices af
 
 # Examples of tests that do not say how many; `HYPOTHESIS_PROFILE=many`, as `make test-all` has it, for more.
 # No example has a deadline: a busy machine is no fault of the code.
-hypothesis.settings.register_profile("quick", max_examples=30, deadline=None)
+hypothesis.settings.register_profile("quick", max_examples=20, deadline=None)
 hypothesis.settings.register_profile("many", max_examples=150, deadline=None)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
@@ -65,7 +65,7 @@ def pytest_collection_finish():
     """Leaves what the imports made out of garbage collection, a tenth of the processor time otherwise."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 20, 1000)
+    gc.set_threshold(50_000, 20, 50)
 
 
 def pytest_sessionfinish():

@@ -186,7 +186,7 @@ batches = st.builds(
 )
 
 
-@settings(max_examples=30, deadline=None, derandomize=True, database=None)
+@settings(derandomize=True, database=None)
 @given(batch=batches)
 def check_against_restatement(name, batch):
     wanted = (ESTIMATORS | OPTIONS)[name](restated, batch)

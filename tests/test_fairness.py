@@ -19,7 +19,7 @@ from fairgrpo_jax import advantages, diagnostics, fairness
 CASES = json.loads((Path(__file__).parent / "golden" / "advantages.json").read_text())["cases"]
 NAN = float("nan")
 D, GROUPS, G = 2, 3, 4
-fuzz = hypothesis.settings(deadline=None, derandomize=True, max_examples=30, database=None)
+fuzz = hypothesis.settings(derandomize=True, database=None)
 
 
 def batch(seed, prompts=10, binary=True, unlabelled=False):

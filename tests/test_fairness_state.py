@@ -169,7 +169,7 @@ def test_group_dro_by_hand():
     assert state.domain_count.tolist() == [1, 2] and state.group_mean[0, 0] == 0.5
 
 
-@hypothesis.settings(deadline=None, derandomize=True, max_examples=30, database=None)
+@hypothesis.settings(derandomize=True, database=None)
 @hypothesis.given(
     eighths=arrays(np.int8, (3, 6, 4), elements=st.integers(-1, 8)),  # -1 = not scored
     domains=arrays(np.int32, (3, 6), elements=st.integers(0, 1)),

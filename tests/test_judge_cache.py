@@ -105,7 +105,7 @@ def test_who_fails_lets_the_others_ask(tmp_path):
 
 def test_who_asks_for_long_keeps_the_claim(tmp_path, monkeypatch):
     monkeypatch.setattr(judge_cache, "BEAT", 0.1)
-    monkeypatch.setattr(judge_cache, "STALE", 2.0)
+    monkeypatch.setattr(judge_cache, "STALE", 1.0)
     done = threading.Event()
     with Scripted(lambda body, before: Reply(seconds=0 * done.wait(60))) as server:
         shared = Options(url=server.url, model="m", cache=tmp_path / "c")
@@ -113,7 +113,7 @@ def test_who_asks_for_long_keeps_the_claim(tmp_path, monkeypatch):
             ours = first.submit(thoughts(1))
             server.wait_for(1)
             theirs = second.submit(thoughts(1))
-            time.sleep(4)
+            time.sleep(2)  # twice as long as a claim lasts of which nothing is heard
             done.set()
             assert ours.result(timeout=60) == theirs.result(timeout=60) == 1
     assert len(server.arrived) == 1

@@ -41,7 +41,7 @@ def test_inertia_is_never_above_scikit_learn(kind, weighted):
     """Scikit-learn's own settings, with another start for each draw."""
     small = kind in ("uniform", "blobs", "binary")
     k_max = 4 if small else 3
-    for seed in range(20 if small else 3):
+    for seed in range(8 if small else 3):
         rng = np.random.default_rng(seed)
         x = DRAWS[kind](rng).astype(np.float32)
         w = rng.integers(0, 5, len(x)) if weighted else np.ones(len(x))

@@ -126,7 +126,7 @@ def test_gradient_by_differences(pair):
 finite = st.floats(-2, 2, width=32)
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(derandomize=True)
 @given(
     arrays(np.float32, (P, G, T), elements=st.floats(-30, 0, width=32)),
     arrays(np.float32, (P, G, T), elements=st.floats(-30, 0, width=32)),

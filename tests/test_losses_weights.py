@@ -20,7 +20,7 @@ MASK = np.arange(T) < np.array([[5, 2, 0], [1, 3, 4]])[..., None]
 VALUES = RNG.normal(size=(P, G, T)).astype(np.float32)
 SAMPLER = np.log(RNG.uniform(0.2, 0.9, (P, G, T))).astype(np.float32)
 OLD = (SAMPLER + RNG.normal(0, 0.7, (P, G, T))).astype(np.float32)
-SETTINGS = settings(max_examples=40, deadline=None, derandomize=True)
+SETTINGS = settings(derandomize=True)
 CHOICES: Any = [(level, mode) for level in ("token", "sequence") for mode in ("truncate", "mask")]
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 from safetensors.numpy import save_file
 
 from fairgrpo_jax.models import bert, sentence
@@ -43,7 +43,6 @@ def test_embeddings_equal_the_formula(encoder):
     np.testing.assert_allclose(np.linalg.norm(got, axis=1), 1, atol=1e-6)
 
 
-@settings(max_examples=20)
 @given(lengths=st.lists(st.integers(0, 50), min_size=1, max_size=20), place=st.integers(0, 19))
 def test_padding_and_neighbours_change_nothing(encoder, lengths, place):
     """Of a text among others, shorter or longer, the embedding is the one that it has alone."""

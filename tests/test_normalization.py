@@ -17,7 +17,7 @@ from fairgrpo_jax import advantages, normalization as norm
 NAN = float("nan")
 KEYS = [("CoPESD", "STG", "iou"), ("EgoSurgery", "STG", "iou"), ("NurViD", "TAG", "iou")]
 finite = st.floats(-50, 50, width=32)
-SETTINGS = settings(max_examples=40, deadline=None, derandomize=True)
+SETTINGS = settings(derandomize=True)
 
 
 def by_formula(reward, p25, p50, p75, k=3.0, min_iqr=0.01):

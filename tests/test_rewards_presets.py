@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 
 from fairgrpo_jax import config as options, configs, data, rewards
 from fairgrpo_jax.rewards import accuracy, audit
@@ -113,7 +113,6 @@ def is_right(text, record):
 
 
 @pytest.mark.parametrize("name", REWARDS.values(), ids=REWARDS)
-@settings(max_examples=25)
 @given(text=COMPLETIONS)
 @example(text=audit.forms("Left lower lobe", LONG)[0])
 @example(text=audit.forms("something else", LONG)[0])
