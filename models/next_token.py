@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fairgrpo_jax.models import decoder
 
@@ -37,13 +38,35 @@ def choose(
     logits = decoder.policy_logits(params, architecture, hidden, temperature or 1.0)
     if temperature:
         noise = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (0, None))(keys, t)
-        gumbel = jax.vmap(jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[-1:])))(noise)
-        token = largest(nucleus(logits, top_p) + gumbel)  # as jax.random.categorical draws
+        token = largest(nucleus(logits, top_p) + gumbel(noise, logits.shape[-1]))  # as jax.random.categorical draws
     else:
         token = largest(logits)
     logprob = jnp.take_along_axis(jax.nn.log_softmax(logits), token[..., None], -1)[..., 0]
     token = jnp.where(done, architecture.pad_id, token).astype(jnp.int32)
     return token, jnp.where(done, 0.0, logprob), done | jnp.isin(token, jnp.asarray(architecture.eos_ids, jnp.int32))
+
+
+def gumbel(keys: jax.Array, size: int) -> jax.Array:
+    """Gumbel noise (P, G, size): for each of the keys (P, G), to the last bit, what ``jax.random.gumbel`` draws.
+
+    Threefry (Salmon et al. 2011, doi 10.1145/2063384.2063405: 2 words, 20 rounds), written out so that all rows are one
+    computation by element. JAX runs its rounds as a loop on CPUs, which many keys make slow. Keys of another kind are
+    left to JAX.
+    """
+    if str(jax.random.key_impl(keys)) != "threefry2x32" or not jax.config.jax_threefry_partitionable:
+        return jax.vmap(jax.vmap(lambda key: jax.random.gumbel(key, (size,))))(keys)
+    first, second = jnp.split(jax.random.key_data(keys), 2, axis=-1)
+    words = first, second, first ^ second ^ np.uint32(0x1BD11BDA)
+    x, y = first, jnp.arange(size, dtype=np.uint32)[None, None] + second
+    for group in range(5):
+        for turn in (13, 15, 26, 6) if group % 2 == 0 else (17, 29, 16, 24):
+            x = x + y
+            y = x ^ (y << np.uint32(turn) | y >> np.uint32(32 - turn))
+        x, y = x + words[(group + 1) % 3], y + words[(group + 2) % 3] + np.uint32(group + 1)
+    mantissa = (x ^ y) >> np.uint32(9) | np.uint32(0x3F800000)
+    least = np.finfo(np.float32).tiny
+    uniform = jnp.maximum(jax.lax.bitcast_convert_type(mantissa, jnp.float32) - 1 + least, least)
+    return -jnp.log(-jnp.log(uniform))
 
 
 def largest(x: jax.Array) -> jax.Array:

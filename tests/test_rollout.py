@@ -205,6 +205,16 @@ def test_draws_are_those_of_jax():
         np.testing.assert_array_equal(next_token.largest(x + noise), jax.random.categorical(jax.random.key(seed), x))
 
 
+@pytest.mark.parametrize("kind, partitionable", [("threefry2x32", True), ("threefry2x32", False), ("rbg", True)])
+def test_the_noise_of_many_rows_is_that_of_each_key(kind, partitionable):
+    keys = jax.random.split(jax.random.key(7, impl=kind), (3, 4))
+    with jax.threefry_partitionable(partitionable):
+        each = jax.vmap(jax.vmap(lambda key: jax.random.gumbel(key, (700,))))(keys)
+        got = jax.jit(next_token.gumbel, static_argnums=1)(keys, 700)
+    np.testing.assert_array_equal(got, each)
+    assert len(np.unique(got)) > 8000  # of 8400: no row is another's
+
+
 def test_logits_that_are_not_finite_are_named(batch):
     """Embeddings of one token, so that rows are spoiled from the token after it on."""
     _, params, prompt = batch
