@@ -53,7 +53,7 @@ def gumbel(keys: jax.Array, size: int) -> jax.Array:
     computation by element. JAX runs its rounds as a loop on CPUs, which many keys make slow. Keys of another kind are
     left to JAX.
     """
-    if str(jax.random.key_impl(keys)) != "threefry2x32" or not jax.config.jax_threefry_partitionable:
+    if str(jax.random.key_impl(keys)) != "threefry2x32" or not jax.threefry_partitionable.value:
         return jax.vmap(jax.vmap(lambda key: jax.random.gumbel(key, (size,))))(keys)
     first, second = jnp.split(jax.random.key_data(keys), 2, axis=-1)
     words = first, second, first ^ second ^ np.uint32(0x1BD11BDA)
