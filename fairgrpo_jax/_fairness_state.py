@@ -14,6 +14,7 @@ from jax.core import Tracer
 from numpy.typing import ArrayLike
 
 from fairgrpo_jax import grouping
+from fairgrpo_jax._statistics import wide
 
 
 MAX_BINARY_ROLLOUTS = 16
@@ -123,7 +124,7 @@ def read(
         if np.any((values < 0 - shift) | (values > highest) | np.isinf(values)):
             raise ValueError(f"got rewards from {np.nanmin(values)} to {np.nanmax(values)}; wanted {wanted}")
         _check_values(values, np.asarray(d), np.asarray(g), state)
-    return r.astype(jnp.promote_types(r.dtype, jnp.float32)), d.astype(jnp.int32), g.astype(jnp.int32)
+    return wide(r), d.astype(jnp.int32), g.astype(jnp.int32)
 
 
 def _check_rollouts(r: jax.Array, state: FairnessState, shift: float) -> None:

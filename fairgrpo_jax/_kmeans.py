@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fairgrpo_jax._division import or_one
+from fairgrpo_jax._statistics import or_one
 
 
 MIN_STARTS, MAX_STARTS = 32, 64  # number of k-means++ starts: as many as keep

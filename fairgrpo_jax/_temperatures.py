@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from fairgrpo_jax import _fairness_state as memory
-from fairgrpo_jax._division import or_one
 from fairgrpo_jax._fairness_state import FairnessState
+from fairgrpo_jax._statistics import or_one
 
 
 Clamp = Literal["code", "product", "factor"]

@@ -29,6 +29,8 @@ import numpy as np
 from jax.core import Tracer
 from numpy.typing import ArrayLike
 
+from fairgrpo_jax._statistics import bounds, centre, variance, whiten, wide
+
 
 def grpo(
     rewards: ArrayLike,
@@ -115,7 +117,7 @@ def dr_grpo(rewards: ArrayLike) -> jax.Array:
     >>> dr_grpo([[1.0, 0.0, 0.5]]).tolist()
     [[0.5, -0.5, 0.0]]
     """
-    return _centre(*_read(rewards))
+    return centre(*_read(rewards))
 
 
 def rloo(rewards: ArrayLike) -> jax.Array:
@@ -173,7 +175,7 @@ def gpg(rewards: ArrayLike, *, correction: Literal["rewards", "signal"] = "rewar
         raise ValueError(f"got correction={correction!r}; wanted 'rewards' or 'signal'")
     r, scored = _read(rewards)
     counted = scored & (has_signal(r)[:, None] if correction == "signal" else r != 0)
-    return _centre(r, scored) * (jnp.sum(scored) / jnp.maximum(jnp.sum(counted), 1))
+    return centre(r, scored) * (jnp.sum(scored) / jnp.maximum(jnp.sum(counted), 1))
 
 
 def reinforce_plus_plus(rewards: ArrayLike, lengths: ArrayLike, *, epsilon: float = 1e-8) -> jax.Array:
@@ -201,7 +203,7 @@ def reinforce_plus_plus(rewards: ArrayLike, lengths: ArrayLike, *, epsilon: floa
     >>> [[f"{x:.3f}" for x in row] for row in reinforce_plus_plus([[1.0], [0.0]], [[1], [3]])]
     [['1.500'], ['-0.500']]
     """
-    return _whiten(*_read_tokens(rewards, lengths), epsilon)
+    return whiten(*_read_tokens(rewards, lengths), epsilon)
 
 
 def reinforce_plus_plus_baseline(rewards: ArrayLike, lengths: ArrayLike, *, epsilon: float = 1e-8) -> jax.Array:
@@ -228,7 +230,7 @@ def reinforce_plus_plus_baseline(rewards: ArrayLike, lengths: ArrayLike, *, epsi
     [['1.768', '-1.061'], ['0.354', '0.354']]
     """
     r, tokens = _read_tokens(rewards, lengths)
-    return _whiten(_centre(r, tokens > 0), tokens, epsilon)
+    return whiten(centre(r, tokens > 0), tokens, epsilon)
 
 
 def opo(rewards: ArrayLike, lengths: ArrayLike) -> jax.Array:
@@ -254,7 +256,7 @@ def opo(rewards: ArrayLike, lengths: ArrayLike) -> jax.Array:
     >>> opo([[1.0, 0.0]], [[1, 3]]).tolist()
     [[0.75, -0.25]]
     """
-    return _centre(*_read_tokens(rewards, lengths))
+    return centre(*_read_tokens(rewards, lengths))
 
 
 def remax(rewards: ArrayLike, greedy_rewards: ArrayLike) -> jax.Array:
@@ -279,7 +281,7 @@ def remax(rewards: ArrayLike, greedy_rewards: ArrayLike) -> jax.Array:
     [[1.0, 0.0], [0.25, 0.25]]
     """
     r, scored = _read(rewards)
-    b = _wide(jnp.asarray(greedy_rewards))
+    b = wide(jnp.asarray(greedy_rewards))
     if b.shape != r.shape[:1]:
         raise ValueError(f"got greedy rewards of shape {b.shape} for rewards {r.shape}; wanted one a prompt")
     return jnp.where(scored & ~jnp.isnan(b)[:, None], r - b[:, None], 0)
@@ -308,14 +310,14 @@ def pass_at_k(rewards: ArrayLike, *, epsilon: float = 1e-6, normalize: bool = Tr
     [[0.5, 0.0, 0.0], [0.0, 0.0, 0.0]]
     """
     r, scored = _read(rewards)
-    _, high = _bounds(r, scored, axis=1)
+    _, high = bounds(r, scored, axis=1)
     best = scored & (r == high)
     single = best & (jnp.sum(best, axis=1, keepdims=True) == 1) & has_signal(r)[:, None]
-    _, second = _bounds(r, scored & ~best, axis=1)
+    _, second = bounds(r, scored & ~best, axis=1)
     lead = jnp.where(single, r - second, 0)
     if not normalize:
         return lead
-    return lead / (jnp.sqrt(_variance(_centre(r, scored), scored)) + epsilon)
+    return lead / (jnp.sqrt(variance(centre(r, scored), scored)) + epsilon)
 
 
 def gdpo(
@@ -359,8 +361,8 @@ def gdpo(
     scores = jax.vmap(lambda r: grpo(r, epsilon=epsilon), in_axes=2, out_axes=2)(c)
     summed = jnp.sum(scores * w.astype(scores.dtype)[None, None, :], axis=2)
     if lengths is not None:
-        return _whiten(summed, tokens, 1e-8)
-    return summed / (jnp.sqrt(_variance(summed, jnp.any(scored, axis=2), axis=None)) + epsilon)
+        return whiten(summed, tokens, 1e-8)
+    return summed / (jnp.sqrt(variance(summed, jnp.any(scored, axis=2), axis=None)) + epsilon)
 
 
 def focused(advantages: ArrayLike, rewards: ArrayLike, focus: float) -> jax.Array:
@@ -430,7 +432,7 @@ def has_signal(rewards: ArrayLike) -> jax.Array:
 
 @jax.jit
 def _differ(r: jax.Array, scored: jax.Array) -> jax.Array:
-    low, high = _bounds(r, scored, axis=1)
+    low, high = bounds(r, scored, axis=1)
     return (high > low)[:, 0]
 
 
@@ -444,7 +446,7 @@ def _read(rewards: ArrayLike, axes: tuple[str, ...] = ("prompts", "rollouts")) -
 
 @jax.jit
 def _with_scored(r: jax.Array) -> tuple[jax.Array, jax.Array]:
-    r = _wide(r)
+    r = wide(r)
     return r, ~jnp.isnan(r)
 
 
@@ -466,57 +468,18 @@ def _tokens(lengths: ArrayLike, scored: jax.Array, dtype: jnp.dtype) -> jax.Arra
     return jnp.where(scored, n, 0).astype(dtype)
 
 
-def _wide(x: jax.Array) -> jax.Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
-def _bounds(r: jax.Array, counted: jax.Array, axis: int | None) -> tuple[jax.Array, jax.Array]:
-    """Smallest and largest of the counted rewards; inf and -inf if none is counted."""
-    low = jnp.min(jnp.where(counted, r, jnp.inf), axis=axis, keepdims=True, initial=jnp.inf)
-    return low, jnp.max(jnp.where(counted, r, -jnp.inf), axis=axis, keepdims=True, initial=-jnp.inf)
-
-
-@functools.partial(jax.jit, static_argnames="axis")
-def _centre(r: jax.Array, weights: jax.Array, axis: int | None = 1) -> jax.Array:
-    """Distance from the weighted mean; exactly 0, like its gradient, where the weight is 0 or all counted are equal."""
-    low, high = _bounds(r, weights > 0, axis)
-    varied = (weights > 0) & (high > low)
-    above = jnp.where(varied, r - jax.lax.stop_gradient(low), 0)  # a common offset must not round the mean
-    mean = jnp.sum(weights * above, axis=axis, keepdims=True) / _total(weights, axis)
-    return jnp.where(varied, above - mean, 0)
-
-
-@functools.partial(jax.jit, static_argnames=("axis", "ddof"))
-def _variance(centred: jax.Array, weights: jax.Array, axis: int | None = 1, ddof: int = 1) -> jax.Array:
-    """Weighted variance, or 1 where it would be 0, so that it is safe to divide by and to differentiate its root."""
-    squares = jnp.sum(weights * centred**2, axis=axis, keepdims=True)
-    variance = squares / jnp.maximum(_total(weights, axis) - ddof, 1)
-    return jnp.where(variance > 0, variance, 1)
-
-
-def _total(weights: jax.Array, axis: int | None) -> jax.Array:
-    return jnp.maximum(jnp.sum(weights, axis=axis, keepdims=True), 1)
-
-
-@jax.jit
-def _whiten(values: jax.Array, tokens: jax.Array, epsilon: float) -> jax.Array:
-    """Normalises to mean 0 and variance 1 over all tokens of the batch, each with the value of its rollout."""
-    centred = _centre(values, tokens, axis=None)
-    return centred * jax.lax.rsqrt(_variance(centred, tokens, axis=None) + epsilon)
-
-
 @functools.partial(jax.jit, static_argnames=("ddof", "axis"))
 def _z_scores(r: jax.Array, scored: jax.Array, epsilon: float, *, ddof: int, axis: int | None) -> jax.Array:
     """Rewards around the mean of their prompt, divided by the deviation of the prompt, or of the batch (None)."""
-    centred = _centre(r, scored)
-    spread = centred if axis == 1 else _centre(r, scored, axis)
-    return centred / (jnp.sqrt(_variance(spread, scored, axis, ddof)) + epsilon)
+    centred = centre(r, scored)
+    spread = centred if axis == 1 else centre(r, scored, axis)
+    return centred / (jnp.sqrt(variance(spread, scored, axis, ddof)) + epsilon)
 
 
 @jax.jit
 def _against_others(r: jax.Array, scored: jax.Array) -> jax.Array:
     n = jnp.sum(scored, axis=1, keepdims=True)
-    return _centre(r, scored) * (n / jnp.maximum(n - 1, 1))
+    return centre(r, scored) * (n / jnp.maximum(n - 1, 1))
 
 
 @functools.partial(jax.jit, static_argnames="ddof")
@@ -524,7 +487,7 @@ def _grpo_of_others(r: jax.Array, scored: jax.Array, epsilon: float, *, ddof: in
     """Leave-one-out z-score from the (P, G, G) table of others, without a difference of squares that could cancel."""
     others = scored[:, None, :] & ~jnp.eye(r.shape[1], dtype=bool)[None]
     table = jnp.broadcast_to(r[:, None, :], others.shape)
-    low, high = _bounds(table, others, axis=2)
-    variance = _variance(_centre(table, others, axis=2), others, axis=2, ddof=ddof)
+    low, high = bounds(table, others, axis=2)
+    spread = variance(centre(table, others, axis=2), others, axis=2, ddof=ddof)
     against_others = _against_others(r, scored)
-    return jnp.where((high > low)[:, :, 0], against_others / (jnp.sqrt(variance)[:, :, 0] + epsilon), against_others)
+    return jnp.where((high > low)[:, :, 0], against_others / (jnp.sqrt(spread)[:, :, 0] + epsilon), against_others)

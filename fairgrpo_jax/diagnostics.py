@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from numpy.typing import ArrayLike
 
-from fairgrpo_jax._division import or_one
+from fairgrpo_jax._statistics import or_one, wide
 from fairgrpo_jax.advantages import has_signal
 
 
@@ -106,4 +106,4 @@ def _mass(advantages: ArrayLike) -> jax.Array:
     a = jnp.asarray(advantages)
     if a.ndim != 2:
         raise ValueError(f"got an array of shape {a.shape}; wanted (prompts, rollouts)")
-    return jnp.sum(jnp.abs(a.astype(jnp.promote_types(a.dtype, jnp.float32))), axis=1)
+    return jnp.sum(jnp.abs(wide(a)), axis=1)

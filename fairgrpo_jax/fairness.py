@@ -25,9 +25,9 @@ from jax.core import Tracer
 from numpy.typing import ArrayLike
 
 from fairgrpo_jax import _fairness_state as memory, _temperatures as formula, advantages as adv
-from fairgrpo_jax._division import or_one
 from fairgrpo_jax._fairness_state import Clustering, FairnessState, init
 from fairgrpo_jax._hardness import HardnessState, Measure, hardness, init_hardness, observe_hardness, residual_weights
+from fairgrpo_jax._statistics import or_one
 from fairgrpo_jax._temperatures import Clamp, DomainMean, Levels
 
 

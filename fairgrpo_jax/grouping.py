@@ -17,6 +17,7 @@ from jax.core import Tracer
 from numpy.typing import ArrayLike
 
 from fairgrpo_jax import _kmeans, demographics
+from fairgrpo_jax._statistics import wide
 from fairgrpo_jax.demographics import MISSING, SEPARATOR, age_bins as age_bins
 
 
@@ -181,7 +182,7 @@ def cluster_successes(
     if w.ndim != 1 or w.shape[0] == 0 or k_max < 1:
         raise ValueError(f"got counts of shape {w.shape} and k_max={k_max}; wanted (rollouts + 1,) and k_max >= 1")
     _check_weights(w, "counts")
-    return _kmeans.fit_successes(w.astype(jnp.promote_types(w.dtype, jnp.float32)), threshold, k_max=k_max)
+    return _kmeans.fit_successes(wide(w), threshold, k_max=k_max)
 
 
 def agreement(labels: ArrayLike, attributes: Sequence[Any] | np.ndarray) -> dict[str, float]:
@@ -397,7 +398,7 @@ def _at_most(shares: np.ndarray, limits: np.ndarray, natural: np.ndarray) -> np.
 def _read_points(vectors: ArrayLike, weights: ArrayLike | None, k_max: int) -> tuple[jax.Array, jax.Array]:
     """Checks points and weights; returns them as float32 or float64."""
     x = jax.device_put(vectors) if isinstance(vectors, np.ndarray) else jnp.asarray(vectors)
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    x = wide(x)
     if x.ndim != 2 or k_max < 1:
         raise ValueError(
             f"got vectors of shape {x.shape} and k_max={k_max}; wanted (points, dimensions) and k_max >= 1"

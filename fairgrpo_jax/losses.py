@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from numpy.typing import ArrayLike
 
+from fairgrpo_jax._statistics import wide
+
 
 Aggregation = Literal["token", "sequence", "constant"]
 Kind = Literal["clip", "gspo", "cispo"]
@@ -318,7 +320,7 @@ def overlong_penalty(lengths: ArrayLike, *, max_length: int, buffer: int) -> jax
     """
     if not 1 <= buffer <= max_length:
         raise ValueError(f"got buffer={buffer}, max_length={max_length}; wanted 1 <= buffer <= max_length")
-    return jnp.clip((max_length - buffer - _wide(jnp.asarray(lengths))) / buffer, -1, 0)
+    return jnp.clip((max_length - buffer - wide(jnp.asarray(lengths))) / buffer, -1, 0)
 
 
 def kl(
@@ -407,13 +409,9 @@ def _rollout_mean(x: jax.Array, mask: jax.Array) -> jax.Array:
     return jnp.broadcast_to(mean, x.shape)
 
 
-def _wide(x: jax.Array) -> jax.Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
 def _masked(x: jax.Array, mask: jax.Array) -> jax.Array:
     """Sets masked values to zero before any arithmetic: 0 * inf is NaN, in the gradient too."""
-    return jnp.where(mask, _wide(x), 0)
+    return jnp.where(mask, wide(x), 0)
 
 
 def _constant(x: jax.Array, mask: jax.Array) -> jax.Array:

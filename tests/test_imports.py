@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 FLOORS = (
     (
         "demographics",
-        "_division",
+        "_statistics",
         "advantages",
         "diagnostics",
         "_kmeans",
