@@ -154,6 +154,13 @@ def write_parts(
         shutil.rmtree(folder.parent.parent / "downloads", ignore_errors=True)
 
 
+class _Info(tfds.core.DatasetInfo):
+    """What is known of one's own data is known here alone."""
+
+    def initialize_from_bucket(self) -> None:
+        """Nothing is looked up; TFDS would leave an empty temporary folder for every part."""
+
+
 class Prepared(tfds.core.GeneratorBasedBuilder):
     """One part of a split as a TensorFlow dataset: ``uid``, ``record`` (JSON), ``media`` (bytes of each item)."""
 
@@ -171,7 +178,7 @@ class Prepared(tfds.core.GeneratorBasedBuilder):
         item = tfds.features.Tensor(shape=(), dtype=np.str_)
         features = tfds.features.FeaturesDict({"uid": text(), "record": text(), "media": several(item)})
         about = "Records with their media, written by fairgrpo_jax.data.prepare; the licence is that of the source."
-        return tfds.core.DatasetInfo(builder=self, description=about, features=features, disable_shuffling=True)
+        return _Info(builder=self, description=about, features=features, disable_shuffling=True)
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
         return {self._split: self._generate_examples()}

@@ -5,6 +5,7 @@ import importlib
 import io
 import json
 import sys
+import tempfile
 from typing import Any
 
 import numpy as np
@@ -74,6 +75,15 @@ def test_the_same_records_and_pixels(own_root, tmp_path):
     assert [image.shape for image in media.decode_record(two).images] == [(30, 20, 3), (48, 64, 3)]
     more = data.load("jsonl", out, split="train", num_frames=6)[2]
     assert [m.num_frames for m in more.media] == [6, 6]
+
+
+def test_nothing_is_left_in_the_temporary_folder(own_root, tmp_path, monkeypatch):
+    """TFDS makes a folder for every part, were it asked to look up what others know of the dataset."""
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    preparing.prepare("jsonl", own_root, tmp_path / "out", rows_per_part=2)
+    assert not list(temporary.iterdir())
 
 
 def test_jpeg_and_video_keep_their_bytes_and_dicom_becomes_png(own_root, tmp_path):

@@ -4,6 +4,7 @@ import doctest
 import importlib
 import importlib.util
 import pkgutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ def modules_with_examples():
 
 
 @pytest.mark.parametrize("name", [*modules_with_examples()])
-def test_examples(name):
+def test_examples(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # what examples leave there is removed
     result = doctest.testmod(importlib.import_module(name))
     assert result.attempted > 0 and result.failed == 0
