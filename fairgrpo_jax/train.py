@@ -45,7 +45,6 @@ from fairgrpo_jax import (
     losses,
     mesh,
     models,
-    report,
     rewards,
     rollout,
     runs,
@@ -56,7 +55,6 @@ from fairgrpo_jax import (
 )
 from fairgrpo_jax.drawn import Kept, Sampled, refill
 from fairgrpo_jax.prompts import Prompts
-from fairgrpo_jax.report import tables
 from fairgrpo_jax.step_log import agreement, speed, step_metrics
 
 
@@ -81,6 +79,9 @@ def train(config: options.Config, workdir: Path | None = None) -> dict[str, floa
 
 def show(run: runs.Run) -> None:
     """Writes the report and prints the table of results; whatever goes wrong here does not fail the run."""
+    from fairgrpo_jax import report  # with Matplotlib a third of the start of a command, which needs neither
+    from fairgrpo_jax.report import tables
+
     config = run.config
     title, out = f"{config.name}: {config.algorithm}", run.folder / "report.html"
     try:

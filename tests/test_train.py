@@ -23,6 +23,7 @@ from fairgrpo_jax import (
     data,
     learner,
     lock,
+    report,
     rewards,
     runs,
     sft,
@@ -296,7 +297,7 @@ def test_other_records_are_told(whole, tmp_path, capsys):
 @pytest.mark.parametrize("text", ["", '{"uid": "x"}\n', '{"uid'])
 def test_the_report_never_costs_the_run(whole, tmp_path, monkeypatch, capsys, text):
     folder = copied(whole, tmp_path)
-    monkeypatch.setattr(train.report, "build", lambda *_, **__: folder / "report.html")
+    monkeypatch.setattr(report, "build", lambda *_, **__: folder / "report.html")
     (folder / "evals" / "000000.jsonl").write_text(text)
     with runs.open_run(SMALL, folder) as run:
         train.show(run)

@@ -2,7 +2,6 @@
 
 # pyright: reportMissingTypeStubs=false, reportUnknownVariableType=false
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 
 def best_sum(table: np.ndarray) -> float:
@@ -11,5 +10,7 @@ def best_sum(table: np.ndarray) -> float:
     >>> best_sum(np.array([[0.9, 0.8], [0.7, 0.0]]))
     1.5
     """
+    from scipy.optimize import linear_sum_assignment  # half a second, and few rewards need it
+
     rows, columns = linear_sum_assignment(table, maximize=True)
     return float(table[rows, columns].sum())
