@@ -14,7 +14,7 @@ from jax.core import Tracer
 from numpy.typing import ArrayLike
 
 from fairgrpo_jax import grouping
-from fairgrpo_jax._statistics import wide
+from fairgrpo_jax._statistics import as_ids, wide
 
 
 MAX_BINARY_ROLLOUTS = 16
@@ -113,18 +113,16 @@ def read(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Checks the arguments; returns rewards, float32 or wider, and int32 ids."""
     place = lambda x: jax.device_put(x) if isinstance(x, np.ndarray) else jnp.asarray(x)
-    r, d, g = place(rewards), place(domains), place(groups)
+    r, d, g = place(rewards), as_ids(domains, "domains"), as_ids(groups, "groups")
     if r.ndim != 2 or d.shape != r.shape[:1] or g.shape != r.shape[:1]:
         raise ValueError(f"got rewards {r.shape}, domains {d.shape}, groups {g.shape}; wanted (P, G), (P,) and (P,)")
-    if not (jnp.issubdtype(d.dtype, jnp.integer) and jnp.issubdtype(g.dtype, jnp.integer)):
-        raise ValueError(f"got domains of {d.dtype} and groups of {g.dtype}; wanted integers")
     _check_rollouts(r, state, shift)
     if not any(isinstance(x, Tracer) for x in (r, d, g, shift)):
         values = np.asarray(r)
         if np.any((values < 0 - shift) | (values > highest) | np.isinf(values)):
             raise ValueError(f"got rewards from {np.nanmin(values)} to {np.nanmax(values)}; wanted {wanted}")
         _check_values(values, np.asarray(d), np.asarray(g), state)
-    return wide(r), d.astype(jnp.int32), g.astype(jnp.int32)
+    return wide(r), d, g
 
 
 def _check_rollouts(r: jax.Array, state: FairnessState, shift: float) -> None:

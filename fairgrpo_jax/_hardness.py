@@ -15,6 +15,7 @@ from jax.core import Tracer
 from numpy.typing import ArrayLike
 
 from fairgrpo_jax import _fairness_state as memory
+from fairgrpo_jax._statistics import as_ids
 
 
 Measure = Literal["error", "flip"]
@@ -74,11 +75,9 @@ def observe_hardness(
     >>> state.mass.tolist(), state.total.tolist()
     ([[1.0, 1.0, 0.0]], [[0.5, 1.0, 0.0]])
     """
-    r, d, g = jnp.asarray(rewards), jnp.asarray(domains), jnp.asarray(groups)
+    r, d, g = jnp.asarray(rewards), as_ids(domains, "domains"), as_ids(groups, "groups")
     if r.ndim != 2 or d.shape != r.shape[:1] or g.shape != r.shape[:1]:
         raise ValueError(f"got rewards {r.shape}, domains {d.shape}, groups {g.shape}; wanted (P, G), (P,) and (P,)")
-    if not (jnp.issubdtype(d.dtype, jnp.integer) and jnp.issubdtype(g.dtype, jnp.integer)):
-        raise ValueError(f"got domains of {d.dtype} and groups of {g.dtype}; wanted integers")
     if measure not in get_args(Measure):
         raise ValueError(f"got measure={measure!r}; wanted one of {get_args(Measure)}")
     if not isinstance(decay, Tracer) and not 0 <= decay < 1:

@@ -4,6 +4,9 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from numpy.typing import ArrayLike
 
 
 def or_one(x: jax.Array) -> jax.Array:
@@ -20,6 +23,21 @@ def bounds(r: jax.Array, counted: jax.Array, axis: int | None) -> tuple[jax.Arra
     """Smallest and largest of the counted rewards; inf and -inf if none is counted."""
     low = jnp.min(jnp.where(counted, r, jnp.inf), axis=axis, keepdims=True, initial=jnp.inf)
     return low, jnp.max(jnp.where(counted, r, -jnp.inf), axis=axis, keepdims=True, initial=-jnp.inf)
+
+
+def as_ids(x: ArrayLike, name: str) -> jax.Array:
+    """Ids as int32, whatever integers they came as.
+
+    Raises:
+        ValueError: for other numbers; and, outside of jit, for integers that int32 does not hold.
+    """
+    given = x if isinstance(x, jax.Array) else np.asarray(x)
+    if given.size and not jnp.issubdtype(given.dtype, jnp.integer):
+        raise ValueError(f"got {name} of {given.dtype}; wanted integers")
+    if given.size and not isinstance(given, Tracer) and not np.can_cast(given.dtype, np.int32):
+        if min(low := int(given.min()), -1 - (high := int(given.max()))) < -(2**31):
+            raise ValueError(f"got {name} from {low} to {high}; wanted ids that 32 bits hold")
+    return jnp.asarray(given.astype(np.int32))
 
 
 @functools.partial(jax.jit, static_argnames="axis")

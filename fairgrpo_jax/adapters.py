@@ -88,4 +88,5 @@ class FairAdvantages:
         domains, groups = (part[rows[:, 0]] for part in noted)
         table = interop.by_prompt(rewards, rows)
         weights, self.state = fairness.weigh(self._algorithm, table, domains, groups, self.state, **self._options)
-        return interop.by_sample(np.asarray(fairness.rescale(table, weights)), rows)
+        advantages = fairness.rescale(table, weights, epsilon=self._options.get("epsilon", 1e-6))
+        return interop.by_sample(np.asarray(advantages), rows)

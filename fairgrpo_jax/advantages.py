@@ -175,7 +175,8 @@ def gpg(rewards: ArrayLike, *, correction: Literal["rewards", "signal"] = "rewar
         raise ValueError(f"got correction={correction!r}; wanted 'rewards' or 'signal'")
     r, scored = _read(rewards)
     counted = scored & (has_signal(r)[:, None] if correction == "signal" else r != 0)
-    return centre(r, scored) * (jnp.sum(scored) / jnp.maximum(jnp.sum(counted), 1))
+    part = jnp.sum(scored, dtype=r.dtype) / jnp.maximum(jnp.sum(counted, dtype=r.dtype), 1)
+    return centre(r, scored) * part
 
 
 def reinforce_plus_plus(rewards: ArrayLike, lengths: ArrayLike, *, epsilon: float = 1e-8) -> jax.Array:
@@ -478,7 +479,7 @@ def _z_scores(r: jax.Array, scored: jax.Array, epsilon: float, *, ddof: int, axi
 
 @jax.jit
 def _against_others(r: jax.Array, scored: jax.Array) -> jax.Array:
-    n = jnp.sum(scored, axis=1, keepdims=True)
+    n = jnp.sum(scored, axis=1, keepdims=True, dtype=r.dtype)
     return centre(r, scored) * (n / jnp.maximum(n - 1, 1))
 
 

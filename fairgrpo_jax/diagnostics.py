@@ -38,7 +38,7 @@ def effective_sample_size(weights: ArrayLike) -> jax.Array:
     >>> float(effective_sample_size([2.0, 2.0, 0.0]))
     2.0
     """
-    w = jnp.asarray(weights)
+    w = wide(jnp.asarray(weights))
     w = w / or_one(jnp.max(jnp.abs(w), initial=0))
     return jnp.sum(w) ** 2 / or_one(jnp.sum(w**2))
 

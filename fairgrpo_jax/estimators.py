@@ -104,7 +104,7 @@ def estimate(
         by_prompt, labels, seen = fairness.labelled(name, *everyone, seen, **options)
         found = {"clusters": labels} if fairness.FAMILY[name].hidden else {}
         by_prompt = by_prompt[rows]
-        values = fairness.rescale(rewards, by_prompt)
+        values = fairness.rescale(rewards, by_prompt, epsilon=options.get("epsilon", 1e-6))
     elif name == "group_dro":
         by_prompt, seen = fairness.dro_weights(*everyone, seen, step_size=step_size)
         by_prompt = by_prompt[rows]

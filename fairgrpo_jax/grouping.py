@@ -332,8 +332,13 @@ def sampling_probabilities(
             raise ValueError(f"got {name} from {values.min()} to {values.max()}; wanted finite numbers >= 0")
     if not n.sum() > 0:
         raise ValueError("got cells without any row; wanted at least one row")
-    if not (max_ratio >= 1 and 0 <= floor <= 1 and np.isfinite([size_exponent, hardness_exponent]).all()):
-        raise ValueError(f"got max_ratio={max_ratio}, floor={floor}; wanted a ratio >= 1, a share, finite exponents")
+    if not (max_ratio >= 1 and 0 <= floor <= 1):
+        raise ValueError(f"got max_ratio={max_ratio}, floor={floor}; wanted a ratio >= 1 and a share")
+    if not (np.isfinite([size_exponent, hardness_exponent, domain_exponent]).all() and hardness_exponent >= 0):
+        raise ValueError(
+            f"got size_exponent={size_exponent}, hardness_exponent={hardness_exponent}, "
+            f"domain_exponent={domain_exponent}; wanted finite numbers, that of the hardness >= 0"
+        )
     here = n > 0
     natural = n / n.sum()
     bulk = np.where(here, n, 1.0) ** (1 - size_exponent) * here
@@ -374,7 +379,7 @@ def systematic_counts(probabilities: ArrayLike, count: int, start: float) -> np.
             "probabilities >= 0 with sum 1"
         )
     ends = np.cumsum(q.ravel()) * (count / q.sum())
-    passed = np.ceil(ends - start).astype(np.int64)
+    passed = np.minimum(np.ceil(ends - start).astype(np.int64), count)
     passed[np.flatnonzero(q.ravel())[-1] :] = count  # whatever was rounded, all are drawn
     return np.diff(passed, prepend=0).reshape(q.shape)
 

@@ -160,7 +160,8 @@ class Repeated:
 
     def __len__(self) -> int:
         """Number of rows, repetitions included."""
-        return self.batches * self.sampler.batch_size * self.generations * self.repeats
+        prompts = self.sampler.batch_size // self.sampler.processes  # those of this process
+        return self.batches * prompts * self.generations * self.repeats
 
     def __iter__(self) -> Iterator[int]:
         """The rows, drawn as they are asked for."""

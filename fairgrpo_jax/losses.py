@@ -363,8 +363,12 @@ def kl(
     """
     logprobs, reference = jnp.asarray(logprobs), jnp.asarray(reference)
     everywhere = jnp.ones(logprobs.shape, bool) if mask is None else jnp.asarray(mask).astype(bool)
-    if not logprobs.shape == reference.shape == everywhere.shape:
-        raise ValueError(f"got logprobs {logprobs.shape}, reference {reference.shape}; wanted equal shapes, mask too")
+    old = None if old_logprobs is None else jnp.asarray(old_logprobs)
+    if any(x is not None and x.shape != logprobs.shape for x in (reference, everywhere, old)):
+        raise ValueError(
+            f"got logprobs {logprobs.shape}, reference {reference.shape}, mask {everywhere.shape}, old_logprobs "
+            f"{None if old is None else old.shape}; wanted equal shapes (..., T)"
+        )
     known = _masked(logprobs, everywhere)
     d = _limit(known - _constant(reference, everywhere))
     match estimator:
@@ -376,9 +380,9 @@ def kl(
             value = _k3(d)
         case _:
             raise ValueError(f"got estimator={estimator!r}; wanted 'k1', 'k2' or 'k3'")
-    if old_logprobs is None:
+    if old is None:
         return value
-    return value * jnp.exp(_limit(known - _constant(jnp.asarray(old_logprobs), everywhere)))
+    return value * jnp.exp(_limit(known - _constant(old, everywhere)))
 
 
 def _metrics(ratio: jax.Array, log_ratio: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from fairgrpo_jax import demographics as people
+from fairgrpo_jax._labels import label_set as label_set
 from fairgrpo_jax.demographics import DEFAULT, JOINT, Scheme
 
 
@@ -31,8 +32,6 @@ COMPARED = {"accuracy": "acc", "f1": "f1", "similarity": "similarity", "tpr": "t
 ATTRIBUTE_STD = {name: f"std_{name}" if name in ("tpr", "fpr", "fdr") else f"{name}_std" for name in COMPARED.values()}
 DATASET_STD = ATTRIBUTE_STD | {"acc": "std_acc"}
 HEAD = ("dataset", "attribute", "group", "name")  # the fields of a row that identify its group
-
-LabelSet = frozenset[str | None]
 
 
 def fairness_report(
@@ -168,17 +167,6 @@ def _read(
     if missing := [i for i, label in enumerate(labels) if label is None]:
         raise ValueError(f"got no label in rows {missing[:5]}; wanted text for every row, empty for no class")
     return _Table(predictions, labels)
-
-
-def label_set(answer: str | None) -> LabelSet:
-    """Labels of an answer; no answer gives a set that equals no set of labels.
-
-    >>> sorted(label_set("A, B")), label_set(None) == label_set("")
-    (['A', 'B'], False)
-    """
-    if answer is None:
-        return frozenset([None])
-    return frozenset(label.strip() for label in answer.split(", ") if label.strip())
 
 
 def _counts(table: _Table, rows: np.ndarray) -> np.ndarray:

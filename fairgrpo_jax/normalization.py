@@ -22,6 +22,8 @@ import numpy as np
 from jax.core import Tracer
 from numpy.typing import ArrayLike
 
+from fairgrpo_jax._statistics import as_ids
+
 
 Key = tuple[str, str, str]  # dataset, task, component
 FIELDS = ("p25", "p50", "p75", "n")
@@ -221,9 +223,9 @@ def observe(state: RunningQuantiles, rewards: ArrayLike, keys: ArrayLike) -> Run
     >>> state.window.tolist()
     [[4.0, 2.0], [3.0, nan]]
     """
-    r, ids = jnp.asarray(rewards), jnp.asarray(keys)
-    if r.ndim != 1 or r.shape != ids.shape or not jnp.issubdtype(ids.dtype, jnp.integer):
-        raise ValueError(f"got rewards {r.shape} and keys {ids.shape} of {ids.dtype}; wanted (N,) and (N,) integers")
+    r, ids = jnp.asarray(rewards), as_ids(keys, "keys")
+    if r.ndim != 1 or r.shape != ids.shape:
+        raise ValueError(f"got rewards {r.shape} and keys {ids.shape}; wanted (N,) twice")
     if not any(isinstance(x, Tracer) for x in (r, ids)):
         num_keys = state.cursor.shape[0]
         if np.any((ids < 0) | (ids >= num_keys)) or np.any(jnp.isinf(r)):

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fairgrpo_jax import fairness, grouping
+from fairgrpo_jax._statistics import as_ids
 
 
 @dataclasses.dataclass
@@ -87,7 +88,7 @@ class FairSampler:
         process: int = 0,
         processes: int = 1,
     ):
-        d, g = np.asarray(domains), np.asarray(groups)
+        d, g = (np.asarray(as_ids(x, name), np.int64) for x, name in ((domains, "domains"), (groups, "groups")))
         if d.ndim != 1 or d.shape != g.shape or not len(d):
             raise ValueError(f"got domains {d.shape} and groups {g.shape}; wanted (N,) twice, with at least one row")
         if not 0 <= ahead <= window or window < 1:

@@ -11,13 +11,13 @@ REWARDS = np.array([[1, 0, 0, 1], [0, 0, 1, 0], [1, 1, 0, 1]], np.float32)
 
 
 def test_tunix_gets_the_published_functions_numbers():
-    fair = FairAdvantages(num_domains=2, num_groups=2, num_rollouts=4, max_weight=4.0)
+    fair = FairAdvantages(num_domains=2, num_groups=2, num_rollouts=4, max_weight=4.0, epsilon=0.3)
     state = fairness.init(2, 2, 4)
     domains, groups = np.array([0, 1, 0]), np.array([0, -1, 1])
     for _ in range(2):  # the state goes on
         fair.note(np.repeat(domains, 4), np.repeat(groups, 4))
         found = fair.for_tunix(REWARDS.ravel(), 4)
-        wanted, state = fairness.fair_grpo(REWARDS, domains, groups, state, max_weight=4.0)
+        wanted, state = fairness.fair_grpo(REWARDS, domains, groups, state, max_weight=4.0, epsilon=0.3)
         np.testing.assert_allclose(found.reshape(3, 4), wanted, rtol=1e-6)
 
 

@@ -379,6 +379,7 @@ def test_dtypes(name):
     assert {result(dtype) for dtype in (jnp.bfloat16, np.float16, np.int32, np.bool_)} == {np.dtype("float32")}
     with jax.enable_x64(True):
         assert result(np.float64) == "float64"
+        assert {result(dtype) for dtype in (jnp.bfloat16, np.float32, np.int32)} == {np.dtype("float32")}
 
 
 def test_gradients(name):

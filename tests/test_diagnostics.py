@@ -2,6 +2,7 @@
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -16,6 +17,8 @@ def test_effective_sample_size():
     assert diagnostics.effective_sample_size([3.0, 1.0]) == pytest.approx(16 / 10)
     assert diagnostics.effective_sample_size([0.0, 0.0]) == 0
     assert diagnostics.effective_sample_size([1e-30, 1e-30]) == pytest.approx(2)  # the squares alone would underflow
+    assert diagnostics.effective_sample_size(jnp.ones(300, jnp.float16)) == 300  # 300^2 is beyond float16
+    assert diagnostics.effective_sample_size(jnp.ones(3000, jnp.bfloat16)) == 3000
 
 
 def test_shares():

@@ -49,6 +49,17 @@ def test_every_estimator_takes_it(name):
     np.testing.assert_allclose(found, weighted * scale, rtol=2e-4, atol=1e-6)
 
 
+def test_epsilon_is_that_of_the_function_with_the_name():
+    """It is added to the deviations too, not only a bound of the temperatures."""
+    rewards, domains, groups = [[1.0, 0, 1, 0], [1, 0, 0, 0], [1, 1, 1, 0]], [0] * 3, [0, 0, 1]
+    state = fairness.init(1, 2, 4, history=None)
+    wanted, _ = fairness.fair_grpo(rewards, domains, groups, state, epsilon=0.3)
+    scored, memory = estimators.Scored.of(rewards, domains, groups), estimators.Memory(state)
+    found, _, _ = estimators.estimate("fair_grpo", scored, memory, epsilon=0.3)
+    np.testing.assert_allclose(found, wanted, rtol=1e-6)
+    assert abs(float(found[0, 0]) - float(fairness.fair_grpo(rewards, domains, groups, state)[0][0, 0])) > 0.1
+
+
 OBJECTIVES = {
     "grpo": (adv.grpo, lambda p: np.arcsin(np.sqrt(p)) + np.sqrt(p * (1 - p))),
     "dr_grpo": (adv.dr_grpo, lambda p: -((1 - p) ** 2)),

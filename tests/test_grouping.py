@@ -285,6 +285,12 @@ def test_systematic_counts_are_never_off_by_more_than_one(weights, count, start)
     assert (np.abs(counts - count * q) < 1 + 1e-9).all()
 
 
+def test_no_more_are_drawn_than_asked_for_from_the_very_start():
+    """The sum of 25 times 0.04 is a little above 1, so that a cell of almost no probability would give one back."""
+    counts = grouping.systematic_counts(np.r_[np.full(25, 0.04), 1e-18], 552, 0.0)
+    assert counts.sum() == 552 and set(counts[:25]) <= {22, 23} and counts[25] in (0, 1)
+
+
 def test_systematic_counts_have_the_expectation_of_the_probabilities():
     q = np.array([[0.5, 0.013], [0.287, 0.2]])
     starts = (np.arange(10_000) + 0.5) / 10_000
@@ -299,6 +305,9 @@ def test_systematic_counts_have_the_expectation_of_the_probabilities():
         (lambda: grouping.sampling_probabilities([[1, 2]], [[1.0, -1.0]]), "hardness from -1.0 to 1.0"),
         (lambda: grouping.sampling_probabilities([[0, 0]], [[1.0, 1.0]]), "without any row"),
         (lambda: grouping.sampling_probabilities([[1, 1]], [[1.0, 1.0]], max_ratio=0.5), "max_ratio=0.5"),
+        (lambda: grouping.sampling_probabilities([[1]], [[1.0]], domain_exponent=np.nan), "domain_exponent=nan"),
+        (lambda: grouping.sampling_probabilities([[1]], [[1.0]], size_exponent=np.inf), "size_exponent=inf"),
+        (lambda: grouping.sampling_probabilities([[1, 1]], [[0.0, 1]], hardness_exponent=-1), "hardness_exponent=-1"),
         (lambda: grouping.systematic_counts([0.5, 0.4], 4, 0.1), "with sum 0.9; wanted .* with sum 1"),
         (lambda: grouping.systematic_counts([0.5, 0.5], 4, 1.0), "start=1.0"),
     ],

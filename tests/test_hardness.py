@@ -40,6 +40,16 @@ def test_unlabelled_prompts_and_the_last_group_are_apart():
     np.testing.assert_array_equal(state.total, [[0, 1, 0]])
 
 
+def test_ids_of_any_width():
+    """Eight bits hold the ids of 127 groups, but not the number of groups."""
+    state = fairness.init_hardness(1, 200)
+    wide = fairness.observe_hardness([[1.0], [0.0]], [0, 0], [120, -1], state)
+    narrow = fairness.observe_hardness([[1.0], [0.0]], np.zeros(2, np.int8), np.array([120, -1], np.int8), state)
+    chex.assert_trees_all_equal(narrow, wide)
+    with pytest.raises(ValueError, match="got groups from 0 to 4294967296; wanted ids that 32 bits hold"):
+        fairness.observe_hardness([[1.0], [0.0]], [0, 0], np.array([0, 2**32]), state)
+
+
 def test_how_often_a_cell_is_drawn_does_not_bias_it():
     """Half of the prompts of each cell are wrong; one is drawn nine times as often."""
     rewards = np.tile([[1.0, 1], [0, 0]], (50, 1))

@@ -14,6 +14,7 @@ ROOT = Path(__file__).parent.parent
 FLOORS = (
     (
         "demographics",
+        "_labels",
         "_statistics",
         "advantages",
         "diagnostics",

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from fairgrpo_jax import advantages, fairness, interop, losses
+from fairgrpo_jax.sampler import FairSampler
 
 
 def test_numpy_in_numpy_out():
@@ -56,3 +57,10 @@ def test_bad_input_is_refused():
         interop.by_prompt([1.0], interop.layout(["a", "a"]))
     with pytest.raises(ValueError, match=r"layout of \(1, 2\)"):
         interop.by_sample([[1.0]], interop.layout(["a", "a"]))
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_process_counts_its_own_rows(processes):
+    sampler = FairSampler([0] * 8, [0, 1] * 4, batch_size=4, processes=processes)
+    rows = interop.Repeated(sampler, generations=2, repeats=3, batches=5)
+    assert len(rows) == len(list(rows)) == 4 // processes * 2 * 3 * 5

@@ -374,5 +374,7 @@ def test_bad_shapes_are_refused():
         losses.policy_loss(NEW, OLD[:1], ADVANTAGES, MASK)
     with pytest.raises(ValueError, match="equal shapes"):
         losses.kl(NEW, OLD[:1])
+    with pytest.raises(ValueError, match="equal shapes"):
+        losses.kl(NEW, OLD, old_logprobs=OLD[..., 0])
     with pytest.raises(ValueError, match="estimator='k4'"):
         losses.kl(NEW, OLD, estimator="k4")  # pyright: ignore[reportArgumentType]

@@ -155,6 +155,15 @@ def test_multi_label_by_hand():
     assert report["d/similarity"] == pytest.approx((1 + 2 / 3 + 0 + 1) / 4)
 
 
+def test_labels_are_those_that_the_reward_compares():
+    r"""A box with several labels, each in \text, is right for the reward and for every figure."""
+    text, answer = r"\boxed{\text{Edema}, \textbf{Fracture}}", "Fracture, Edema"
+    said = accuracy.extract(text)
+    report = metrics.fairness_report([said], [answer], [{}], ["d"])
+    wanted = accuracy.exact([text], [answer]).item(), accuracy.set_f1([text], [answer]).item()
+    assert wanted == (1, 1) == (report["d/top1"], report["d/similarity"])
+
+
 def test_equalized_odds_takes_the_larger_gap():
     """Women: A, B, C right. Men: labels A A A A B, one A called B: recall (3/4 + 1) / 2, fpr (0 + 1/4) / 2."""
     guess, truth = [*"ABC", *"AAABB"], [*"ABC", *"AAAAB"]

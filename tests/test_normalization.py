@@ -282,6 +282,11 @@ def test_vmap_is_a_loop():
     np.testing.assert_allclose(got, np.array(wanted), rtol=1e-6)
 
 
+def test_keys_of_eight_bits_among_more_keys_than_they_hold():
+    state = norm.observe(norm.init_quantiles(300, capacity=2), jnp.arange(3.0), np.array([0, 100, 0], np.int8))
+    np.testing.assert_array_equal(state.window[np.array([0, 100])], [[0.0, 2.0], [1.0, np.nan]])
+
+
 def test_window_refuses():
     state = norm.init_quantiles(2, capacity=40)
     for bad in ([[1.0]], [[0]]), ([1.0], [0, 1]), ([1.0], [0.0]):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, strategies as st
 
-from fairgrpo_jax.rewards import accuracy, format, length
+from fairgrpo_jax.rewards import accuracy, format, length, parsing
 from fairgrpo_jax.rewards.audit import ATTACKS, EXAMPLES, REASONING, Row, audit, forms, markdown, negation
 from fairgrpo_jax.rewards.parsing import WRAPPERS, parse, plain_answer
 from fairgrpo_jax.rewards.similarity import words_f1
@@ -101,7 +101,7 @@ def test_no_completion_scores_above_a_correct_one(name, text):
         for record, value in zip(records, got, strict=True):
             said = parse(text).answer or ""
             named = accuracy.choice(said, record.choices) or said
-            labels = [accuracy.words(accuracy.unwrapped(label)) for label in named.split(", ")]
+            labels = [accuracy.words(parsing.unwrapped(label)) for label in named.split(", ")]
             wanted = [accuracy.words(label) for label in record.answer.split(", ")]
             assert value == 0 or set(labels) == set(wanted) or accuracy.words(named) == accuracy.words(record.answer)
 

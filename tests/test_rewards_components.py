@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from fairgrpo_jax.rewards import accuracy, format, length
+from fairgrpo_jax.rewards import accuracy, format, length, parsing
 from fairgrpo_jax.rewards.audit import Example
 from tests.test_rewards_parsing import COMPLETIONS
 
@@ -42,7 +42,7 @@ ORGANS = ("Heart", "Left lung", "Liver")
     ],
 )
 def test_choice(said, place):
-    assert accuracy.choice(accuracy.unwrapped(said), ORGANS) == (None if place is None else ORGANS[place])
+    assert accuracy.choice(parsing.unwrapped(said), ORGANS) == (None if place is None else ORGANS[place])
     for right, answer in enumerate(ORGANS):
         assert score(accuracy.letter, said, answer, ORGANS) == (place == right)
 
@@ -105,6 +105,17 @@ def test_yes_no(said, answer, wanted):
         ("5 cm", ".5 cm", 0),
         ("15", "1.5", 0),
         ("HER2+", "HER2-", 0),
+        ("HER2+/-", "HER2+", 0),
+        ("+/-", "+", 0),
+        ("HER2", "HER2 (-)", 0),
+        ("HER2-", "HER2 (−)", 1),  # noqa: RUF001
+        ("HER2 -", "HER2", 0),
+        ("ER -, PR +", "ER, PR +", 0),
+        ("ER-, PR+", "ER (-), PR (+)", 1),
+        ("Nevus - benign", "nevus benign", 1),
+        ("- Edema\n- Fracture", "Edema, Fracture", 1),
+        ("Mass — (left)", "mass left", 1),
+        ("Edema -- Fracture", "Edema, Fracture", 1),
         ("-3", "3", 0),
         ("−3", "-3", 1),  # noqa: RUF001
         ("<5", ">5", 0),

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import example, given
 
 from fairgrpo_jax import config as options, configs, data, rewards
-from fairgrpo_jax.rewards import accuracy, audit
+from fairgrpo_jax.rewards import accuracy, audit, parsing
 from fairgrpo_jax.rewards.parsing import parse
 from tests.test_rewards_audit import COMPLETIONS
 
@@ -108,7 +108,7 @@ def is_right(text, record):
     """Whether a completion names the answer, by letter or in words, with nothing else."""
     said = parse(text).answer or ""
     named = accuracy.choice(said, record.choices) or said
-    labels = {accuracy.words(accuracy.unwrapped(label)) for label in named.split(", ")}
+    labels = {accuracy.words(parsing.unwrapped(label)) for label in named.split(", ")}
     return labels == {accuracy.words(label) for label in record.answer.split(", ")}
 
 

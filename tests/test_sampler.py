@@ -158,6 +158,12 @@ def test_any_cells(cells, batch_size):
     assert drawn.cursors.sum() == batch_size * 4
 
 
+def test_groups_of_eight_bits():
+    groups = np.arange(400) % 127
+    wide, narrow = (FairSampler(np.zeros(400, t), groups.astype(t), batch_size=4) for t in (np.int64, np.int8))
+    np.testing.assert_array_equal(next(narrow), next(wide))
+
+
 @pytest.mark.parametrize(
     "call, said",
     [

@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
+from fairgrpo_jax._labels import label_set
 from fairgrpo_jax.rewards.answers import Graded
-from fairgrpo_jax.rewards.parsing import parse, unwrapped
+from fairgrpo_jax.rewards.parsing import parse
 
 
 YES_NO = ("yes", "no")
@@ -29,6 +30,7 @@ _WORD = re.compile(
     r"|[\u3400-\u9fff]"  # a Chinese character
     r"|[^\W\d_\u3400-\u9fff]+"
     r"|(?<=\w)-(?!\w)|(?<!\w)-(?=\w)"  # HER2-, -3; a hyphen between words is a blank
+    r"|(?<![\w-])-(?![\w-]| [\w(\[])"  # HER2 (-), +/-, HER2 -; a dash before further words is a blank
     rf"|[^\w\s\-{_SEPARATORS}]"  # + < % and all that may carry a meaning
 )
 _DASHES = str.maketrans(dict.fromkeys("‐‑‒–—−", "-") | dict.fromkeys("'’", ""))
@@ -82,7 +84,7 @@ def exact(texts: Sequence[str], answers: Sequence[str]) -> np.ndarray:
 
 def same_labels(said: str, answer: str) -> bool:
     """Whether an answer has the labels of the reference, in any order; the comparison of ``exact``."""
-    return _labels(said) == _labels(answer)
+    return label_set(said) == label_set(answer)
 
 
 def set_f1(texts: Sequence[str], answers: Sequence[str]) -> np.ndarray:
@@ -274,10 +276,13 @@ def words(text: str) -> tuple[str, ...]:
 
     Case, white space, punctuation, apostrophes and hyphens between words do not matter. Articles are dropped, except as
     the last word, and an upper-case A except as the first: "hepatitis A". Numbers keep their points; signs such as +
-    and <, and a hyphen before or after a word, stay as words of their own. Letters that only look alike differ.
+    and <, and a minus (a hyphen that touches one word alone, or that no further words follow), stay as words of their
+    own. Letters that only look alike differ.
 
     >>> words("The X-ray shows Crohn's disease; 1.5 cm, HER2+.")
     ('x', 'ray', 'shows', 'crohns', 'disease', '1.5', 'cm', 'her', '2', '+')
+    >>> words("ER -, PR +"), words("Nevus - benign")
+    (('er', '-', 'pr', '+'), ('nevus', 'benign'))
     """
     found: list[str] = _WORD.findall(" ".join(map(_composed, text.split())).translate(_DASHES))
     if not found:
@@ -335,21 +340,17 @@ def _same_words(said: str, answer: str) -> bool:
 
 
 def _labels_f1(said: str, answer: str) -> float:
-    return _f1(_labels(said), _labels(answer))
+    return _f1(label_set(said), label_set(answer))
 
 
 def _words_f1(said: str, answer: str) -> float:
     return _f1(words(said), words(answer))
 
 
-def _f1(said: Iterable[str], wanted: Iterable[str]) -> float:
+def _f1(said: Iterable[str | None], wanted: Iterable[str | None]) -> float:
     """2 |A and B| / (|A| + |B|) of two bags."""
     a, b = Counter(said), Counter(wanted)
     return 2 * (a & b).total() / (a.total() + b.total())
-
-
-def _labels(answer: str) -> frozenset[str]:
-    return frozenset(unwrapped(label) for label in answer.split(", "))
 
 
 def _is_yes_no(answer: str) -> bool:

@@ -6,11 +6,12 @@ The two forms that prompts ask for are ``<think>...</think><answer>...</answer>`
 import re
 from typing import NamedTuple
 
+from fairgrpo_jax._labels import WRAPPERS as WRAPPERS, braces, unwrapped as unwrapped
+
 
 BOX = r"\boxed{"
 THOUGHT, THOUGHT_END = "<think>", "</think>"
 ANSWER, ANSWER_END = "<answer>", "</answer>"
-WRAPPERS = (r"\text{", r"\textbf{", r"\mathrm{")
 
 
 class Parsed(NamedTuple):
@@ -86,43 +87,13 @@ def plain_answer(text: str) -> str:
     return found if found is not None else "" if THOUGHT in rest else rest.strip()
 
 
-def unwrapped(text: str) -> str:
-    r"""The text without surrounding white space and without a ``\text{...}`` or similar around all of it.
-
-    >>> unwrapped(r" \textbf{\text{ Nevus }} ")
-    'Nevus'
-    """
-    ends, start, end = _braces(text), 0, len(text)
-    while True:
-        while start < end and text[start].isspace():
-            start += 1
-        while start < end and text[end - 1].isspace():
-            end -= 1
-        wrapper = next((name for name in WRAPPERS if text.startswith(name, start, end)), None)
-        if wrapper is None or ends.get(start + len(wrapper) - 1) != end - 1:
-            return text[start:end]
-        start, end = start + len(wrapper), end - 1
-
-
 def _boxes(text: str) -> list[tuple[int, int]]:
     """Start and closing brace of every box that closes, in the order in which they begin."""
     if BOX not in text:
         return []
-    ends = _braces(text)
+    ends = braces(text)
     starts = [found.start() for found in re.finditer(re.escape(BOX), text)]
     return [(start, ends[brace]) for start in starts if (brace := start + len(BOX) - 1) in ends]
-
-
-def _braces(text: str) -> dict[int, int]:
-    """The place of every opening brace that closes, with the place where it does."""
-    waiting: list[int] = []
-    ends: dict[int, int] = {}
-    for found in re.finditer("[{}]", text):
-        if found[0] == "{":
-            waiting.append(found.start())
-        elif waiting:
-            ends[waiting.pop()] = found.start()
-    return ends
 
 
 def _tagged(text: str) -> list[str]:
