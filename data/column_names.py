@@ -101,6 +101,7 @@ class Columns:
         self._kept: dict[str, list[str]] = {}  # some values of columns that became attributes
         self._plans: dict[tuple[str, ...], _Plan] = {}  # by the columns of a row
         self.without_media: list[int] = []
+        self.without_patient: list[int] = []
         self.said = 0  # answers that the assistant says last
 
     def name(self, column: str) -> str:
@@ -245,6 +246,11 @@ class Columns:
             like = [column for column in sorted(self._kept) if _PERSON.search(_small(column))]
             hint = f" (is it {like[0]!r}? then --data.columns patient='{like[0]}')" if like else ""
             lines.append(f"no column patient, patient_id or subject_id: every row counts as its own patient{hint}")
+        elif self.without_patient:
+            lines.append(
+                f"{len(self.without_patient)} of {count} rows name no patient and count as patients of their own, who "
+                f"can be on both sides of a split: {unit} {_first(self.without_patient)}"
+            )
         for column, values in sorted(self._kept.items()):
             held = {_small(key) for value in values if value.startswith("{") for key in _keys(value)}
             if found := sorted(held & KNOWN):
@@ -263,10 +269,14 @@ class Columns:
             )
         lines += [f"column {column} looks like files of media; it is not read as such" for column in like_files]
         if 0 < len(self.without_media) < count:
-            first = ", ".join(map(str, self.without_media[:10]))
-            more = ", ..." if len(self.without_media) > 10 else ""
-            lines.append(f"{len(self.without_media)} of {count} rows have no media: {unit} {first}{more}")
+            lines.append(
+                f"{len(self.without_media)} of {count} rows have no media: {unit} {_first(self.without_media)}"
+            )
         return tuple(lines)
+
+
+def _first(numbers: Sequence[int]) -> str:
+    return f"{', '.join(map(str, numbers[:10]))}{', ...' if len(numbers) > 10 else ''}"
 
 
 def _small(column: str) -> str:

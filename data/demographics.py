@@ -17,6 +17,7 @@ from fairgrpo_jax.demographics import (
     groups,
     is_cut,
     sex as sex,
+    whole_edges as whole_edges,
     within as within,
 )
 

@@ -82,6 +82,11 @@ def record(row: Row, given: Given, line: int) -> Record:
     )
 
 
+def names_patient(row: Row) -> bool:
+    """Whether a row says who its patient is."""
+    return _text("patient", row.patient) != ""
+
+
 def _unnamed(given: Given, line: int) -> str:
     """The id of a row without one."""
     return f"{given.stem}-{line}" if given.split else str(line)
@@ -311,6 +316,7 @@ class Facts:
         sure: whether the row is plain and has a record; of others the rest says nothing, and ``record`` decides.
         uids: as of the record, and so the next two.
         patients: the patients.
+        named: whether the row names its patient.
         splits: the splits.
         shown: number of media.
         bands: the age as it is told if it is a band, else None.
@@ -319,12 +325,14 @@ class Facts:
     sure: list[bool]
     uids: list[str]
     patients: list[str]
+    named: list[bool]
     splits: list[str]
     shown: list[int]
     bands: list[str | None]
 
-    def tell(self, row: int, told: Record) -> None:
-        """Enters what is known of a record that was made."""
+    def tell(self, row: int, told: Record, *, named: bool) -> None:
+        """Enters what is known of a record that was made, and whether its patient was named."""
+        self.named[row] = named
         self.uids[row], self.patients[row], self.splits[row] = told.uid, told.patient, told.split
         self.shown[row] = len(told.media)
         self.bands[row] = told.extra[demographics.AGE_TOLD] if demographics.band(told) else None
@@ -332,7 +340,8 @@ class Facts:
 
 def nothing_known(count: int) -> Facts:
     """Of rows that must all be looked at one by one."""
-    return Facts([False] * count, [""] * count, [""] * count, [""] * count, [0] * count, [None] * count)
+    words = lambda: [""] * count
+    return Facts([False] * count, words(), words(), [False] * count, words(), [0] * count, [None] * count)
 
 
 def facts(row: Row, given: Given, lines: Sequence[int]) -> Facts:
@@ -373,6 +382,7 @@ def facts(row: Row, given: Given, lines: Sequence[int]) -> Facts:
         sure,
         [f"{source or given.dataset}/{name}" for source, name in zip(sources, names, strict=True)],
         [whole(f"{patient}") or name for patient, name in zip(patients, names, strict=True)],
+        [patient != "" for patient in patients],
         [given.split or f"{split}" for split in splits],
         shown,
         [age[1] if isinstance(age, tuple) else None for age in aged],

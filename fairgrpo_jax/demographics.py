@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 
+OLDEST = 130  # years
 EDGES: tuple[float, ...] = (25, 50, 75)  # upper edges of the age bins in years, inclusive
 MISSING = "?"  # stands for an unknown attribute inside a cell
 SEPARATOR = ", "  # between the attributes of a cell
@@ -113,7 +114,7 @@ def age(raw: object) -> float | None:
     years = _years(_with_unit(text)) if years is None else years
     if math.isnan(years) or years == _MISSING_AGE:
         return None
-    if not 0 <= years <= 130:
+    if not 0 <= years <= OLDEST:
         raise ValueError(
             f"age is {raw!r}; wanted years from 0 to 130, a DICOM age such as '053Y', '90+', or -99 for unknown"
         )
@@ -145,7 +146,7 @@ def age_band(raw: object) -> tuple[float, float] | None:
         high = math.floor(float(found[3])) if found[4] == "]" else math.ceil(float(found[3])) - 1.0
     else:
         return None
-    if not low <= high or max(low, 0 if math.isinf(high) else high) > 130:
+    if not low <= high or max(low, 0 if math.isinf(high) else high) > OLDEST:
         raise ValueError(f"age is {raw!r}; wanted a band of years from 0 to 130, the younger end first")
     return float(low), float(high)
 
@@ -171,6 +172,18 @@ def is_cut(band: tuple[float, float], edges: Sequence[float] = EDGES) -> bool:
     return bool(first != last)
 
 
+def whole_edges(bands: Iterable[tuple[float, float]]) -> list[str]:
+    """Edges of age bins that cut none of the bands, as text: upper ends of bands.
+
+    Example:
+        >>> whole_edges([(0, 17), (18, 39), (30, 49), (50, 130)])
+        ['17', '49']
+    """
+    bands = [*bands]
+    ends = sorted({high for _, high in bands if high < OLDEST})
+    return [f"{end:g}" for end in ends if not any(is_cut(band, [end]) for band in bands)]
+
+
 def age_bins(age: ArrayLike | Sequence[float | None], edges: Sequence[float] = EDGES) -> np.ndarray:
     """Index of the age bin; upper edges are inclusive.
 
@@ -182,7 +195,7 @@ def age_bins(age: ArrayLike | Sequence[float | None], edges: Sequence[float] = E
         (N,) int32 in 0 .. len(edges), or -1 where the age is unknown.
 
     Raises:
-        ValueError: if an age is negative, or the edges do not increase.
+        ValueError: if an age is negative, or the edges are no ages or do not increase.
 
     Source: the bins of FairGRPO (arXiv 2510.19893). The authors' code puts an age of NaN into the oldest bin; here it
     is unknown.
@@ -194,7 +207,7 @@ def age_bins(age: ArrayLike | Sequence[float | None], edges: Sequence[float] = E
     years = np.asarray(age, np.float64)
     if np.any(years < 0):
         raise ValueError(f"got a negative age, {years[years < 0][0]}; wanted years >= 0, or None where unknown")
-    if np.any(np.diff(edges) <= 0):
+    if not (np.all(np.isfinite(edges)) and np.all(np.asarray(edges) >= 0) and np.all(np.diff(edges) > 0)):
         raise ValueError(f"got edges={tuple(edges)}; wanted increasing ages")
     return np.where(np.isnan(years), -1, np.searchsorted(edges, years, side="left")).astype(np.int32)
 

@@ -186,7 +186,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if of_run and not {"-h", "--help"} & {*rest}:
         from fairgrpo_jax import answering
 
-        command.parser().parse_args(["answers", *rest])  # what is wrong here is said before the long work
+        command.check(["answers", *rest])  # what is wrong here is said before the long work
         rest = [str(answering.main(of_run)), *rest]
     command.main(rest, _pictures)
 

@@ -133,8 +133,7 @@ def require_whole_bands(records: Sequence[Record], edges: Sequence[float]) -> No
     if not cut:
         return
     named = "; ".join(f"{text}: {len(told[text])} records, {', '.join(told[text][:3])}" for text in sorted(cut)[:10])
-    ends = sorted({high for _, high in bands.values() if high < 130})
-    whole = [f"{end:g}" for end in ends if not any(demographics.is_cut(band, [end]) for band in bands.values())]
+    whole = demographics.whole_edges(bands.values())
     raise ValueError(
         f"got ages that are bands and data.age_edges {', '.join(f'{edge:g}' for edge in edges)}, which cut {named}; "
         + (f"wanted edges from {', '.join(whole)}, or " if whole else "wanted ")

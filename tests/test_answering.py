@@ -37,6 +37,26 @@ def test_options_of_a_run_and_of_an_audit():
     assert evaluate.split(["RUN", "--step", "3"]) == ([], ["RUN", "--step", "3"])
 
 
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        ("--level 95", "got level=95.0"),
+        ("--figure sensitivity", "invalid choice"),
+        ("--figure true_positive_rate", "without --positive"),
+        ("--reference sex", "wanted ATTRIBUTE=GROUP"),
+        ("--age-edges 50 25", "wanted increasing ages"),
+        ("--out taken", "which is a file"),
+    ],
+)
+def test_an_audit_that_cannot_be_is_refused_before_the_model_answers(tmp_path, monkeypatch, capsys, options, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken").touch()
+    monkeypatch.setattr(answering, "main", lambda *_: pytest.fail("the model was asked"))
+    with pytest.raises(SystemExit) as stopped:
+        evaluate.main(["--model.path", "MODEL", *options.split()])
+    assert stopped.value.code == 2 and said in capsys.readouterr().err
+
+
 @pytest.fixture
 def answered(monkeypatch):
     """What would be answered: every question by its place, at once; the options are kept."""

@@ -42,6 +42,32 @@ def test_without_a_patient_it_is_said(tmp_path):
     )
 
 
+@pytest.mark.parametrize("shown", [{}, {"prompt": [{"role": "user", "content": "What is seen?"}]}])
+def test_rows_that_name_no_patient_are_told(tmp_path, shown):
+    """Whether they are read by column or one by one."""
+    told = ({"patient_id": name} for name in ("P1", "", None, "P1", " "))
+    source = load(rows(tmp_path / "train.jsonl", *(shown | row for row in told)))
+    assert source.notes[1:] == (
+        "3 of 5 rows name no patient and count as patients of their own, who can be on both sides of a split: line 2, "
+        "3, 5",
+    )
+    assert len({record.patient for record in source}) == 4
+
+
+def test_splits_of_other_names_are_told_and_of_other_spellings_refused(tmp_path):
+    names = ["train", "test", "val", "train", "val"]
+    path = rows(tmp_path / "all.jsonl", *({"patient": f"P{i}", "split": name} for i, name in enumerate(names)))
+    for split, count in (("train", 2), ("test", 1)):
+        source = jsonl.load(path, split=split)
+        assert len(source) == count and "other splits in the column split: 'val': 2 rows" in source.notes
+    assert len(jsonl.load(path, split="val")) == 2
+    with pytest.raises(ValueError, match="got 'train': 2 rows, 'val': 2 rows, 'test': 1 rows in .*; wanted 'dev'"):
+        jsonl.load(path, split="dev")
+    rows(path, *({"patient": f"P{i}", "split": name} for i, name in enumerate(["train", "Train", "test"])))
+    with pytest.raises(ValueError, match="'Train': 1 rows.*wanted 'train' for rows of that split, spelled so"):
+        jsonl.load(path, split="train")
+
+
 def test_capitals_do_not_matter_and_two_columns_of_one_name_must_agree(tmp_path):
     (record,) = load(rows(tmp_path / "train.jsonl", {"Sex": "F", "AGE": 60, "Race": "Black", "ID": "a"})).records
     assert (record.sex, record.age, record.uid, record.extra) == ("F", 60.0, f"{tmp_path.name}/a", {"Race": "Black"})

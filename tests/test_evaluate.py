@@ -170,6 +170,15 @@ def test_all_forms_give_the_same_records(tmp_path, form, capsys):
         ({}, ["--figure", "true_positive_rate"], "got --figure true_positive_rate without --positive"),
         ({}, ["--least", "1"], "at least 2 patients"),
         ({}, ["--age-edges", "50", "40"], "wanted increasing ages"),
+        ({}, ["--age-edges", "nan"], "wanted increasing ages"),
+        ({}, ["--age-edges", "25", "inf"], "wanted increasing ages"),
+        ({}, ["--age-edges", "-5"], "wanted increasing ages"),
+        ({"age": ["20-29", "30-39", "50"] * 20}, [], "25, 50, 75 of the age groups cut 20-29; wanted edges from 29"),
+        ({"dataset": ["a"] * 59 + [""]}, [], "line 61: dataset is empty"),
+        ({}, ["--seed", "-1"], "got seed=-1"),
+        ({}, ["--on", "id"], "got --on id without --metadata"),
+        ({}, ["--step", "3"], "mine.csv; wanted run folders: a table of pr"),
+        ({}, ["--out", "mine.csv"], "got --out mine.csv, which is a file"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said_with_line_and_column(tmp_path, monkeypatch, capsys, change, arguments, wanted):
@@ -212,6 +221,38 @@ def test_what_was_made_of_the_columns_is_said(tmp_path):
     numbers = written(tmp_path / "n.csv", {"prediction": ["1.0", "0"], "label": [1, 0], "age": ["old", "young"]})
     found = reading.read(numbers)
     assert found.predictions == found.labels == ["1", "0"] and found.attributes["age"] == ["old", "young"]
+
+
+def test_numbers_keep_all_of_their_digits(tmp_path, capsys):
+    """Seven digits and more, as answers and, after pandas has made floats of them, as names of patients."""
+    label = [1234560 + i % 3 for i in range(120)]
+    path = written(tmp_path / "n.csv", {"label": label, "prediction": [1234560] * 120})
+    assert "exactly right 0.333" in audited(capsys, path)
+    rows = {"label": ["yes"] * 60, "prediction": ["yes"] * 60, "patient": [1234560.0 + i // 2 for i in range(60)]}
+    pd.DataFrame(rows).to_parquet(tmp_path / "f.parquet")
+    assert reading.read(tmp_path / "f.parquet").patients == [f"{1234560 + i // 2}" for i in range(60)]
+    spelled = {"label": ["01", "1.50", "-0", "1e3"], "prediction": ["1.0", "1.5", "0", "1000"]}
+    found = reading.read(written(tmp_path / "s.csv", spelled))
+    assert found.predictions == found.labels == ["1", "1.5", "0", "1000"]
+
+
+def test_several_questions_of_an_image_are_no_mistake(tmp_path, capsys):
+    rows = {"image_id": [f"i{i // 3}" for i in range(60)], "label": ["yes"] * 60, "prediction": ["yes"] * 60}
+    path = written(tmp_path / "vqa.csv", rows)
+    assert "image_id repeats" in audited(capsys, path) and reading.read(path).ids is None
+    assert "line 3: image_id i0 is also on line 2" in refused(capsys, path, "--id", "image_id")
+
+
+def test_models_of_other_patients_are_not_compared(tmp_path, capsys):
+    one, other = invented(60), invented(60)
+    other["Gender"] = ["male" if sex == "F" else sex for sex in other["Gender"]]
+    paths = [written(tmp_path / f"{name}.csv", rows) for name, rows in (("one", one), ("other", other))]
+    assert "values of sex differ between" in refused(capsys, *paths, "--id", "Study ID")
+    written(paths[1], invented(60) | {"Patient_ID": [f"p{i // 2}" for i in range(60)]})  # named otherwise
+    audited(capsys, *paths, "--id", "Study ID")
+    for grouped in (3, 1):
+        written(paths[1], invented(60) | {"Patient_ID": [f"p{i // grouped}" for i in range(60)]})
+        assert "group the records by other patients" in refused(capsys, *paths, "--id", "Study ID")
 
 
 def test_a_run_and_its_steps(tmp_path, capsys):

@@ -100,11 +100,28 @@ def load(
         return RecordList(found.records, notes=notes)
     if found.splits is not None:
         chosen = np.array([told == split for told in found.splits], bool)
-        return RecordList(found.of(chosen), notes=notes)
+        return RecordList(found.of(chosen), notes=notes + _other_splits(rows.path, split, found.splits))
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}; {rows.path} has no column split, so there are 'train' and 'test'")
     held_out = found.held_out
     return RecordList(found.of(held_out == (split == "test"), functools.partial(_in_split, split)), notes=notes)
+
+
+def _other_splits(path: Path, split: str, told: Sequence[str]) -> tuple[str, ...]:
+    """A sentence about rows that are in no split with a usual name.
+
+    Raises:
+        ValueError: if the split is there in another spelling, or has no row.
+    """
+    counts = collections.Counter(told)
+    all_of_them = ", ".join(f"{name!r}: {count} rows" for name, count in counts.most_common(20))
+    alike = [name for name in counts if name != split and name.strip().casefold() == split.casefold()]
+    if alike or split not in counts:
+        raise ValueError(
+            f"got {all_of_them} in the column split of {path}; wanted {split!r} for rows of that split, spelled so"
+        )
+    further = [f"{name!r}: {count} rows" for name, count in counts.items() if name not in (split, *SPLITS)]
+    return (f"other splits in the column split: {', '.join(further)}",) if further else ()
 
 
 def _in_split(split: str, record: Record) -> Record:
@@ -217,7 +234,7 @@ class _Index:
                 self._bad.add(block.lines[row], str(error))
                 good[row] = False
                 continue
-            facts.tell(row, record)
+            facts.tell(row, record, named=own_rows.names_patient(told))
             self._columns.said += record.answer != told.answer and not own_rows.answer_of(told)
             if (size := sum([medium.pixels.nbytes for medium in record.media if medium.pixels is not None])) or (
                 block.columns is None
@@ -235,6 +252,7 @@ class _Index:
             self._splits += [facts.splits[row] for row in kept]
         self._bands.update(band for row in kept if (band := facts.bands[row]) is not None)
         self._columns.without_media += [block.lines[row] for row in kept if not facts.shown[row]]
+        self._columns.without_patient += [block.lines[row] for row in kept if not facts.named[row]]
 
     def _hold(self, size: int, line: int) -> None:
         self._held += size
@@ -272,6 +290,7 @@ class _Index:
         self._bad.found.sort(key=operator.itemgetter(0))
         self._bad.raise_if_any()
         columns.without_media.sort()
+        columns.without_patient.sort()
         notes = (*self._files.notes, *columns.notes(len(lines), unit), *_bands(self._bands))
         make = functools.partial(_made, columns, self._given)
         return _Found(Records(make, self._parts, places), patients, splits, notes)

@@ -19,10 +19,11 @@ docs/evaluation.md.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,12 +106,28 @@ def main(arguments: Sequence[str] | None = None, pictures: Pictures | None = Non
     """
     given = parser().parse_args(arguments)
     with processes.until_nobody_reads():
-        try:
+        with _told():
             folder = run(given, pictures)
-        except (ValueError, OSError) as error:
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-            raise SystemExit(2) from None
         print(f"\n{folder / 'report.html'}")
+
+
+def check(arguments: Sequence[str]) -> None:
+    """Ends as ``main`` does if something is wrong with its arguments, before there are answers to audit."""
+    given = parser().parse_args(arguments)
+    with _told():
+        checked(given)
+        if given.out is not None:
+            files.require_writable(given.out)
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """Prints what is wrong as one line, and ends with status 2."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 def run(given: argparse.Namespace, pictures: Pictures | None = None) -> Path:
@@ -119,7 +136,7 @@ def run(given: argparse.Namespace, pictures: Pictures | None = None) -> Path:
     Raises:
         ValueError: for whatever is wrong with the input.
     """
-    settings = _settings(given)
+    settings = checked(given)
     if given.images and (tables := [path for path in given.inputs if not path.is_dir()]):
         raise ValueError(f"got --images for {tables[0]}; wanted run folders: a table of predictions has no images")
     models = _read(given)
@@ -160,7 +177,19 @@ def run(given: argparse.Namespace, pictures: Pictures | None = None) -> Path:
     return folder
 
 
-def _settings(given: argparse.Namespace) -> Settings:
+def checked(given: argparse.Namespace) -> Settings:
+    """How to audit, after a look at all that can be wrong before there are answers.
+
+    Raises:
+        ValueError: for an option out of its range, or options that do not go together.
+    """
+    demographics.age_bins([0.0], given.age_edges or demographics.EDGES)
+    if given.on and given.metadata is None:
+        raise ValueError(f"got --on {given.on} without --metadata FILE; wanted the table that is joined by it")
+    if given.step is not None and (tables := [path for path in given.inputs if path.is_file()]):
+        raise ValueError(f"got --step for {tables[0]}; wanted run folders: a table of predictions has no steps")
+    if given.out is not None and given.out.exists() and not given.out.is_dir():
+        raise ValueError(f"got --out {given.out}, which is a file; wanted a folder")
     reference = {}
     for text in given.reference:
         name, equals, group = text.partition("=")
@@ -183,7 +212,6 @@ def _settings(given: argparse.Namespace) -> Settings:
 
 def _read(given: argparse.Namespace) -> list[kept.Records]:
     edges = tuple(given.age_edges or demographics.EDGES)
-    demographics.age_bins([0.0], edges)
     options: dict[str, Any] = vars(given) | {"age_edges": edges}
     columns = reading.Columns(**{field.name: options[field.name] for field in dataclasses.fields(reading.Columns)})
     names = [path.resolve().stem if path.is_file() else path.resolve().name for path in given.inputs]

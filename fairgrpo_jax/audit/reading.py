@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import decimal
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -114,12 +115,17 @@ def read(path: Path, columns: Columns = Columns(), *, name: str = "") -> Records
     problems = table.problems
     labels = table.text(label, require=True)
     predictions: list[str | None] = [value or None for value in table.text(prediction)]
-    attributes = {name: _values(table, name, column, codes.get(name, {})) for name, column in chosen.items()}
+    values = lambda name, column: _values(table, name, column, codes.get(name, {}), columns.age_edges)
+    attributes = {name: values(name, column) for name, column in chosen.items()}
     ids = table.text(key, require=True) if key else None
+    if ids is not None and not columns.id and _same(str(key)) == "imageid" and len(set(ids)) < len(ids):
+        ids = None
+        table.notes.append(f"{key} repeats, as images of several questions do, and is read as no id: --id COLUMN")
     if ids is not None:
         _require_different(ids, str(key), table)
     scores = [_score(table, score, row) for row in range(len(table))] if score else None
     patients = table.text(patient, require=True) if patient else None
+    datasets = table.text(dataset, require=True) if dataset else [path.stem] * len(table)
     problems.raise_if_any()
     if patients is None:
         table.notes.append(
@@ -134,7 +140,7 @@ def read(path: Path, columns: Columns = Columns(), *, name: str = "") -> Records
         predictions=predictions,
         labels=labels,
         attributes=attributes,
-        datasets=table.text(dataset, require=True) if dataset else [path.stem] * len(labels),
+        datasets=datasets,
         patients=patients,
         scores=scores,
         notes=tuple(table.notes),
@@ -191,7 +197,7 @@ def _text(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(_text(part) for part in value)
     if isinstance(value, float):
-        return "" if math.isnan(value) else f"{value:g}" if value.is_integer() else repr(value)
+        return "" if math.isnan(value) else f"{value:.0f}" if value.is_integer() else repr(value)
     return column_names.plain(value)
 
 
@@ -252,7 +258,7 @@ def _codes(given: Sequence[str], chosen: Mapping[str, str]) -> dict[str, dict[st
     return found
 
 
-def _values(table: _Table, name: str, column: str, codes: Mapping[str, str]) -> list[Any]:
+def _values(table: _Table, name: str, column: str, codes: Mapping[str, str], edges: Sequence[float]) -> list[Any]:
     """The values of an attribute, read strictly."""
     raw = [codes.get(value, value) for value in table.text(column)]
     read: Callable[[str], Any] = {"sex": _sex, "age": demographics.age}.get(name, lambda value: value)
@@ -265,7 +271,7 @@ def _values(table: _Table, name: str, column: str, codes: Mapping[str, str]) -> 
         except ValueError as error:
             known[value], wrong[value] = None, str(error)
     if name == "age" and wrong:
-        known, wrong = _bands(table, column, known, wrong)
+        known, wrong = _bands(table, column, known, wrong, edges)
     for row, value in enumerate(raw):
         if value in wrong:
             table.problems.add(table.lines[row], f"{column}: {wrong[value]}")
@@ -285,15 +291,19 @@ def _sex(value: str) -> str | None:
 
 
 def _bands(
-    table: _Table, column: str, known: dict[str, Any], wrong: Mapping[str, str]
+    table: _Table, column: str, known: dict[str, Any], wrong: Mapping[str, str], edges: Sequence[float]
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Ages that are told in bands or words: groups as they are told, if all are; else an error."""
+    """Ages that are told in bands or words: groups as they are told, if all are; else an error.
+
+    Raises:
+        ValueError: if an edge of the age groups lies inside a band.
+    """
     numbers = [value for value, years in known.items() if years is not None]
     words = [value for value in wrong if not re.search(r"\d", value)]
     if not numbers and len(words) == len(wrong):
         table.notes.append(f"{column} holds words ({', '.join(words[:9])}), which are taken as groups")
         return {value: value or None for value in known}, {}
-    left = dict[str, str]()
+    left, bands = dict[str, str](), dict[str, tuple[float, float]]()
     for value, complaint in wrong.items():
         try:
             band = demographics.age_band(value)
@@ -303,6 +313,15 @@ def _bands(
             left[value] = complaint
         else:
             known[value] = demographics.within(band)
+            bands[value] = band
+    if cut := sorted(value for value, band in bands.items() if demographics.is_cut(band, edges)):
+        whole = demographics.whole_edges(bands.values())
+        better = f"edges from {', '.join(whole)} (--age-edges)" if whole else "ages in years"
+        raise ValueError(
+            f"{table.path}: {column} holds bands, and the edges {', '.join(f'{edge:g}' for edge in edges)} of the age "
+            f"groups cut {', '.join(cut[:9])}; wanted {better}, or --attributes band={column}, which takes each band "
+            "as a group"
+        )
     return known, left
 
 
@@ -375,7 +394,7 @@ def _alike(
     said = [None if value is not None and value.casefold() in stated else value for value in said]
     different = {value for value in [*said, *true] if value is not None}
     if different and all(_is_number(value) for value in different):
-        spelled = {value: f"{float(value):g}" for value in different}
+        spelled = {value: _number(value) for value in different}
         if len(set(spelled.values())) < len(different):
             notes.append("labels are numbers: 1, 1.0 and 01 are one")
         said, true = [spelled[value] if value is not None else None for value in said], [spelled[x] for x in true]
@@ -404,8 +423,20 @@ def _alike(
     return said, true
 
 
+def _number(value: str) -> str:
+    """One spelling of equal numbers, with all of their digits.
+
+    >>> [_number(value) for value in ("1234561", "01", "1.50", "-0", "1e3")]
+    ['1234561', '1', '1.5', '0', '1000']
+    """
+    plain = f"{decimal.Decimal(value):f}"
+    plain = plain.rstrip("0").rstrip(".") if "." in plain else plain
+    return "0" if plain == "-0" else plain
+
+
 def _is_number(value: str) -> bool:
     try:
-        return math.isfinite(float(value))
-    except ValueError:
+        number = decimal.Decimal(value)
+    except decimal.InvalidOperation:
         return False
+    return number.is_finite() and abs(number.adjusted()) < 400

@@ -1,6 +1,7 @@
 """A model's answers as they come from a file or a run folder, column by column."""
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -56,7 +57,7 @@ def matched(models: Sequence[Records]) -> tuple[list[Records], list[str]]:
     """The records that all models answered, in the order of the first, and sentences about those left out.
 
     Raises:
-        ValueError: if a model's records have no ids, none are common, or labels differ.
+        ValueError: if a model's records have no ids, none are common, or labels, attributes or patients differ.
     """
     without = [model.source for model in models if model.ids is None]
     if without:
@@ -78,6 +79,7 @@ def matched(models: Sequence[Records]) -> tuple[list[Records], list[str]]:
                 f"{len(wrong)} labels differ between {first.source} and {other.source}, such as {first.labels[row]!r} "
                 f"and {other.labels[row]!r} of {common[row]}; wanted answers to the same questions"
             )
+        _require_same_people(first, other, common)
     notes = [
         f"{len(model) - len(common):,} of {len(model):,} records of {model.name} were not answered by all models and "
         "are left out of the comparison"
@@ -85,3 +87,31 @@ def matched(models: Sequence[Records]) -> tuple[list[Records], list[str]]:
         if len(model) > len(common)
     ]
     return found, notes
+
+
+def _require_same_people(first: Records, other: Records, names: Sequence[str]) -> None:
+    """Checks that two models' records are of the same patients, whose names may differ, as far as both tell.
+
+    Raises:
+        ValueError: with an attribute that differs, or a patient who is several in the other file.
+    """
+    for attribute in first.attributes.keys() & other.attributes.keys():
+        pairs = list(zip(first.attributes[attribute], other.attributes[attribute], names, strict=True))
+        wrong = [(a, b, name) for a, b, name in pairs if a is not None and b is not None and a != b]
+        if wrong:
+            a, b, name = wrong[0]
+            raise ValueError(
+                f"{len(wrong)} values of {attribute} differ between {first.source} and {other.source}, such as {a!r} "
+                f"and {b!r} of {name}; wanted the same patients"
+            )
+    if first.patients is None or other.patients is None:
+        return
+    both = zip(first.datasets, first.patients, strict=True), zip(other.datasets, other.patients, strict=True)
+    for one, two in itertools.permutations([list(people) for people in both]):
+        known = dict[tuple[str, str], tuple[str, str]]()
+        for a, b, name in zip(one, two, names, strict=True):
+            if known.setdefault(a, b) != b:
+                raise ValueError(
+                    f"{first.source} and {other.source} group the records by other patients: {a[1]} is {known[a][1]} "
+                    f"and, for {name}, {b[1]}; wanted the same patients, whatever their names"
+                )

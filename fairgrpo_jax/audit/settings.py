@@ -46,6 +46,8 @@ class Settings:
                 f"got level={self.level}, least={self.least}, num_resamples={self.num_resamples}, num_permutations="
                 f"{self.num_permutations}; wanted 0 < level < 1, at least 2 patients, and at least 100 of the others"
             )
+        if self.seed < 0:
+            raise ValueError(f"got seed={self.seed}; wanted a seed >= 0")
         if self.adjust not in ADJUSTMENTS:
             raise ValueError(f"got adjust={self.adjust!r}; wanted one of {', '.join(ADJUSTMENTS)}")
 
