@@ -6,8 +6,9 @@ if not __name__.startswith("fairgrpo_jax."):
 import contextlib
 import gc
 import importlib
+import inspect
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -143,6 +144,7 @@ def _load(name: str, root: str | Path | None, split: str, options: dict[str, Any
     dataset = module(name)
     if root is not None and prepared.is_prepared(root):
         return prepared.load(name, root, split=split, **options)
+    _require_known(dataset.load, options)
     if name in MADE:
         if root is not None:
             raise ValueError(f"root is {root}; {dataset.ABOUT.title.lower()} is made, not read: leave root out")
@@ -150,6 +152,17 @@ def _load(name: str, root: str | Path | None, split: str, options: dict[str, Any
     if root is None:
         raise ValueError(f"{name} is read from its owner's folder: pass root=...; get it from {dataset.ABOUT.where}")
     return dataset.load(Path(root), split=split, **options)
+
+
+def _require_known(load: Callable[..., Source], options: Iterable[str]) -> None:
+    """Checks the names of options.
+
+    Raises:
+        ValueError: with those that there are.
+    """
+    known = [name for name in inspect.signature(load).parameters if name not in ("root", "split")]
+    if unknown := [name for name in options if name not in known]:
+        raise ValueError(f"got the options {', '.join(unknown)}; wanted some of {', '.join(known) or 'none'}")
 
 
 @contextlib.contextmanager

@@ -6,13 +6,13 @@ Arrow file is mapped into memory and costs nothing.
 """
 
 import bisect
+import collections
 import contextlib
 import functools
 import itertools
 import os
 import re
 import threading
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,10 +42,13 @@ def schema(path: Path) -> "pa.Schema":
     """The columns of a file, with their metadata.
 
     Raises:
-        ValueError: if it does not exist, or is neither Parquet nor Arrow.
+        ValueError: if it does not exist, is neither Parquet nor Arrow, or has two columns of one name.
     """
     with _failing(path):
-        return _parquet(*_state(path)).schema_arrow if _is_parquet(path) else _arrow(*_state(path)).schema
+        found = _parquet(*_state(path)).schema_arrow if _is_parquet(path) else _arrow(*_state(path)).schema
+        if twice := [name for name, count in collections.Counter(found.names).items() if count > 1]:
+            raise _Told(f"{path} has several columns {', '.join(twice)}; wanted different names")
+        return found
 
 
 def rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -297,7 +300,7 @@ class _Groups:
 
     def __init__(self):
         self._lock = threading.Lock()
-        self._held: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
+        self._held: collections.OrderedDict[tuple[Any, ...], Any] = collections.OrderedDict()
 
     def get(self, state: tuple[str, int, int], group: int, column: str) -> "pa.ChunkedArray":
         """A column of a row group; threads that want the same one read it once."""

@@ -59,6 +59,7 @@ def export(run: Path, out: Path, *, step: int | None = None, form: Form = "merge
     config = options.read(path)[0]
     if form != "merged":
         _require_adapters(run, config)
+    store.require_free(out)
     with contextlib.closing(checkpoint.manager(run / "checkpoints", read_only=True)) as checkpoints:
         steps = sorted(checkpoints.all_steps())
         if not steps:
@@ -70,7 +71,6 @@ def export(run: Path, out: Path, *, step: int | None = None, form: Form = "merge
     architecture, processor = policy.describe(config.model, config.data)
     vlm = models.VLM(architecture, params, processor, config.model.path)
     if form == "adapter":
-        store.require_free(out)
         adapters.save(vlm, out)
     else:
         vlm.save(out)

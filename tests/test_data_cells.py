@@ -81,6 +81,15 @@ def test_cells_are_what_pyarrow_reads(tmp_path, rows, size, told, whole):
         assert not has_bytes(found)
 
 
+@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
+def test_two_columns_of_one_name_are_refused(tmp_path, suffix):
+    """As in CSV: of two columns one would be lost."""
+    table, path = pa.table([pa.array(["a"]), pa.array(["b"])], names=["answer", "answer"]), tmp_path / f"x.{suffix}"
+    pq.write_table(table, path) if suffix == "parquet" else stream(path, table, 1)
+    with pytest.raises(ValueError, match="several columns answer; wanted different names"):
+        list(cells.rows(path))
+
+
 def test_bytes_that_are_all_there_are_not_read(tmp_path, monkeypatch):
     path = tmp_path / "train.parquet"
     rows = [{"image": {"bytes": b"x", "path": None}, "images": [{"bytes": b"y", "path": "p"}] * i} for i in range(4)]

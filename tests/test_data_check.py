@@ -146,6 +146,8 @@ def test_prepare_and_options_from_the_command_line(root, tmp_path, capsys):
     assert "records/train: 3, published 3, as published" in capsys.readouterr().out
     assert main(["prepare", "covid_blues", "--root", str(root), "--out", str(root)]) == 1
     assert "error: " in capsys.readouterr().err
+    assert main(["check", "covid_blues", "--root", str(root), "--option", "frame=2"]) == 1
+    assert "got the options frame; wanted some of " in capsys.readouterr().out
     assert main(["check", "covid_blues", "--root", str(root), "--option", "frames"]) == 1
     assert "wanted KEY=VALUE" in capsys.readouterr().err
     with pytest.raises(SystemExit):

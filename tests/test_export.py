@@ -68,6 +68,15 @@ def test_errors_are_one_line(tmp_path, monkeypatch, capsys, arguments, named):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_full_folder_is_refused_before_the_checkpoint_is_read(tmp_path, monkeypatch):
+    write_run(tmp_path / "run")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "config.json").touch()
+    monkeypatch.setattr(checkpoint, "saved_params", lambda *_: pytest.fail("the checkpoint was read"))
+    with pytest.raises(ValueError, match="already holds config.json"):
+        export.export(tmp_path / "run", tmp_path / "full")
+
+
 def raise_it(text):
     raise ValueError(text)
 

@@ -497,3 +497,6 @@ def test_the_command(small, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["report", str(tmp_path / "none"), "--out", str(tmp_path / "d.html")])
     with pytest.raises(SystemExit, match="error: .*no run folder"):
         command.main()
+    monkeypatch.setattr(sys, "argv", ["report", str(small), "--out", str(tmp_path)])
+    with pytest.raises(SystemExit, match="is a folder; wanted the name of an HTML file"):
+        command.main()

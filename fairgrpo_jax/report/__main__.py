@@ -34,6 +34,8 @@ def _main() -> None:
     if len(set(names)) < len(names):
         names = [str(path) for path in given.runs]
     try:
+        if given.out.is_dir():
+            raise ValueError(f"got --out {given.out}, which is a folder; wanted the name of an HTML file")
         path = report.build(
             dict(zip(names, given.runs, strict=True)), given.out, title=given.title or " and ".join(names)
         )
