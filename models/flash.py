@@ -157,7 +157,7 @@ def _pieces(
         found.append(_runs(jnp.where(known.block > 0, known.block, -1), True, scale, flash))
     if prompt_kv is not None:
         whole, tail = (functools.partial(make, known.lengths, scale=scale, flash=flash) for make in (_prompt, _tail))
-        found.append(pick(lambda: tail(window), whole) if window > 1 else whole())
+        found.append(pick(lambda: tail(window) if window > 1 else _unseen(), whole))
     return found
 
 
@@ -254,6 +254,12 @@ def _tail(lengths: jax.Array, window: int, *, scale: float, flash: Flash) -> _Pi
     whole = jnp.full_like(lengths, reach)
     seen = Seen(causal=True, queries=whole, keys=jnp.minimum(lengths, reach))
     return _piece(seen, scale, flash, rows=rows, back=back, keys=keys, keys_back=keys_back, of_prompt=True)
+
+
+def _unseen() -> _Piece:
+    """A prompt of which nothing is seen: in a window of one token, a token sees itself alone."""
+    forward = lambda q, _: (jnp.zeros_like(q), jnp.full((*q.shape[:-1], 1), -jnp.inf))
+    return _Piece(forward, lambda q, kv, *_: (jnp.zeros_like(q), *map(jnp.zeros_like, kv)), of_prompt=True)
 
 
 def _runs(ids: jax.Array, ahead: bool, scale: float, flash: Flash) -> _Piece:

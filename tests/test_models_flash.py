@@ -106,6 +106,10 @@ def test_completions_in_global_and_local_layers(lengths, window, local):
     assert_equal(completion_pass(window, prompts(lengths), local))
 
 
+def test_a_window_of_one_token_sees_nothing_of_the_prompt():
+    assert_equal(completion_pass(1, prompts([1, 20, 7]), True))
+
+
 def test_a_window_of_all_layers():
     """Known before the program runs."""
     config, prompt = layers_of(5), prompts([20, 3, 9])
