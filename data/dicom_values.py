@@ -61,7 +61,7 @@ def picture(dataset: "Dataset", stored: np.ndarray, window: str) -> np.ndarray:
             shown = _windowed(dataset, levels, window)
             if kind == "MONOCHROME1":
                 shown = 1 - shown
-            shown[_padding(dataset, levels)] = 0
+            shown[_padding(dataset, levels) | np.isnan(shown)] = 0
             return np.rint(255 * shown).astype(np.uint8)
 
         return np.repeat(_by_level(stored, grey)[..., None], 3, axis=-1)
@@ -109,8 +109,10 @@ def _windowed(dataset: "Dataset", stored: np.ndarray, window: str) -> np.ndarray
     if window == "voi" and (tables := dataset.get("VOILUTSequence")):
         return apply_voi(values, dataset, index=0) / (2.0 ** int(tables[0].LUTDescriptor[2]) - 1)
     values = values.astype(np.float64)
+    if not np.isfinite(values).any():
+        raise Refused("has no finite value")
     if (told := _window(dataset, window)) is None:
-        seen = values[~_padding(dataset, stored)]
+        seen = values[~_padding(dataset, stored) & np.isfinite(values)]
         low, high = (seen.min(), seen.max()) if seen.size else (0.0, 0.0)
         return np.clip((values - low) / max(high - low, np.finfo(np.float64).tiny), 0, 1)
     centre, width, function = told
@@ -129,7 +131,8 @@ def _window(dataset: "Dataset", window: str) -> tuple[float, float, str] | None:
     if window == "minmax" or centre is None or width is None or dataset.get("VOILUTSequence"):
         return None
     function = dataset.get("VOILUTFunction") or "LINEAR"
-    if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID") or width <= 0 or (function == "LINEAR" and width < 1):
+    known = function in ("LINEAR", "LINEAR_EXACT", "SIGMOID") and np.isfinite([float(centre), float(width)]).all()
+    if not known or width <= 0 or (function == "LINEAR" and width < 1):
         raise Refused(f"has the window centre {centre}, width {width}, function {function}; pass window='minmax'")
     return centre, width, function
 

@@ -250,7 +250,7 @@ def _row(settings: options.Data, record: Record, text: str, reward: float) -> An
         prediction=said or "",
         completion=text,
         reward=float(reward),
-        exact=float(said is not None and accuracy.same_labels(said, record.answer)),
+        exact=float(said is not None and accuracy.same_answer(said, record)),
     )
     further = {name: at for name, at in batches.groups_of(record, settings).items() if name not in ("sex", "age")}
     if further:

@@ -9,6 +9,7 @@ Predictions are the rows of an evaluation of ours, found by their uid, or a list
 answers to NAP are compared as the board does with ``--similarity FOLDER`` of all-MiniLM-L6-v2.
 """
 
+import collections
 import dataclasses
 import json
 import math
@@ -100,11 +101,18 @@ def write(path: Path, records: Sequence[Record], answers: Sequence[str]) -> None
 def answers(records: Sequence[Record], rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """The answer of each record: by uid from the rows of an evaluation, by place from a submission.
 
+    Rows of other records are counted, named and not used.
+
     Raises:
-        ValueError: for records without an answer, rows of other records, or a list of another length.
+        ValueError: for records without an answer or with several, or a list of another length or order.
     """
     if rows and "uid" in rows[0]:
         found = {str(row["uid"]): plain_answer(str(row["completion"])) for row in rows}
+        twice = [name for name, count in collections.Counter(str(row["uid"]) for row in rows).items() if count > 1]
+        if twice:
+            raise ValueError(f"got several rows of {len(twice)} records ({', '.join(twice[:3])}); wanted one each")
+        if others := found.keys() - {record.uid for record in records}:
+            print(f"{len(others)} rows of records outside the split are not used: {', '.join(sorted(others)[:3])}")
         missing = [record.uid for record in records if record.uid not in found]
         if missing:
             raise ValueError(
@@ -133,11 +141,17 @@ def read(path: Path) -> list[dict[str, Any]]:
     """
     try:
         text = path.read_text(encoding="utf-8")
-        rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(x) for x in text.splitlines() if x]
+        lines = (line for line in text.split("\n") if line.strip())
+        rows = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in lines]
     except (OSError, ValueError) as error:
         raise ValueError(f"got {path} ({error}); wanted predictions as JSON lines or a JSON list") from error
-    if not all(isinstance(row, dict) and ("prediction" in row or "uid" in row and "completion" in row) for row in rows):
-        raise ValueError(f"got {path} with rows of another form; wanted uid and completion, or id, qa_type, prediction")
+    for row in rows:
+        said = row.get("completion" if "uid" in row else "prediction") if isinstance(row, dict) else None
+        if not isinstance(said, str):
+            raise ValueError(
+                f"got {path} with rows of another form; wanted uid and completion, or id, qa_type, prediction, in text,"
+                f" not {str(row)[:80]}"
+            )
     return rows
 
 

@@ -102,7 +102,7 @@ def table(
         known = {"step": step, "prompt": i} | _about(record, encoder.settings) | {"cell": cell, "images": [*names]}
         for g, text in enumerate(drawn.texts[i]):
             said = answers.prediction(record, text, lettered=encoder.settings.letters)
-            right = said is not None and accuracy.same_labels(said, record.answer)
+            right = said is not None and accuracy.same_answer(said, record)
             row = known | {"rollout": g, "completion": _text(text), "prediction": None if said is None else _text(said)}
             row |= {"exact": float(right) if record.answer.strip() else np.nan}
             row |= {"length": int(lengths[i, g]), "finished": bool(drawn.finished[i, g])}

@@ -20,7 +20,7 @@ from pydicom.uid import (
     SecondaryCaptureImageStorage,
 )
 
-from fairgrpo_jax.data import dicom, media
+from fairgrpo_jax.data import dicom, dicom_values, media
 from fairgrpo_jax.data.record import Media, Record
 
 
@@ -103,6 +103,22 @@ def test_minmax_and_files_without_a_window():
     np.testing.assert_array_equal(shown(dataset()), by_hand)
     np.testing.assert_array_equal(shown(dataset(WindowCenter=1500, WindowWidth=1800), window="minmax"), by_hand)
     assert (shown(dataset(np.full((4, 4), 7, np.uint16))) == 0).all()
+
+
+@pytest.mark.parametrize("name", ["WindowCenter", "WindowWidth"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_window_that_is_none_is_refused(name, value):
+    file = dataset(WindowCenter=1500, WindowWidth=1800)
+    setattr(file, name, value)
+    with pytest.raises(ValueError, match="pass window='minmax'"):
+        dicom_values.picture(file, STORED, "voi")
+
+
+def test_values_that_are_no_numbers_are_dark_and_the_rest_is_shown():
+    file, values = dataset(), np.array([[0.0, 1.0], [2.0, np.nan]], np.float32)
+    assert dicom_values.picture(file, values, "voi")[..., 0].tolist() == [[0, 128], [255, 0]]
+    with pytest.raises(ValueError, match="no finite value"):
+        dicom_values.picture(file, np.full((2, 2), np.nan, np.float32), "voi")
 
 
 def test_monochrome1_is_inverted():

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import email.utils
+import json
 import sys
 import threading
 import time
@@ -326,6 +327,20 @@ def test_the_key_is_read_from_the_environment_and_no_other_is_sent(monkeypatch):
     monkeypatch.setenv("CLINIC_KEY", "")
     with pytest.raises(ValueError, match="got judge.key_variable=CLINIC_KEY, which is not set or empty; wanted"):
         Judge(options(server, key_variable="CLINIC_KEY"))
+    for key in ("sk-secret\nsk-two", "sk-secret two", "\u201csk-secret\u201d"):
+        monkeypatch.setenv("CLINIC_KEY", key)
+        with pytest.raises(ValueError, match="CLINIC_KEY with blanks, several lines or letters that no key") as told:
+            Judge(options(server, key_variable="CLINIC_KEY"))
+        assert "secret" not in str(told.value)
+
+
+@pytest.mark.parametrize("count", ["1e999", f"{2**70}", "-1", "null"])
+def test_a_count_of_tokens_that_is_none_costs_no_score(count):
+    said = {"choices": [{"message": {"content": "Yes"}, "finish_reason": "stop"}], "usage": {"completion_tokens": 1}}
+    body = json.dumps(said).replace('"usage": {', f'"usage": {{"prompt_tokens": {count}, ')
+    with Scripted(lambda asked, before: Reply(body=body)) as server:
+        scores, counts = ask(server, thoughts(1))
+    assert scores.tolist() == [[1.0]] and counts["unmetered"] == 1
 
 
 def test_no_model_and_no_library(monkeypatch):

@@ -43,6 +43,7 @@ def test_columns_by_dataset_in_both_readings(root, tmp_path, monkeypatch, capsys
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(json.dumps({"uid": r.uid, "completion": r.answer}) for r in records))
     told = run(monkeypatch, capsys, "score", path, "--root", root, "--split", split, "--per-dataset")
+    assert "rows of records outside the split are not used: medvidbench/" in told
     assert "all datasets:" in told and "AVOS:" in told and told.count("| strict |") == told.count("| board |") >= 2
     header, _, board, strict = [line for line in told.splitlines() if line.startswith("|")][:4]
     names = [name.strip() for name in header.split("|")[2:-1]]
@@ -55,6 +56,14 @@ def test_predictions_that_do_not_fit(root, tmp_path):
     records = medvidbench.load(root, split="test").records
     with pytest.raises(ValueError, match=r"no prediction for 2 of 3 records \(.*wanted all of the split"):
         leaderboard.answers(records, [{"uid": records[0].uid, "completion": "x"}])
+    with pytest.raises(ValueError, match="got several rows of 1 records"):
+        leaderboard.answers(records, [{"uid": r.uid, "completion": "x"} for r in (*records, records[0])])
+    for said in ({"prediction": None}, {"uid": "u", "completion": ["a"]}):
+        (tmp_path / "odd.jsonl").write_text(json.dumps(said))
+        with pytest.raises(ValueError, match="wanted uid and completion, or id, qa_type, prediction, in text, not"):
+            leaderboard.read(tmp_path / "odd.jsonl")
+    (tmp_path / "line.jsonl").write_text('{"prediction": "a\u2028b"}\n', encoding="utf-8")  # no end of a JSON line
+    assert leaderboard.read(tmp_path / "line.jsonl") == [{"prediction": "a\u2028b"}]
     with pytest.raises(ValueError, match="got 1 predictions for 3 records; wanted one each, in the owners' order"):
         leaderboard.answers(records, [{"prediction": "x"}])
     with pytest.raises(ValueError, match="got prediction 0 of None, stg; wanted .*, tal"):

@@ -101,6 +101,7 @@ def test_yes_no(said, answer, wanted):
         ("x-ray", "X ray", 1),
         ("Crohn's disease", "Crohn’s disease", 1),
         ("1,000 ml", "1000 ml", 1),
+        ("1,234.5 ml", "1234.5 ml", 1),
         (".5 cm", "0.5 cm", 1),
         ("5 cm", ".5 cm", 0),
         ("15", "1.5", 0),
@@ -195,6 +196,9 @@ def record(answer, *choices):
         ("C: liver", record("Liver", *ORGANS), 0, 1),
         ("Liver, Heart", record("Heart, Liver", *ORGANS), 1, 1),  # several right ones
         ("A, C", record("Heart, Liver", *ORGANS), 0, 0),
+        ("blue, red", record("red, blue", "red, blue", "blue, red"), 0, 0),  # a choice is one, not labels
+        ("red, blue", record("red, blue", "red, blue", "blue, red"), 1, 1),
+        ("A", record("red, blue", "red, blue", "blue, red"), 0, 1),
         ("yes.", record("Yes", "Yes", "No"), 1, 1),
         ("A", record("Yes", "Yes", "No"), 0, 1),
         ("yes.", record("Yes"), 1, 1),

@@ -300,6 +300,20 @@ def test_cvs(text, board, strict):
     assert tuple(ratings.cvs(text).values()) == strict
 
 
+def test_numbers_without_an_end_are_wrong_and_stop_nothing():
+    """More digits than Python turns into a number, and more than a float holds."""
+    many = "2" * 5000
+    for board in (False, True):
+        assert set(ratings.cvs(f"Two structures: {many}", leaderboard=board).values()) == {-1}
+        assert set((ratings.skills(f"Time and motion: {many}/5", leaderboard=board) or {}).values()) == {-1}
+        said = events.parse(f"0-{many} seconds: a", leaderboard=board)
+        wanted = events.parse("0-10 seconds: a")
+        assert events.f1(said, wanted, leaderboard=board) == 0
+        found = spans.parse(f"0-{many} seconds.", leaderboard=board)
+        assert spans.score(found, [(0.0, 10.0)], leaderboard=board) < 1e-6
+    assert spans.parse("1" * 100_000) == spans.parse("1" * 100_000, leaderboard=True) == []
+
+
 def test_what_is_not_rated_is_left_out_on_the_board_and_wrong_strictly():
     wanted = {"two_structures": 2, "cystic_plate": 1, "hepatocystic_triangle": 0}
     one = {"two_structures": 2}

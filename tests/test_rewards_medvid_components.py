@@ -118,6 +118,13 @@ def test_a_judge_of_yes_and_no_is_asked_once_a_dimension(tmp_path):
     assert len(judge.versions) == 10
 
 
+def test_a_judge_is_not_asked_where_there_is_nothing_to_compare_with(tmp_path):
+    judge, blank = Heard(path=tmp_path), caption("region_caption")
+    blank.answer = " "
+    found = judge_components.clinical(given([blank], ["A hook.", ""]), judge).result()
+    assert np.isnan(found.scores).all() and not judge.versions
+
+
 @pytest.mark.parametrize(
     "task, prompt, wording",
     [

@@ -37,6 +37,7 @@ def test_a_function_of_chats():
         ("too_few", "got 1 rewards of tests.own_rewards:too_few for 4 completions; wanted one for each"),
         ("words", "got 'good' of tests.own_rewards:words for record a/ of a; wanted a number, or None"),
         ("endless", "got inf of tests.own_rewards:endless for record a/ of a; wanted a finite number"),
+        ("beyond", "got 1e\\+39 of tests.own_rewards:beyond for record a/ of a; wanted a finite number"),
         ("raises_for_b", r"got KeyError \('no such thing'\) of tests.own_rewards:raises_for_b for record b/ of b"),
         ("raises_for_many", r"got RuntimeError \(too many\) of .* for 4 completions together.* and for none alone"),
         ("verl_without_score", "got a dict without score of tests.own_rewards:verl_without_score for record a/ of a"),

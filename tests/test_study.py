@@ -64,6 +64,8 @@ def test_holm_against_r():
 def test_seeds_needed_against_tables():
     """Paired t-test, two-sided .05, power .8: 34 pairs for d = .5, 199 for d = .2 and 15 for d = .8 (Cohen 1988)."""
     assert [compare.seeds_needed(d, 1.0) for d in (0.2, 0.5, 0.8)] == [199, 34, 15]
+    with pytest.raises(ValueError, match="got deviation=0"):
+        compare.seeds_needed(0.5, 0)
 
 
 @pytest.mark.parametrize("values", [([], []), ([1.0], [1.0, 2.0]), ([math.nan], [1.0])])

@@ -75,8 +75,8 @@ def _row(score: np.ndarray, event: np.ndarray, patient: np.ndarray, level: float
     return {
         "score": float(score.mean()),
         "rate": float(event.mean()),
-        "bias": _mean(score - event, patient, level),
-        "brier": _mean((score - event) ** 2, patient, level),
+        "bias": _mean(score - event, patient, level, -1),
+        "brier": _mean((score - event) ** 2, patient, level, 0),
         "auroc": auroc(score, event, patient, level),
         "ece": float(np.abs(total - events).sum() / len(score)),
         "ece_expected": float(np.sqrt(2 / np.pi * doubt).sum() / len(score)),
@@ -84,15 +84,15 @@ def _row(score: np.ndarray, event: np.ndarray, patient: np.ndarray, level: float
     }
 
 
-def _mean(values: np.ndarray, patient: np.ndarray, level: float) -> list[float | None]:
-    """A mean over records, with an interval by Student's t over patients."""
+def _mean(values: np.ndarray, patient: np.ndarray, level: float, least: float) -> list[float | None]:
+    """A mean over records, with an interval by Student's t over patients, within what the mean can be, at most 1."""
     middle, count = float(values.mean()), int(patient.max()) + 1
     spread = np.bincount(patient, values - middle)
     half = np.nan
     if count > 1:
         error = np.sqrt((spread**2).sum() * count / (count - 1)) / len(values)
         half = float(special.stdtrit(count - 1, (1 + level) / 2)) * error
-    return [middle, finite(middle - half), finite(middle + half)]
+    return [middle, finite(np.maximum(middle - half, least)), finite(np.minimum(middle + half, 1))]
 
 
 def auroc(score: np.ndarray, event: np.ndarray, patient: np.ndarray, level: float) -> list[float | None] | None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from fairgrpo_jax._labels import label_set
+from fairgrpo_jax._labels import label_set, unwrapped
 from fairgrpo_jax.rewards.answers import Graded
 from fairgrpo_jax.rewards.parsing import parse
 
@@ -34,7 +34,7 @@ _WORD = re.compile(
     rf"|[^\w\s\-{_SEPARATORS}]"  # + < % and all that may carry a meaning
 )
 _DASHES = str.maketrans(dict.fromkeys("‐‑‒–—−", "-") | dict.fromkeys("'’", ""))
-_THOUSANDS = re.compile(r"\d{1,3}(?:,\d{3})+")
+_THOUSANDS = re.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?")
 
 
 def extract(text: str) -> str | None:
@@ -85,6 +85,12 @@ def exact(texts: Sequence[str], answers: Sequence[str]) -> np.ndarray:
 def same_labels(said: str, answer: str) -> bool:
     """Whether an answer has the labels of the reference, in any order; the comparison of ``exact``."""
     return label_set(said) == label_set(answer)
+
+
+def same_answer(said: str, record: Graded) -> bool:
+    """Whether an answer is that of the record: one choice is compared whole, even with a comma in it; else labels."""
+    whole = record.answer in record.choices and ", " in record.answer
+    return unwrapped(said) == unwrapped(record.answer) if whole else same_labels(said, record.answer)
 
 
 def set_f1(texts: Sequence[str], answers: Sequence[str]) -> np.ndarray:
@@ -296,6 +302,8 @@ def _rule(record: Graded, lettered: bool) -> Callable[[str, str], bool]:
     one_of_them = record.answer in record.choices
     if lettered and one_of_them:
         return lambda said, answer: _is_choice(said, answer, record.choices)
+    if one_of_them and ", " in record.answer:
+        return lambda said, _: same_answer(said, record)
     if record.choices and {text.casefold() for text in record.choices} != set(YES_NO):
         return same_labels
     return _same_words

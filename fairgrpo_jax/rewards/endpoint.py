@@ -36,6 +36,7 @@ BACK_OFF = 0.5  # seconds before the second attempt; doubled for each further on
 LONGEST_BACK_OFF = 30.0
 POLL = (0.05, 1.0)  # seconds between looks at what another process asks: at first, at most
 IMAGE_TOKENS = 258  # of an image of at most 512 pixels a side, as two large providers count
+MOST_TOKENS = 2**53  # of a call; more is no count
 AGAIN = (408, 409, 429)  # and 500 or more
 
 
@@ -234,7 +235,7 @@ class Endpoint:
             return question.read(said), said if isinstance(said, str) else json.dumps(said)
         except Unreadable as error:
             raise Failed(error.reason, again=True, detail=str(error)) from error
-        except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError) as error:
             raise Failed("malformed", again=True, detail=answer) from error
 
     async def _send(self, path: str, body: Mapping[str, Any]) -> str:
@@ -370,6 +371,11 @@ def _key(options: Options) -> str:
             f"got {options.section}.key_variable={options.key_variable}, which is not set or empty; wanted the API key "
             f"of {options.url} in this environment variable"
         )
+    if not key.isascii() or not key.isprintable() or " " in key:
+        raise ValueError(
+            f"got {options.section}.key_variable={options.key_variable} with blanks, several lines or letters that no "
+            "key has; wanted one API key in this environment variable, as it was issued"
+        )
     return key
 
 
@@ -430,9 +436,9 @@ def _anything(_: object) -> tuple[Any, ...]:
 def _usage(answer: str) -> tuple[int, int] | None:
     """The tokens in and out of an answer, as chats or as typed questions name them; None if it does not say."""
     for names in (("prompt_tokens", "completion_tokens"), ("input_tokens", "output_tokens")):
-        with contextlib.suppress(ValueError, TypeError, LookupError, RecursionError):
+        with contextlib.suppress(ValueError, TypeError, LookupError, RecursionError, OverflowError):
             tokens_in, tokens_out = (json.loads(answer)["usage"][name] for name in names)
-            if min(int(tokens_in), int(tokens_out)) >= 0:
+            if 0 <= int(tokens_in) < MOST_TOKENS and 0 <= int(tokens_out) < MOST_TOKENS:
                 return int(tokens_in), int(tokens_out)
     return None
 

@@ -56,7 +56,8 @@ Component = Callable[[Answers], np.ndarray | concurrent.futures.Future[Judged]]
 def clinical(answers: Answers, judge: Judge) -> "concurrent.futures.Future[Judged]":
     """Begins to compare every answer with its reference in the five clinical dimensions.
 
-    The thought is not shown to the judge. A completion without an answer is 0 in all dimensions, and nobody is asked. A
+    The thought is not shown to the judge. A completion without an answer is 0 in all dimensions, and nobody is asked; a
+    record whose reference is blank is not scored. A
     judge on our own devices, which says Yes or No, is asked once a dimension.
 
     Example:
@@ -70,7 +71,9 @@ def clinical(answers: Answers, judge: Judge) -> "concurrent.futures.Future[Judge
         [[0.0, 0.0]]
     """
 
-    def questions(text: str, record: Asked) -> Sequence[Question]:
+    def questions(text: str, record: Asked) -> Sequence[Question] | None:
+        if not record.answer.strip():
+            return None
         answer = plain_answer(text)
         options = judge.options if answer else None
         if options is None:
@@ -103,10 +106,10 @@ def coherent(answers: Answers, judge: Judge) -> "concurrent.futures.Future[Judge
 def _asked(
     answers: Answers,
     judge: Judge,
-    questions: Callable[[str, Asked], Sequence[Question]],
+    questions: Callable[[str, Asked], Sequence[Question] | None],
     dimensions: tuple[str, ...],
 ) -> "concurrent.futures.Future[Judged]":
-    """Submits the questions of all completions; those without any are 0.
+    """Submits the questions of all completions; those without any are 0, and those with None are not scored.
 
     A completion has one question for all dimensions, or one for each.
     """
@@ -115,11 +118,12 @@ def _asked(
 
     def judged(rows: np.ndarray) -> Judged:
         scores = np.zeros((len(asked), len(dimensions)), np.float32)
+        scores[[own is None for own in asked]] = np.nan
         scores[[bool(own) for own in asked]] = rows.reshape(-1, len(dimensions))
         parts = {name: scores[:, i].reshape(shape) for i, name in enumerate(dimensions)}
         return Judged(scores.mean(axis=1).reshape(shape), parts)
 
-    every = [question for own in asked for question in own]
+    every = [question for own in asked for question in own or ()]
     if not every:
         done: concurrent.futures.Future[Judged] = concurrent.futures.Future()
         done.set_result(judged(np.zeros((0, len(dimensions)), np.float32)))

@@ -324,4 +324,7 @@ def _number(answers: Any, name: str, kind: str) -> float:
         raise Unreadable("malformed", str(answers)) from error
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise Unreadable("malformed", str(answers))
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise Unreadable("range", str(answers)) from error

@@ -26,6 +26,9 @@ import numpy as np
 from fairgrpo_jax.rewards.answers import Answers, Asked, task
 
 
+LARGEST = float(np.finfo(np.float32).max)  # of a score
+
+
 def load(name: str, *, messages: bool = False) -> Callable[[Answers], np.ndarray]:
     """The component of a function named ``package.module:function``, found from the working directory as Python does.
 
@@ -156,7 +159,7 @@ def _number(name: str, value: Any, record: Asked) -> float:
     if not isinstance(value, numbers.Real) and not (np.ndim(value) == 0 and hasattr(value, "item")):
         raise ValueError(f"got {value!r} of {name} for {_named(record)}; wanted a number, or None for not scored")
     number = float(value)
-    if math.isinf(number):
+    if abs(number) > LARGEST:
         raise ValueError(f"got {number} of {name} for {_named(record)}; wanted a finite number, or None for not scored")
     return number
 

@@ -82,6 +82,8 @@ def seeds_needed(mean: float, deviation: float, *, alpha: float = 0.05, power: f
     >>> seeds_needed(0.5, 1.0)
     34
     """
+    if not deviation > 0:
+        raise ValueError(f"got deviation={deviation}; wanted a number > 0: differences that do not vary need no test")
     for n in range(2, most):
         edge, shift = stats.t.ppf(1 - alpha / 2, n - 1), abs(mean) / deviation * np.sqrt(n)
         if stats.nct.sf(edge, n - 1, shift) + stats.nct.cdf(-edge, n - 1, shift) >= power:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fairgrpo_jax.rewards.medvid.matching import best_sum
+from fairgrpo_jax.rewards.medvid.spans import seconds
 
 
 THRESHOLDS = (0.3, 0.5, 0.7)  # of IoU, over which precision and recall are averaged
@@ -47,14 +48,14 @@ def parse(text: str, *, leaderboard: bool = False) -> list[Event]:
     [Event(start=1.0, end=2.0, caption='cut: A cut.'), Event(start=3.0, end=4.0, caption='A knot.')]
     """
     if leaderboard:
-        found = [Event(float(a), float(b), said.strip().replace("\n", " ")) for a, b, said in _EVENT.findall(text)]
+        found = [Event(seconds(a), seconds(b), said.strip().replace("\n", " ")) for a, b, said in _EVENT.findall(text)]
         return _first(found) or [
-            Event(float(a), float(b), said.strip().rstrip("."))
+            Event(seconds(a), seconds(b), said.strip().rstrip("."))
             for line in text.strip().split("\n")
             for a, b, said in _LOOSE.findall(line)
         ]
     lines = [_LINE.fullmatch(line.strip()) for line in text.strip().split("\n") if line.strip()]
-    events = [Event(float(line[1]), float(line[2]), line[3].strip()) for line in lines if line]
+    events = [Event(seconds(line[1]), seconds(line[2]), line[3].strip()) for line in lines if line]
     sound = len(events) == len(lines) and all(event.start < event.end for event in events)
     return _first(events) if sound else []
 

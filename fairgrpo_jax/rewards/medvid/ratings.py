@@ -42,7 +42,7 @@ def skills(text: str, *, leaderboard: bool = False) -> dict[str, int] | None:
         return None
     if leaderboard:
         found = [re.search(r"([^:]+?):\s*(\d+)/5", part.strip()) for part in text.split(",")]
-        return {match[1].strip(): int(match[2]) for match in found if match}
+        return {match[1].strip(): _level(match[2]) for match in found if match}
     names = {name.lower(): name for name in SKILLS}
     return {names.get(name, name): level for name, level in _strict(text, r"(\d+)/5").items()}
 
@@ -69,7 +69,7 @@ def cvs(text: str, *, leaderboard: bool = False) -> dict[str, int]:
         key = next((key for key, name in CVS.items() if name in part), None)
         pattern = r"two structures?" if key == "two_structures" else CVS.get(key or "", "")
         if key and (match := re.search(rf"{pattern}:\s*(\d+)", part)):
-            scores[key] = int(match[1])
+            scores[key] = _level(match[1])
     return scores
 
 
@@ -92,9 +92,14 @@ def score(said: Mapping[str, int] | None, wanted: Mapping[str, int]) -> float:
     return float(np.mean(list(right(said, wanted).values()))) if wanted else float("nan")
 
 
+def _level(digits: str) -> int:
+    """A level as a number; -1, which is none, for more digits than Python reads."""
+    return int(digits) if len(digits) < 1000 else -1
+
+
 def _strict(text: str, level: str) -> dict[str, int]:
     """Levels by lower-case name, of parts that are nothing else; those of names that occur once."""
     parts = [part.strip().rstrip(".") for part in re.split(r"[,\n]", text)]
     found = [match for part in parts if (match := re.fullmatch(rf"([^:]+?):\s*{level}", part))]
     names = [match[1].strip().lower() for match in found]
-    return {name: int(match[2]) for name, match in zip(names, found, strict=True) if names.count(name) == 1}
+    return {name: _level(match[2]) for name, match in zip(names, found, strict=True) if names.count(name) == 1}

@@ -10,11 +10,11 @@ from fairgrpo_jax.rewards.medvid.matching import best_sum
 
 Span = tuple[float, float]
 
-_NUMBER = r"(\d+(?:\.\d+)?)"
+_NUMBER = r"(?<!\d)(\d+(?:\.\d+)?)"  # from its first digit on, so that long ones take linear time
 _DASH = re.compile(rf"{_NUMBER}\s*-\s*{_NUMBER}")
 _UNIT = r"(?:s| seconds?)?"
 _TO = re.compile(rf"{_NUMBER}{_UNIT}\s*to\s*{_NUMBER}", re.IGNORECASE)
-_CLOCK = re.compile(r"(\d+):(\d+):(\d+)\s+to\s+(\d+):(\d+):(\d+)", re.IGNORECASE)
+_CLOCK = re.compile(r"(?<!\d)(\d+):(\d+):(\d+)\s+to\s+(\d+):(\d+):(\d+)", re.IGNORECASE)
 _ANSWER = re.compile(rf"{_NUMBER}-{_NUMBER}(?:, ?{_NUMBER}-{_NUMBER})*(?: ?(?:seconds|s))?\.?")
 
 
@@ -33,15 +33,23 @@ def parse(text: str, *, leaderboard: bool = False) -> list[Span]:
     >>> parse("22.0-78.0, 89.0-94.0 seconds."), parse("From 22 to 78 s"), parse("From 22 to 78 s", leaderboard=True)
     ([(22.0, 78.0), (89.0, 94.0)], [], [(22.0, 78.0)])
     """
-    dashed = [(float(a), float(b)) for a, b in _DASH.findall(text)]
+    dashed = [(seconds(a), seconds(b)) for a, b in _DASH.findall(text)]
     if not leaderboard:
         whole = _ANSWER.fullmatch(text.strip()) is not None and all(a <= b for a, b in dashed)
         return dashed if whole else []
     if dashed:
         return dashed
-    plain = [(round(float(a), 2), round(float(b), 2)) for a, b in _TO.findall(text)]
-    clock = [[3600 * int(t[i]) + 60 * int(t[i + 1]) + int(t[i + 2]) for i in (0, 3)] for t in _CLOCK.findall(text)]
+    plain = [(round(seconds(a), 2), round(seconds(b), 2)) for a, b in _TO.findall(text)]
+    clock = [
+        [3600 * seconds(t[i]) + 60 * seconds(t[i + 1]) + seconds(t[i + 2]) for i in (0, 3)]
+        for t in _CLOCK.findall(text)
+    ]
     return [*plain, *((float(a), float(b)) for a, b in clock)]
+
+
+def seconds(digits: str) -> float:
+    """A time, of which those after 30 years are one."""
+    return min(float(digits), 1e9)
 
 
 def iou(one: Span, other: Span) -> float:
