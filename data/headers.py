@@ -9,7 +9,6 @@ real one and takes no memory.
 import contextlib
 import io
 import json
-import os
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from fairgrpo_jax import files
 from fairgrpo_jax.data import dicom, media, pictures, prepared
 from fairgrpo_jax.data.record import Media, Record
 
@@ -67,8 +67,7 @@ class Known:
     """
 
     def __init__(self, path: Path | None = None):
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        self.path = base / "fairgrpo_jax" / "media.sqlite" if path is None else path
+        self.path = files.cache_folder() / "media.sqlite" if path is None else path
         self._said: dict[str, str] = {}
         self._new: dict[str, str] = {}
 

@@ -19,6 +19,7 @@ from fairgrpo_jax import (
     configs,
     export,
     files,
+    folder as folders,
     leaderboard,
     mesh,
     processes,
@@ -49,11 +50,17 @@ def answer(config: options.Config, folder: Path, *, samples: int = 0) -> Sequenc
     path = folder / "evals" / "000000.jsonl"
     if samples < 0:
         raise ValueError(f"got samples={samples}; wanted a number of sampled answers, or 0")
+    _require_own(folder, path, config, samples)
     with runs.open_run(config, folder) as run:
         records = run.sources["test"].records
         draft = path.with_suffix(".part")
-        done = len(records) if path.is_file() else _kept(draft, records)
-        if done == len(records) and path.is_file():
+        done = _kept(path if path.is_file() else draft, records)
+        if path.is_file():
+            if done != len(records):
+                raise ValueError(
+                    f"got {done} answers in {path} for {len(records)} records; wanted the dataset that was answered, "
+                    "or another --workdir"
+                )
             return records
         path.parent.mkdir(exist_ok=True)
         params = answers.sampler(run.initial_params(), run.config.sampling)
@@ -70,6 +77,30 @@ def answer(config: options.Config, folder: Path, *, samples: int = 0) -> Sequenc
                 progress.update(first + len(rows), {})
         draft.replace(path)
         return records
+
+
+def _require_own(folder: Path, path: Path, config: options.Config, samples: int) -> None:
+    """Checks that the answers in a folder are those of the same model, options and number of samples.
+
+    Raises:
+        ValueError: with what differs.
+    """
+    held = [file for file in (path, path.with_suffix(".part")) if file.is_file() and file.stat().st_size]
+    if not held or not (folder / "config.json").is_file():
+        return
+    before, _ = options.read(folder / "config.json")
+    now = folders.filled(config, before)
+    differs = options.difference(options.to_dict(before), options.to_dict(now), ignore=folders.FREE)
+    first = json.loads(held[0].read_bytes().split(b"\n")[0] or b"{}")
+    if len(first.get("samples", ())) != samples:
+        differs.append(f"--samples: {len(first.get('samples', ()))} -> {samples}")
+    weights = [] if config.model.path is None else [*config.model.path.glob("*.safetensors")]
+    if any(file.stat().st_mtime > held[0].stat().st_mtime for file in weights):
+        differs.append(f"the weights in {config.model.path} are newer than the answers")
+    if differs:
+        raise ValueError(
+            f"got {held[0]} with answers of other options ({'; '.join(differs)}); wanted the same, or another --workdir"
+        )
 
 
 def submit(argv: Sequence[str]) -> None:
@@ -106,8 +137,13 @@ def submit(argv: Sequence[str]) -> None:
         folder = Path(named["--workdir"] or f"outputs/{Path(model).name}-submission")
         if run is not None:
             policy = folder / "policy"
+            saved = [path.stat().st_mtime for path in (run / "checkpoints").glob("[0-9]*")]
             if not (policy / "config.json").is_file():
                 export.export(run, policy)
+            elif (policy / "config.json").stat().st_mtime < max(saved, default=0):
+                raise ValueError(
+                    f"got {policy}, exported before {run} saved its last checkpoint; wanted another --workdir"
+                )
             whole = options.Model(path=policy, compute=config.model.compute)  # adapters are merged
             config = dataclasses.replace(config, model=whole)
         mesh.simulate(config.mesh)

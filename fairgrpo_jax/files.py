@@ -60,6 +60,19 @@ def require_writable(folder: Path) -> None:
         pass
 
 
+def cache_folder() -> Path:
+    """Where files are kept that may be removed at any time: in ``$XDG_CACHE_HOME`` or ``~/.cache``.
+
+    Where a user has neither, as in a container under any number, it is a folder of temporary files.
+    """
+    told = os.environ.get("XDG_CACHE_HOME")
+    try:
+        base = Path(told) if told else Path.home() / ".cache"
+    except RuntimeError:
+        base = Path(tempfile.gettempdir()) / f"cache-{os.getuid()}"
+    return base / "fairgrpo_jax"
+
+
 def _sync_folder(folder: Path) -> None:
     """Forces a rename to disk, where the system lets a folder be opened."""
     with contextlib.suppress(OSError):

@@ -18,8 +18,8 @@ from fairgrpo_jax import __version__, config as options, files, hosts
 
 
 # Options whose change cannot falsify what a run has done: its length, what is measured and kept, where and on what it
-# computes, and limits that nothing so far has reached. With the schedule "cosine", another number of steps bends the
-# learning rate from here on.
+# computes, and limits that nothing so far has reached. With the schedule "cosine", or a warm-up of the learning rate
+# that is longer than the shorter run, another number of steps bends the learning rate from here on.
 FREE = (
     "steps",
     "checkpoint_every",
@@ -100,7 +100,11 @@ def recall(folder: Path, config: options.Config) -> options.Config | None:
     path = folder / "config.json"
     if not path.exists() or not _has_steps(folder):
         return None
-    begun, _ = options.read(path)
+    return filled(config, options.read(path)[0])
+
+
+def filled(config: options.Config, begun: options.Config) -> options.Config:
+    """The config with what was found out for ``begun`` in place of options that it leaves open; see ``recall``."""
     data, model = config.data, config.model
     data = dataclasses.replace(
         data,
@@ -124,6 +128,11 @@ def claim(folder: Path, config: options.Config) -> list[str]:
         ValueError: if it belongs to another config, or its ``config.json`` cannot be read.
     """
     path, changes = folder / "config.json", []
+    if _has_steps(folder) and not path.exists():
+        raise ValueError(
+            f"got a run folder {folder} with checkpoints and without its config.json; wanted that file back, or "
+            "another --workdir"
+        )
     if path.exists() and _has_steps(folder):
         begun, told = options.read(path)
         for line in told:

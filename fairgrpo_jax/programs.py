@@ -1,12 +1,13 @@
 """Keeps compiled programs on disk, so that the next start of a run does not compile them again."""
 
 import hashlib
-import os
 import platform
 import re
 from pathlib import Path
 
 import jax
+
+from fairgrpo_jax import files
 
 
 def keep() -> Path:
@@ -22,8 +23,7 @@ def keep() -> Path:
     told = jax.config.values["jax_compilation_cache_dir"]
     if told is not None:
         return Path(told)
-    base = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    folder = base / "fairgrpo_jax" / "programs" / _machine()
+    folder = files.cache_folder() / "programs" / _machine()
     jax.config.update("jax_compilation_cache_dir", str(folder))
     return folder
 

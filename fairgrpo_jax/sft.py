@@ -17,8 +17,18 @@ from fairgrpo_jax import commandline, config as options, evaluate, hosts, learne
 
 
 def sft(config: options.Config, workdir: Path | None = None) -> dict[str, float]:
-    """Runs only the supervised stage, resuming from the last checkpoint; returns the final held-out metrics."""
+    """Runs only the supervised stage, resuming from the last checkpoint; returns the final held-out metrics.
+
+    Raises:
+        ValueError: if the folder holds a run that has gone on to reinforcement learning.
+    """
     with runs.open_run(config, workdir) as run:
+        done = run.checkpoints.latest_step() or 0
+        if done > run.warmup_steps:
+            raise ValueError(
+                f"got a run folder {run.folder} that is {done - run.warmup_steps} updates beyond its warm-up; wanted "
+                "fairgrpo_jax.train, which goes on there, or another --workdir"
+            )
         state, _, _ = begin(run)
         scales.anchor(run, state.params)
         return evaluate.held_out(run, state.params, 0)

@@ -29,6 +29,12 @@ def load(config: options.Config) -> dict[str, Source]:
         raise ValueError(f"got {', '.join(twice)} twice among data.name and evaluation.datasets; wanted each once")
     if len(names) > 1 and root is None:
         raise ValueError(f"got {', '.join(names)} without data.root; wanted the folder that holds them all")
+    splits = {split for name in trained for split in data.module(name).SPLITS}
+    if config.warmup.split not in {options.Warmup.split, *splits}:
+        raise ValueError(
+            f"got warmup.split={config.warmup.split} for {', '.join(trained)}; wanted one of "
+            f"{', '.join(sorted(splits))}"
+        )
     given = loader_options(settings, names)
     records: dict[str, list[Record]] = {"train": [], "warmup": [], "test": []}
     for name in names:

@@ -38,6 +38,7 @@ from fairgrpo_jax import (
     config as options,
     estimators,
     evaluate,
+    fairness,
     first_steps,
     hosts,
     learner,
@@ -137,6 +138,7 @@ def reinforce(run: runs.Run, state: learner.TrainState, start: int, prompts: Pro
                 if drawn["rollout/zero_variance"] == 0:
                     break
             assert kept is not None
+            require_range(config, step, seen)
             observe(prompts, seen)
             del copy  # frees its memory for the update
             with phases("advantage"):
@@ -299,6 +301,29 @@ def too_few_scores(step: int, share: float, reward: options.Reward) -> ValueErro
         f"at most reward.max_unscored={reward.max_unscored:.0%}: the step is saved, see reward/unscored in "
         "metrics.jsonl; mend what scores, and the same command goes on"
     )
+
+
+def require_range(config: options.Config, step: int, seen: list[Sampled]) -> None:
+    """Checks that the rewards of a step are what the estimator and fair sampling are defined for.
+
+    Raises:
+        ValueError: with the rewards, and what to change.
+    """
+    low, high = -np.inf, np.inf
+    if config.algorithm in fairness.FAMILY:
+        low = -config.fairness.shift
+    if config.algorithm == "group_dro":
+        low, high = 0.0, 1.0
+    if config.data.sampling == "fair":
+        high = 1.0
+    rewards = np.concatenate([part.rewards.ravel() for part in seen])
+    scored = rewards[~np.isnan(rewards)]
+    if scored.size and (scored.min() < low - 1e-6 or scored.max() > high + 1e-6):
+        raise ValueError(
+            f"got rewards from {scored.min():g} to {scored.max():g} in step {step}, with algorithm={config.algorithm}, "
+            f"data.sampling={config.data.sampling}, fairness.shift={config.fairness.shift:g}; wanted rewards from "
+            f"{low:g} to {high:g}: scale the components of reward.components"
+        )
 
 
 def observe(prompts: Prompts, seen: list[Sampled]) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from types import SimpleNamespace
 from typing import Any
 
@@ -57,6 +58,32 @@ def test_an_audit_that_cannot_be_is_refused_before_the_model_answers(tmp_path, m
     assert stopped.value.code == 2 and said in capsys.readouterr().err
 
 
+def test_answers_of_another_model_or_with_other_options_are_not_taken(tmp_path):
+    """A default folder is named by the last part of the model's path, which two models may share."""
+    config = lambda place, **data: dataclasses.replace(
+        options.Config(), steps=0, model=options.Model(path=tmp_path / place), data=options.Data(**data)
+    )
+    folder, path = tmp_path / "out", tmp_path / "out/evals/000000.jsonl"
+    require = lambda config, samples=0: answering._require_own(folder, path, config, samples)
+    require(config("a"))  # new
+    path.parent.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(options.to_dict(config("a"))))
+    path.write_text('{"uid": "1", "samples": ["x", "y"]}\n')
+    require(config("a", prompt_length=64), 2)  # a limit may change
+    for other, samples, said in (
+        (config("b"), 2, "model.path: .*a -> .*b"),
+        (config("a", options=("scale=0.3",)), 2, "data.options"),
+        (config("a"), 0, "--samples: 2 -> 0"),
+    ):
+        with pytest.raises(ValueError, match=f"with answers of other options .*{said}.*; wanted the same"):
+            require(other, samples)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/model.safetensors").touch()
+    os.utime(path, (1, 1))
+    with pytest.raises(ValueError, match="the weights in .* are newer than the answers"):
+        require(config("a"), 2)
+
+
 @pytest.fixture
 def answered(monkeypatch):
     """What would be answered: every question by its place, at once; the options are kept."""
@@ -93,7 +120,7 @@ def test_a_submission_of_all_test_questions_in_their_order(answered, tmp_path):
     assert [row["prediction"] for row in told] == ["0", "1", "2"]
 
 
-def test_a_submission_of_a_run_has_the_policy_and_the_options_of_the_run(answered, tmp_path, monkeypatch):
+def test_a_submission_of_a_run_has_the_policy_and_the_options_of_the_run(answered, tmp_path, monkeypatch, capsys):
     run, exported = tmp_path / "run", []
     run.mkdir()
     begun = configs.get("medgrpo_toy")
@@ -104,6 +131,13 @@ def test_a_submission_of_a_run_has_the_policy_and_the_options_of_the_run(answere
     assert exported == [(run, tmp_path / "w/policy")] and config.model.path == tmp_path / "w/policy"
     assert config.sampling == begun.sampling and config.data.num_patches == begun.data.num_patches
     assert len(json.loads((tmp_path / "s.json").read_text())) == 8 * medvid_toy.CLIPS["test"]
+    (tmp_path / "w/policy").mkdir()
+    (tmp_path / "w/policy/config.json").touch()
+    os.utime(tmp_path / "w/policy/config.json", (1, 1))
+    (run / "checkpoints/9").mkdir(parents=True)
+    with pytest.raises(SystemExit):
+        evaluate.main([str(run), "--submission", str(tmp_path / "s.json"), "--workdir", str(tmp_path / "w")])
+    assert "exported before" in capsys.readouterr().err and len(answered) == 1
 
 
 @pytest.mark.parametrize("argv", [["slake", "--submission", "x"], ["medvidbench", "--submission"]])

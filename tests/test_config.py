@@ -155,3 +155,20 @@ def test_a_config_of_before_the_renaming_means_the_same(tmp_path, before, now):
 def test_keys_and_values_of_a_model_from_a_folder_are_bfloat16(path, dtype, told, wanted):
     model = options.Model(path=path and Path(path))
     assert options.Config(model=model, sampling=options.Sampling(dtype=dtype, cache=told)).cache_dtype == wanted
+
+
+@pytest.mark.parametrize("field", [{"algorithm": "group_dro"}, {"data": options.Data(sampling="fair")}])
+def test_rewards_that_can_exceed_a_full_success_are_refused_where_that_has_a_meaning(field):
+    """What a record can have at most goes by the components that apply to it."""
+    ring, field = options.Fairness(history="ring"), {"algorithm": "grpo"} | field
+    parts = lambda *components: field | {"reward": options.Reward(components), "fairness": ring}
+    options.Config(**parts("exact=0.8", "think_box=0.2"))
+    options.Config(**parts("tag@*/tal", "stg@*/stg", "similarity@*/region_caption=0.5", "judge@*/region_caption=0.5"))
+    for components in (("exact", "think_box=0.5"), ("exact@a", "tag@*/tal")):
+        with pytest.raises(ValueError, match="wanted weights whose sum is at most 1 for every record"):
+            options.Config(**parts(*components))
+
+
+def test_a_scale_of_the_supervised_policy_needs_what_is_scaled():
+    with pytest.raises(ValueError, match="got reward.scale=supervised .*wanted a component that is brought to the"):
+        options.Reward(("exact",), scale="supervised")

@@ -3,7 +3,9 @@
 import os
 import subprocess
 import sys
+import tempfile
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -62,3 +64,16 @@ def test_equal_text_is_not_written_again(tmp_path):
     assert path.stat().st_mtime == 1
     files.write(path, "ö")
     assert path.stat().st_mtime > 1 and path.read_text(encoding="utf-8") == "ö"
+
+
+def test_a_user_without_a_home_keeps_files_among_temporary_ones(monkeypatch):
+    """As in a container under any number; where there is a cache folder, no home is asked for."""
+
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    monkeypatch.setenv("XDG_CACHE_HOME", "/kept")
+    assert files.cache_folder() == Path("/kept/fairgrpo_jax")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert files.cache_folder().parent.parent == Path(tempfile.gettempdir())

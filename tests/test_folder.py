@@ -77,6 +77,13 @@ def test_a_folder_without_a_step_becomes_any_run(tmp_path):
     assert options.read(tmp_path / "config.json")[0].seed == 7
 
 
+def test_checkpoints_without_a_config_belong_to_nobody(tmp_path):
+    (tmp_path / "checkpoints" / "4").mkdir(parents=True)
+    with pytest.raises(ValueError, match="with checkpoints and without its config.json; wanted that file back"):
+        folder.claim(tmp_path, options.Config())
+    assert not (tmp_path / "config.json").exists()
+
+
 def test_damaged_checkpoints_are_steps(tmp_path):
     folder.claim(tmp_path, CONFIG)
     (tmp_path / "damaged" / "200").mkdir(parents=True)

@@ -128,6 +128,9 @@ def test_presets_are_plans(preset, tmp_path):
         (dict(methods=("grpo focus=-1",)), "focus=-1.0; wanted an exponent"),
         (dict(methods=("grpo", "grpo")), "twice"),
         (dict(settings=("prompts",)), "wanted OPTION=VALUE"),
+        ({"methods": ("grpo", "grpo warmup.steps=50")}, "got warmup.steps in the method 'grpo warmup.steps=50'"),
+        ({"methods": ("grpo seed=9",)}, "got seed in the method 'grpo seed=9'; wanted --seeds"),
+        ({"settings": ("seed=5",)}, "got seed in the setting 'seed=5'"),
     ],
 )
 def test_what_cannot_be_planned(changes, said, tmp_path):

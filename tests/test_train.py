@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import jax
@@ -143,6 +144,31 @@ def test_the_same_command_on_a_finished_run_changes_nothing(whole):
     before = rows(folder)
     assert go(SMALL, folder) == pytest.approx(final, nan_ok=True)
     assert rows(folder) == before
+
+
+def test_a_warm_up_is_not_done_again_where_the_run_has_gone_on(whole):
+    """It would take the trained policy for the one before."""
+    folder, _ = whole
+    before = {path.name: path.read_bytes() for path in (folder / "evals").iterdir()}, rows(folder)
+    with pytest.raises(ValueError, match="is 4 updates beyond its warm-up; wanted fairgrpo_jax.train"):
+        sft.sft(SMALL, folder)
+    assert ({path.name: path.read_bytes() for path in (folder / "evals").iterdir()}, rows(folder)) == before
+
+
+@pytest.mark.parametrize(
+    "changes, rewards_of_step, said",
+    [
+        ({"algorithm": "group_dro"}, [0.0, 1.5], "wanted rewards from 0 to 1"),
+        ({"algorithm": "group_dro"}, [-1.0, np.nan], "wanted rewards from 0 to 1"),
+        ({"algorithm": "fair_grpo"}, [-1.0, 3.0], "wanted rewards from -0 to inf"),
+        ({"algorithm": "grpo", "data": options.Data(sampling="fair")}, [1.5], "wanted rewards from -inf to 1"),
+    ],
+)
+def test_rewards_that_an_estimator_is_not_defined_for_stop_the_run(changes, rewards_of_step, said):
+    seen = [types.SimpleNamespace(rewards=np.array([rewards_of_step]))]
+    with pytest.raises(ValueError, match=f"in step 7.*{said}"):
+        train.require_range(dataclasses.replace(SMALL, **changes), 7, seen)
+    train.require_range(dataclasses.replace(SMALL, algorithm="grpo"), 7, seen)
 
 
 def test_changed_config_is_refused_with_the_difference(whole):

@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from fairgrpo_jax import files
 from fairgrpo_jax.data.about import About
 from fairgrpo_jax.data.record import Media, Record, RecordList
 
@@ -124,7 +125,7 @@ def _clip(name: str, rng: np.random.Generator) -> _Clip:
 
 
 def _folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fairgrpo_jax" / "medvid_toy"
+    return files.cache_folder() / "medvid_toy"
 
 
 def _film(clip: _Clip, folder: Path) -> Path:

@@ -144,6 +144,17 @@ class Config:
             "sampling.truncated=penalise with algorithm=group_dro",
             "rewards between 0 and 1: keep or mask truncated completions",
         )
+        bounded = {
+            "algorithm=group_dro": self.algorithm == "group_dro",
+            "data.sampling=fair": self.data.sampling == "fair",
+        }
+        for name in (name for name, used in bounded.items() if used):
+            require(
+                self.reward.largest <= 1 + 1e-6,
+                f"{name} with rewards up to {self.reward.largest:g} by reward.components="
+                f"{' '.join(self.reward.components)}",
+                "weights whose sum is at most 1 for every record, 1 being a full success",
+            )
         require(
             not binary or self.rollouts <= 16,
             f"rollouts={self.rollouts} with fairness.history='binary' (2^rollouts counts)",

@@ -123,12 +123,32 @@ class Reward:
             "one of them",
         )
         parts = self.parts
+        require(
+            self.scale == "running" or any(part.normalised for part in parts),
+            f"reward.scale={self.scale} with reward.components={' '.join(self.components)}",
+            "a component that is brought to the scale: NAME,normalised",
+        )
         names = [part.name for part in parts]
         require(len(set(names)) == len(names), f"reward.components={self.components}", "each component once")
         require(
             any(not part.gate for part in parts),
             f"reward.components={self.components}",
             "at least one component that is no gate",
+        )
+
+    @property
+    def largest(self) -> float:
+        """The largest reward that a record can have, if no component gives more than 1, as those built in do not.
+
+        >>> Reward(("exact", "think_box=0.5", "tag@*/tal")).largest
+        2.5
+        """
+        places = {place for part in self.parts for place in part.only}
+        datasets = {"", *(place.partition("/")[0] for place in places)}
+        tasks = {"", *(place.partition("/")[2] for place in places)}
+        adding = [part for part in self.parts if not part.gate]
+        return max(
+            sum(part.weight for part in adding if part.applies(dataset, task)) for dataset in datasets for task in tasks
         )
 
     @property

@@ -11,7 +11,6 @@ Example::
 
 import dataclasses
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,7 +20,7 @@ import jax
 import tyro
 from rich.console import Console
 
-from fairgrpo_jax import chunking, commandline, config as options, mesh as meshes, policy, rollout, workers
+from fairgrpo_jax import chunking, commandline, config as options, files, mesh as meshes, policy, rollout, workers
 from fairgrpo_jax.plan import ahead, cost, devices, footprint, tables
 from fairgrpo_jax.plan.tables import figure
 
@@ -48,7 +47,7 @@ class Arguments:
     """Compile the programs of the run for the devices; takes seconds for a GPU, minutes for a TPU."""
     timeout: float = 1800.0
     """Time limit for the compilation of one program, in seconds."""
-    cache: Path = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "fairgrpo_jax" / "plan"
+    cache: Path = files.cache_folder() / "plan"
     """Folder of earlier compilations."""
     json: bool = False
     """Print JSON instead of tables."""

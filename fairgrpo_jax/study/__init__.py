@@ -131,6 +131,13 @@ def plan(arguments: Arguments, workdir: Path) -> list[Task]:
     """
     methods = [registration.method(text) for text in arguments.methods]
     settings = [registration.setting(text) for text in arguments.settings]
+    for kind, chosen, fixed in (("method", methods, ("seed", "warmup.")), ("setting", settings, ("seed",))):
+        for one in chosen:
+            if own := [name for name, _ in one.changes if name.startswith(fixed)]:
+                raise ValueError(
+                    f"got {', '.join(own)} in the {kind} {one.label!r}; wanted --seeds for seeds, and options of the "
+                    "warm-up, which all methods of a seed share, in a setting"
+                )
     tasks = []
     for setting in settings:
         for seed in arguments.seeds:
