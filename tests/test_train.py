@@ -10,6 +10,7 @@ import sys
 import time
 import types
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -165,7 +166,7 @@ def test_a_warm_up_is_not_done_again_where_the_run_has_gone_on(whole):
     ],
 )
 def test_rewards_that_an_estimator_is_not_defined_for_stop_the_run(changes, rewards_of_step, said):
-    seen = [types.SimpleNamespace(rewards=np.array([rewards_of_step]))]
+    seen: Any = [types.SimpleNamespace(rewards=np.array([rewards_of_step]))]
     with pytest.raises(ValueError, match=f"in step 7.*{said}"):
         train.require_range(dataclasses.replace(SMALL, **changes), 7, seen)
     train.require_range(dataclasses.replace(SMALL, algorithm="grpo"), 7, seen)
