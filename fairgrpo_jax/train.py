@@ -329,7 +329,8 @@ def require_range(config: options.Config, step: int, seen: list[Sampled]) -> Non
 def observe(prompts: Prompts, seen: list[Sampled]) -> None:
     """Tells the sampler of prompts how all those of the step were answered, also those thrown away."""
     parts = zip(*((part.rewards, part.batch.domains, part.batch.groups) for part in seen), strict=True)
-    prompts.observe(*(np.concatenate(part) for part in parts))
+    scores, domains, groups = (np.concatenate(part) for part in parts)
+    prompts.observe(np.minimum(scores, 1), domains, groups)  # weights such as .7, .2 and .1 sum to a little more
 
 
 def estimate(

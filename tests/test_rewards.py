@@ -93,3 +93,4 @@ def test_exact_refuses_different_lengths():
         accuracy.exact(["a", "b"], ["a"])
     with pytest.raises(ValueError, match="2 texts and 1 answers"):
         accuracy.set_f1(["a", "b"], ["a"])
+    assert accuracy.set_f1([r"\boxed{}"], [r"\text{}"]).tolist() == [0]  # no label on either side

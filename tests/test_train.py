@@ -172,6 +172,16 @@ def test_rewards_that_an_estimator_is_not_defined_for_stop_the_run(changes, rewa
     train.require_range(dataclasses.replace(SMALL, algorithm="grpo"), 7, seen)
 
 
+def test_a_sum_of_weights_that_rounds_to_a_little_more_than_1_is_a_full_success():
+    told = []
+    batch = types.SimpleNamespace(domains=np.zeros(1, int), groups=np.zeros(1, int))
+    seen: Any = [types.SimpleNamespace(rewards=np.array([[1 + 2**-23, np.nan, 0.5]], np.float32), batch=batch)]
+    prompts: Any = types.SimpleNamespace(observe=lambda *parts: told.extend(parts))
+    train.require_range(dataclasses.replace(SMALL, algorithm="group_dro"), 1, seen)
+    train.observe(prompts, seen)
+    np.testing.assert_array_equal(told[0], np.array([[1, np.nan, 0.5]], np.float32))
+
+
 def test_changed_config_is_refused_with_the_difference(whole):
     folder, _ = whole
     changed = dataclasses.replace(SMALL, optim=options.Optim(lr=1.0), rollouts=8)

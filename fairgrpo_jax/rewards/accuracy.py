@@ -358,7 +358,7 @@ def _words_f1(said: str, answer: str) -> float:
 def _f1(said: Iterable[str | None], wanted: Iterable[str | None]) -> float:
     """2 |A and B| / (|A| + |B|) of two bags."""
     a, b = Counter(said), Counter(wanted)
-    return 2 * (a & b).total() / (a.total() + b.total())
+    return 2 * (a & b).total() / max(a.total() + b.total(), 1)
 
 
 def _is_yes_no(answer: str) -> bool:
