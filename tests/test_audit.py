@@ -284,6 +284,16 @@ def test_calibration_against_scikit_learn():
         audit.examine(["a"], ["a"], {}, scores=[1.5], settings=QUICK)
 
 
+def test_exchanges_without_a_figure_say_nothing():
+    """One positive call each, right and wrong: exchanged or not, the difference is 1, wherever both still have one."""
+    labels = ["yes"] * 30 + ["no"] * 30
+    old, new = ["yes"] + ["no"] * 59, ["no"] * 59 + ["yes"]
+    chosen = audit.Settings(positive="yes", num_resamples=100, num_permutations=200)
+    rows = audit.compare({"old": old, "new": new}, labels, {"sex": ["F", "M"] * 30}, settings=chosen)
+    row = row_of(rows, name="all", figure="positive_predictive_value")
+    assert row["difference"] == -1 and row["p"] == 1
+
+
 def test_two_models_on_the_same_records():
     old, labels, attributes, who = invented(3, n=600, per=2, loss=0.3)
     better = [label if sex == "F" else said for said, label, sex in zip(old, labels, attributes["sex"], strict=True)]

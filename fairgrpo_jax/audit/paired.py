@@ -126,8 +126,9 @@ def _compared(one: Part, other: Part, permutations: int, settings: Settings) -> 
         for place, head in enumerate(heads):
             tested = name in figures.COMPARED and not head["small"] and head["group"] not in ENDS[1:]
             tested = tested and np.isfinite(values[place])
-            tested = tested and bool(np.nanmax(np.abs(chance[:, place]), initial=0) > 0)
-            beyond = np.abs(chance[:, place]) >= abs(values[place]) - 1e-12
+            exchanged = np.abs(chance[np.isfinite(chance[:, place]), place])  # where both models have the figure
+            tested = tested and bool(exchanged.max(initial=0) > 0)
+            beyond = exchanged >= abs(values[place]) - 1e-12
             row = {"dataset": one.name} | head | {"figure": name, "difference": finite(values[place])}
             row |= {"low": finite(low[place]), "high": finite(high[place])}
             row["p"] = float((1 + beyond.sum()) / (1 + len(beyond))) if tested else None
