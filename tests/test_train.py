@@ -8,9 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-import types
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -154,32 +152,6 @@ def test_a_warm_up_is_not_done_again_where_the_run_has_gone_on(whole):
     with pytest.raises(ValueError, match="is 4 updates beyond its warm-up; wanted fairgrpo_jax.train"):
         sft.sft(SMALL, folder)
     assert ({path.name: path.read_bytes() for path in (folder / "evals").iterdir()}, rows(folder)) == before
-
-
-@pytest.mark.parametrize(
-    "changes, rewards_of_step, said",
-    [
-        ({"algorithm": "group_dro"}, [0.0, 1.5], "wanted rewards from 0 to 1"),
-        ({"algorithm": "group_dro"}, [-1.0, np.nan], "wanted rewards from 0 to 1"),
-        ({"algorithm": "fair_grpo"}, [-1.0, 3.0], "wanted rewards from -0 to inf"),
-        ({"algorithm": "grpo", "data": options.Data(sampling="fair")}, [1.5], "wanted rewards from -inf to 1"),
-    ],
-)
-def test_rewards_that_an_estimator_is_not_defined_for_stop_the_run(changes, rewards_of_step, said):
-    seen: Any = [types.SimpleNamespace(rewards=np.array([rewards_of_step]))]
-    with pytest.raises(ValueError, match=f"in step 7.*{said}"):
-        train.require_range(dataclasses.replace(SMALL, **changes), 7, seen)
-    train.require_range(dataclasses.replace(SMALL, algorithm="grpo"), 7, seen)
-
-
-def test_a_sum_of_weights_that_rounds_to_a_little_more_than_1_is_a_full_success():
-    told = []
-    batch = types.SimpleNamespace(domains=np.zeros(1, int), groups=np.zeros(1, int))
-    seen: Any = [types.SimpleNamespace(rewards=np.array([[1 + 2**-23, np.nan, 0.5]], np.float32), batch=batch)]
-    prompts: Any = types.SimpleNamespace(observe=lambda *parts: told.extend(parts))
-    train.require_range(dataclasses.replace(SMALL, algorithm="group_dro"), 1, seen)
-    train.observe(prompts, seen)
-    np.testing.assert_array_equal(told[0], np.array([[1, np.nan, 0.5]], np.float32))
 
 
 def test_changed_config_is_refused_with_the_difference(whole):
