@@ -302,10 +302,8 @@ def _rule(record: Graded, lettered: bool) -> Callable[[str, str], bool]:
     one_of_them = record.answer in record.choices
     if lettered and one_of_them:
         return lambda said, answer: _is_choice(said, answer, record.choices)
-    if one_of_them and ", " in record.answer:
-        return lambda said, _: same_answer(said, record)
     if record.choices and {text.casefold() for text in record.choices} != set(YES_NO):
-        return same_labels
+        return lambda said, _: same_answer(said, record)
     return _same_words
 
 
